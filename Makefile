@@ -1,0 +1,75 @@
+# Everything a reader or a contributor types. `make` alone lists it.
+#
+# A stamp file in each environment says what it was made from: a second run installs nothing, and a changed
+# requirements file installs again. Needs Python >= 3.11 with pip and venv, and make.
+
+PYTHON ?= python3
+LAB_ARGS ?=
+TEST_ARGS ?=
+BENCH_ARGS ?=
+ONLY ?=
+
+VENV := .venv
+PEERS := .venv-peers
+BIN := $(VENV)/bin
+# JupyterLab refuses to start as root unless told that this is meant
+AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help lab test notebooks format bench peers data clean
+
+help: ## list these commands
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+
+lab: $(VENV)/.course ## set up .venv and open JupyterLab on the first notebook (LAB_ARGS="--no-browser --port=8899")
+	$(BIN)/jupyter lab $(AS_ROOT) --ServerApp.root_dir='$(CURDIR)' $(LAB_ARGS) notebooks/00_start_here.ipynb
+
+test: $(VENV)/.dev ## set up .venv, run every check, one summary at the end (TEST_ARGS="lint unit" for some of them)
+	@$(BIN)/python .ci/check.py $(TEST_ARGS)
+
+notebooks: $(VENV)/.dev ## run and save the notebooks from notebooks/src (ONLY="00_start_here" for some of them)
+	$(BIN)/python notebooks/build.py $(if $(ONLY),--only $(ONLY))
+
+format: $(VENV)/.dev ## rewrite the code in the project's style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.course $(PEERS)/.installed ## compare speed, memory and scores with other libraries
+	$(BIN)/python benchmarks/run.py $(BENCH_ARGS)
+
+peers: $(PEERS)/.installed ## set up .venv-peers, the environment of the libraries compared with
+
+clean: ## remove both environments and every cache
+	rm -rf $(VENV) $(PEERS) *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+
+# ------------------------------------------------------------------------------------------------ environments
+
+define python_env
+@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+    echo "$(PYTHON) is `$(PYTHON) --version 2>&1`; the course needs Python 3.11 or newer: make PYTHON=python3.11 ..." >&2; \
+    exit 1; }
+@test -x $(1)/bin/pip || $(PYTHON) -m venv $(1) || { \
+    rm -rf $(1); \
+    echo "$(PYTHON) cannot make an environment; on Debian and Ubuntu: apt-get install python3-venv" >&2; \
+    exit 1; }
+endef
+
+$(VENV)/.runtime: requirements.txt
+	$(call python_env,$(VENV))
+	$(BIN)/pip install -r requirements.txt
+	@touch $@
+
+$(VENV)/.course: pyproject.toml $(VENV)/.runtime
+	$(BIN)/pip install --no-deps -e .
+	@touch $@
+
+$(VENV)/.dev: requirements-dev.txt $(VENV)/.course
+	$(BIN)/pip install -r requirements-dev.txt
+	@touch $@
+
+$(PEERS)/.installed: benchmarks/requirements-peers.txt
+	$(call python_env,$(PEERS))
+	$(PEERS)/bin/pip install -r benchmarks/requirements-peers.txt
+	@touch $@

@@ -1,0 +1,95 @@
+"""inflib: influence functions through EK-FAC, as the course derives them.
+
+Which training examples made this model do that? The code tells one story, and a file is a chapter of it:
+
+    model + objective + batches
+      → hooks.capture                activations a and output gradients g of every chosen layer
+      → kfac.second_moments          A = Σ a aᵀ / positions, S = Σ g gᵀ / examples            (pass 1 over the data)
+      → ekfac.eigenbasis             Q_A, Q_S                                               (one eigh per factor)
+      → ekfac.corrected_eigenvalues  Λ = E[(Q_Sᵀ Dθ Q_A)²]                                    (pass 2 over the data)
+      → a Curvature                  matvec · solve(v, damping) · to_dense
+      → scoring.influence            ∇m_qᵀ (C + diag λ_layer)⁻¹ (−∇ℓ_n) for every query q and training example n
+
+Each arrow is a function of plain values; the model is left exactly as it was found.
+
+    symbol   shape         meaning
+    a        (B, T, i)     a layer's input: batch, positions (1 for a plain MLP), features; 1 appended for the bias
+    g        (B, T, o)     d(per-example loss) / d(layer output)
+    Dθ       (o, i)        a layer's weight gradient, Σ_t g_t a_tᵀ; row-major wherever it is flattened
+    ℓ_n      ()            per-example loss in nats, summed over an example's parts; squared error is ½‖f − y‖²
+    A, S     (i, i) (o, o) second moments of a (over positions) and of g (over examples)
+    Q_A, Q_S (i, i) (o, o) their eigenvectors, in columns
+    Λ        (o, i)        eigenvalues of C in the basis Q_S ⊗ Q_A
+    C        (D, D)        curvature, the mean over the examples: G = (1/N) Σ Jᵀ H_out J
+    λ        ()            damping, one number per layer, an argument of ``solve``; default 0.1 · mean(Λ_layer)
+    m        ()            measurement: what the query asks about; default its log-likelihood, −ℓ
+    score    (Q, N)        dm/dε for the objective (1/N) Σ ℓ + ε ℓ_n. score > 0: a proponent; < 0: an opponent
+
+    from inflib import CrossEntropy, ekfac, influence, predicted_change
+
+    objective = CrossEntropy()
+    curvature = ekfac(model, objective, train)
+    scores = influence(model, objective, train, queries, curvature)         # (Q, N)
+    top = scores.topk(10)
+    change = predicted_change(scores, n_train=len(dataset))                 # if each example were removed
+
+Sources: Grosse et al. 2023, "Studying Large Language Model Generalization with Influence Functions" (arXiv 2308.03296);
+George et al. 2018 (EK-FAC); Martens & Grosse 2015 (K-FAC); Koh & Liang 2017 (influence functions for neural networks).
+"""
+
+from .curvature import (
+    BlockDense,
+    Curvature,
+    Dense,
+    Facts,
+    IndefiniteWarning,
+    Kronecker,
+    damping_of,
+    diagonal,
+    ekfac,
+    identity,
+    kfac,
+    relative,
+)
+from .exact import gauss_newton, hessian
+from .hooks import Pair, capture
+from .index import TrainIndex
+from .layers import CoverageNote, coverage, register, untied
+from .objectives import Bernoulli, CrossEntropy, Objective, SquaredError
+from .scoring import influence, predicted_change, self_influence
+from .storage import load, save
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Bernoulli",
+    "BlockDense",
+    "CoverageNote",
+    "CrossEntropy",
+    "Curvature",
+    "Dense",
+    "Facts",
+    "IndefiniteWarning",
+    "Kronecker",
+    "Objective",
+    "Pair",
+    "SquaredError",
+    "TrainIndex",
+    "capture",
+    "coverage",
+    "damping_of",
+    "diagonal",
+    "ekfac",
+    "gauss_newton",
+    "hessian",
+    "identity",
+    "influence",
+    "kfac",
+    "load",
+    "predicted_change",
+    "register",
+    "relative",
+    "save",
+    "self_influence",
+    "untied",
+]

@@ -1,0 +1,257 @@
+"""Walking over the data: batches in a known order, labels from known random streams, a bar when it takes long.
+
+Data is any re-iterable of ``(inputs, targets)`` batches: a list, a DataLoader. Inputs are a tensor, a tuple (passed
+to the model as ``*inputs``) or a dict (passed as ``**inputs``); the model's output is a tensor or has ``.logits``.
+Example n is the n-th of the walk: every score is a column or row with that number, so a walk whose order
+changes from one pass to the next is refused rather than misaligned.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+Data = Iterable[tuple[Any, Any]]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Examples ``start .. start + size − 1`` of the data, the ``index``-th batch of the walk."""
+
+    index: int
+    start: int
+    size: int
+    inputs: Any
+    targets: Any
+
+
+def walk(data: Data, *, name: str = "data", progress: bool = True, what: str = "") -> Iterator[Batch]:
+    """Yield every batch of ``data`` once, in order; the global random generators are left as they were.
+
+    Raises TypeError for what cannot be iterated twice or is not made of (inputs, targets) pairs, ValueError when
+    there is nothing to walk over.
+    """
+    batches, start = _iterate(data, name), 0
+    for index, item in enumerate(_bar(batches, data, what) if progress else batches):
+        if not (isinstance(item, (tuple, list)) and len(item) == 2):
+            raise TypeError(
+                f"{name}: batch {index} is {_say(item)}; expected a pair (inputs, targets). "
+                "Wrap several model inputs in a tuple or a dict: ((x1, x2), y) or ({'input_ids': x}, y)."
+            )
+        inputs, targets = item
+        size = batch_size(targets, name, index)
+        yield Batch(index, start, size, inputs, targets)
+        start += size
+    if start == 0:
+        raise ValueError(f"{name} is empty: it yielded no example. Expected at least one (inputs, targets) batch.")
+
+
+def batch_size(targets: Any, name: str, index: int) -> int:
+    """The number of examples in a batch: the first axis of its (first) target tensor."""
+    for tensor in tensors(targets):
+        if tensor.ndim == 0:
+            break
+        return tensor.shape[0]
+    raise TypeError(
+        f"{name}: the targets of batch {index} are {_say(targets)}; expected a tensor with one entry per "
+        "example along its first axis (a single example is a batch of one: y[None])."
+    )
+
+
+def tensors(value: Any) -> Iterator[Tensor]:
+    """All tensors inside a tensor, a tuple, a list or a mapping."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for key in value:
+            yield from tensors(value[key])
+    elif isinstance(value, (tuple, list)):
+        for part in value:
+            yield from tensors(part)
+
+
+def call(model: nn.Module, inputs: Any, parameters: dict[str, Tensor] | None = None) -> Tensor:
+    """The model's output on one batch of inputs, as one tensor (B, ...); ``parameters`` stand in for the model's own."""
+    check_placement(model, inputs)
+    args: tuple = (inputs,)
+    kwargs: Mapping[str, Any] = {}
+    if isinstance(inputs, Mapping):
+        args, kwargs = (), inputs
+    elif isinstance(inputs, (tuple, list)):
+        args = tuple(inputs)
+    outputs = model(*args, **kwargs) if parameters is None else functional_call(model, parameters, args, dict(kwargs))
+    outputs = getattr(outputs, "logits", outputs)
+    if not isinstance(outputs, Tensor):
+        raise TypeError(
+            f"the model returned {_say(outputs)}; expected a tensor or an object with .logits. "
+            "Wrap the model in a module that returns the tensor the loss is computed from."
+        )
+    return outputs
+
+
+def check_placement(model: nn.Module, inputs: Any) -> None:
+    """Raise where inputs and model are on different devices, or floating inputs have another dtype."""
+    weight = next((p for p in model.parameters() if p.is_floating_point()), None)
+    if weight is None:
+        return
+    for x in tensors(inputs):
+        if x.device != weight.device:
+            raise ValueError(
+                f"the inputs are on {x.device}, the model is on {weight.device}; expected one device. "
+                f"Move the batches: [(x.to('{weight.device}'), y.to('{weight.device}')) for x, y in data]."
+            )
+        if x.is_floating_point() and x.dtype != weight.dtype and not torch.is_autocast_enabled():
+            raise ValueError(
+                f"the inputs are {x.dtype}, the model is {weight.dtype}; expected one dtype. "
+                f"Convert one of them: x.to({weight.dtype}) or model.to({x.dtype})."
+            )
+
+
+# --- order -----------------------------------------------------------------------------------------------------
+
+
+def check_order(data: Data, name: str) -> None:
+    """Refuse data whose order changes between passes: score column n must be the user's example n.
+
+    Looks for a shuffling sampler, then takes the first batch of two fresh iterations and compares their contents.
+    """
+    sampler = getattr(data, "sampler", None)
+    if isinstance(sampler, torch.utils.data.RandomSampler):
+        raise ValueError(_shuffles(name, "its sampler is a RandomSampler"))
+    with preserved_rng():
+        prints = [fingerprint(next(iter(_iterate(data, name)), None)) for _ in range(2)]
+    if prints[0] != prints[1]:
+        raise ValueError(_shuffles(name, "its first batch differed between two iterations"))
+
+
+class Order:
+    """The fingerprint of a whole pass, to be compared with the next pass over the same data."""
+
+    def __init__(self, name: str):
+        self.name, self.prints = name, []
+
+    def watch(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """Yield the batches; on every pass but the first, raise at the first batch that is not as before."""
+        first = not self.prints
+        for batch in batches:
+            now = fingerprint((batch.inputs, batch.targets))
+            if first:
+                self.prints.append(now)
+            elif batch.index >= len(self.prints) or self.prints[batch.index] != now:
+                raise ValueError(_shuffles(self.name, f"batch {batch.index} differed between two passes"))
+            yield batch
+
+
+def fingerprint(batch: Any) -> str:
+    """A hash of the contents of a batch's tensors."""
+    digest = hashlib.blake2b(digest_size=16)
+    for tensor in tensors(batch):
+        hash_tensor(digest, tensor)
+    return digest.hexdigest()
+
+
+def hash_tensor(digest: Any, tensor: Tensor) -> None:
+    """Add a tensor's dtype, shape and bytes to a hashlib digest."""
+    tensor = tensor.detach().cpu().contiguous()
+    digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+    if tensor.numel():
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+
+
+def _shuffles(name: str, how: str) -> str:
+    return (
+        f"{name} does not keep its order ({how}); expected the same examples in the same order on every pass, "
+        "because example n is known by its position. Use DataLoader(..., shuffle=False) and no random augmentation."
+    )
+
+
+# --- randomness ------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def preserved_rng() -> Iterator[None]:
+    """Leave torch's global CPU generator as it was found (a DataLoader draws from it just by being iterated)."""
+    state = torch.get_rng_state()
+    try:
+        yield
+    finally:
+        torch.set_rng_state(state)
+
+
+class LabelStreams:
+    """Uniform numbers in (0, 1) for sampled labels; example n, pass p, draw k has a stream of its own.
+
+    Philox (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3") is counter-based: the stream is a
+    function of (seed, p, k, n) alone, so batch size, chunking and the number of processes change no label.
+    """
+
+    def __init__(self, seed: int, pass_: int, draw: int):
+        if not 0 <= seed < 2**64:
+            raise ValueError(f"seed is {seed}; expected a whole number from 0 to 2**64 − 1.")
+        self._philox = np.random.Philox(0)
+        self._state = self._philox.state
+        self._state["state"]["key"] = np.array([seed, (pass_ << 32) | draw], dtype=np.uint64)
+        self._state["buffer_pos"], self._state["has_uint32"] = 4, 0
+
+    def uniforms(self, start: int, examples: int, count: int) -> Tensor:
+        """(examples, count) float64 on the CPU: ``count`` numbers for each of the examples from ``start`` on."""
+        out = np.empty((examples, count), dtype=np.uint64)
+        for row in range(examples):
+            self._state["state"]["counter"] = np.array([0, 0, 0, start + row], dtype=np.uint64)
+            self._philox.state = self._state
+            out[row] = self._philox.random_raw(count)
+        return torch.from_numpy(((out >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53)
+
+
+# --- memory ----------------------------------------------------------------------------------------------------
+
+BYTE_BUDGET = 256 * 2**20  # of the largest temporary array, unless a caller says otherwise
+
+
+def chunks(count: int, bytes_each: int, budget: int = BYTE_BUDGET) -> Iterator[slice]:
+    """Slices that cover range(count), each of at most ``budget`` bytes (but at least one item)."""
+    step = max(1, budget // max(1, bytes_each))
+    return (slice(at, min(at + step, count)) for at in range(0, count, step))
+
+
+# --- small things ----------------------------------------------------------------------------------------------
+
+
+def _iterate(data: Data, name: str) -> Iterator[Any]:
+    try:
+        with preserved_rng():
+            iterator = iter(data)
+    except TypeError:
+        raise TypeError(f"{name} is {_say(data)}; expected a list or DataLoader of (inputs, targets) batches.") from None
+    if iterator is data:
+        raise TypeError(
+            f"{name} is a one-shot iterator ({type(data).__name__}); expected something that can be walked over "
+            "several times. Use a list, list(...), or a DataLoader."
+        )
+    return iterator
+
+
+def _bar(batches: Iterator[Any], data: Data, what: str) -> Iterable[Any]:
+    """tqdm, where installed, shown only for what takes longer than two seconds."""
+    try:
+        from tqdm.auto import tqdm
+    except ImportError:
+        return batches
+    total = len(data) if hasattr(data, "__len__") else None  # type: ignore[arg-type]
+    return tqdm(batches, total=total, desc=what, unit="batch", leave=False, delay=2.0)
+
+
+def _say(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)}"
+    if isinstance(value, (tuple, list)):
+        return f"a {type(value).__name__} of {len(value)}"
+    return f"a {type(value).__name__}"

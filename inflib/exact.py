@@ -1,0 +1,184 @@
+"""The exact curvature of small models: what every approximation is measured against.
+
+    Gauss-Newton   G = (1/N) Σ Jᵀ H_out J                  J = d outputs/dθ, H_out = Hessian of ℓ in the outputs
+    Fisher         F = (1/N) Σ E_y[∇ℓ ∇ℓᵀ]                 y from the model: F = G for the objectives here; y = data: empirical
+    Hessian        H = (1/N) Σ ∇²ℓ                          = G + Σ_c (dℓ/df_c) ∇²f_c
+
+Everything here goes through ``torch.func`` (per-example Jacobians, forward over reverse), never through the hooks that
+the approximations use, so that the two check each other. Memory grows with D²: for D up to a few thousand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import grad, jacrev, jvp, vmap
+from torch.func import hessian as output_hessian
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils import _pytree as pytree
+
+from .batches import BYTE_BUDGET, Batch, Data, call, chunks, walk
+from .curvature import BlockDense, Dense, facts_of, unflatten
+from .hooks import check_mode
+from .kfac import Fit
+from .layers import LayerSpec
+from .objectives import Objective, label_seeds
+
+
+def gauss_newton(
+    model: nn.Module,
+    objective: Objective,
+    train: Data,
+    layers: LayerSpec = None,
+    labels: str | None = None,
+    draws: int = 1,
+    seed: int = 0,
+    progress: bool = True,
+    *,
+    blocks: bool = False,
+) -> Dense | BlockDense:
+    """The exact Gauss-Newton Hessian G, dense (D, D), or its diagonal blocks per layer with blocks=True.
+
+    labels: None or "expected" gives G = (1/N) Σ Jᵀ H_out J; "sampled" and "observed" give the Fisher with such labels
+    (the second is the empirical Fisher). Sampled labels are those that ``ekfac`` draws for Λ from the same seed.
+    Other arguments and errors as for ``ekfac``. Source: Grosse et al. 2023, section 2; Martens 2020.
+    """
+    fit = Fit.of(model, objective, train, layers, labels or "expected", draws, seed, progress)
+    _refuse_untied(fit)
+    sizes = {name: o * i for name, (o, i) in shapes_of(fit).items()}
+    spans = sizes if blocks else {"": sum(sizes.values())}
+    sums: dict[str, Tensor] = {}
+    examples = 0
+    for batch, rows in _square_root_rows(fit):
+        parts = rows.split(list(spans.values()), dim=1)  # each (R, d)
+        for name, part in zip(spans, parts, strict=True):
+            sums[name] = sums[name] + part.T @ part if name in sums else part.T @ part
+        examples = batch.start + batch.size
+    facts = facts_of(fit, "exact Gauss-Newton" + (" (blocks)" if blocks else ""), examples)
+    means = {name: total / examples for name, total in sums.items()}
+    return BlockDense(means, shapes_of(fit), facts) if blocks else Dense(means[""], shapes_of(fit), facts)
+
+
+def hessian(
+    model: nn.Module,
+    objective: Objective,
+    train: Data,
+    layers: LayerSpec = None,
+    labels: str | None = None,
+    draws: int = 1,
+    seed: int = 0,
+    progress: bool = True,
+) -> Dense:
+    """The exact Hessian of the mean loss at the data's labels, dense (D, D).
+
+    It may be indefinite: ``solve`` needs its damping given, and warns (IndefiniteWarning) where the damped matrix
+    still has negative eigenvalues. Arguments as for ``ekfac``; labels other than "observed" are refused.
+    """
+    if labels not in (None, "observed"):
+        raise ValueError(f"labels={labels!r} for hessian; expected None: the Hessian is that of the data's own loss.")
+    fit = Fit.of(model, objective, train, layers, "observed", draws, seed, progress)
+    _refuse_untied(fit)
+    theta = torch.cat([m.flatten() for m in matrices_of(fit).values()])  # (D,)
+    total, examples = torch.zeros(len(theta), len(theta)).to(theta), 0
+    for batch in walk(train, name="train", progress=progress, what="Hessian"):
+        objective.check(call(model, batch.inputs), batch.targets)
+
+        def loss(flat: Tensor, batch: Batch = batch) -> Tensor:
+            outputs = call(model, batch.inputs, parameters_from(fit, flat))
+            return objective.loss(outputs, batch.targets).sum()
+
+        with sdpa_kernel(SDPBackend.MATH):
+            product = vmap(lambda v, loss=loss: jvp(grad(loss), (theta,), (v,))[1], chunk_size=64)
+            total += product(torch.eye(len(theta)).to(theta))
+        examples = batch.start + batch.size
+    mean = (total + total.T) / (2 * examples)
+    return Dense(mean, shapes_of(fit), facts_of(fit, "exact Hessian", examples), default_damping=None)
+
+
+# --- Jacobians -------------------------------------------------------------------------------------------------
+
+
+def _square_root_rows(fit: Fit) -> Iterator[tuple[Batch, Tensor]]:
+    """Rows r (R, D) of a square root of the curvature, Σ rᵀ r over all of them = N · C, chunk by chunk."""
+    for batch in walk(fit.data, name="train", progress=fit.progress, what="exact curvature"):
+        outputs = call(fit.model, batch.inputs).detach()
+        fit.objective.check(outputs, batch.targets)
+        width = outputs[0].numel()  # F: outputs per example, tokens × classes
+        dimension = sum(o * i for o, i in shapes_of(fit).values())
+        for rows in chunks(batch.size, 2 * width * dimension * outputs.element_size(), BYTE_BUDGET):
+            inputs, targets = _take(batch.inputs, rows), _take(batch.targets, rows)
+            J = jacobian(fit, inputs)  # (b, F, D)
+            if fit.labels == "expected":
+                root = _root(_output_hessians(fit.objective, outputs[rows], targets))  # (b, F, F)
+                yield batch, (root.mT @ J).flatten(0, 1)
+            else:
+                constants = dict(labels=fit.labels, draws=fit.draws, seed=fit.seed, pass_=1)
+                start = batch.start + rows.start
+                for s, weight in label_seeds(fit.objective, outputs[rows], targets, start=start, **constants):  # type: ignore[arg-type]
+                    yield batch, weight**0.5 * torch.einsum("bf,bfd->bd", s.flatten(1), J)
+
+
+def jacobian(fit: Fit, inputs: Any) -> Tensor:
+    """Per-example Jacobian of the outputs in the chosen layers' matrices, (B, F, D), by reverse mode under vmap."""
+    layers = fit.layers.values()
+    names = [n for layer in layers for n in (layer.weight_name, layer.bias_name) if n is not None]
+    own = {n: p.detach() for n, p in fit.model.named_parameters() if n in names}
+
+    def outputs(parameters: dict[str, Tensor], one: Any) -> Tensor:
+        return call(fit.model, pytree.tree_map(lambda x: x[None], one), parameters)[0].flatten()  # (F,)
+
+    check_mode(fit.model)
+    with sdpa_kernel(SDPBackend.MATH):
+        J = vmap(jacrev(outputs), in_dims=(None, 0))(own, inputs)  # {parameter: (B, F, *shape)}
+    return torch.cat([layer.join(J).flatten(2) for layer in layers], dim=2)
+
+
+def _output_hessians(objective: Objective, outputs: Tensor, targets: Any) -> Tensor:
+    """H_out = d²ℓ/df² of each example, (B, F, F), by differentiating the loss twice."""
+
+    def loss(flat: Tensor, shape: torch.Size, target: Any) -> Tensor:
+        return objective.loss(flat.reshape(1, *shape), pytree.tree_map(lambda y: y[None], target))[0]
+
+    per_example = vmap(lambda f, y: output_hessian(loss)(f, outputs.shape[1:], y))
+    return per_example(outputs.flatten(1) if outputs.ndim > 1 else outputs[:, None], targets)
+
+
+def _root(H: Tensor) -> Tensor:
+    """R (B, F, F) with R Rᵀ = H for positive semi-definite H."""
+    values, vectors = torch.linalg.eigh(H)
+    return vectors * values.clamp_min(0).sqrt()[:, None, :]
+
+
+# --- parameters as matrices and as one vector ----------------------------------------------------------------------
+
+
+def shapes_of(fit: Fit) -> dict[str, tuple[int, int]]:
+    """{layer: (o, i)} of the chosen layers, i counting the bias's column."""
+    return {name: layer.shape for name, layer in fit.layers.items()}
+
+
+def matrices_of(fit: Fit) -> dict[str, Tensor]:
+    """The chosen layers' weights as matrices {layer: (o, i)}, the bias as last column."""
+    own = {n: p.detach() for n, p in fit.model.named_parameters()}
+    return {name: layer.join(own) for name, layer in fit.layers.items()}
+
+
+def parameters_from(fit: Fit, flat: Tensor) -> dict[str, Tensor]:
+    """A vector (D,) → {parameter name: tensor}, for ``functional_call``."""
+    matrices = unflatten(flat[None], shapes_of(fit))
+    return {n: p for name, layer in fit.layers.items() for n, p in layer.split(matrices[name][0]).items()}
+
+
+def _take(value: Any, rows: slice) -> Any:
+    return pytree.tree_map(lambda x: x[rows], value)
+
+
+def _refuse_untied(fit: Fit) -> None:
+    name = next((name for name, layer in fit.layers.items() if layer.untied), None)
+    if name is not None:
+        raise ValueError(
+            f"layer {name!r} is marked untied; expected plain layers: an exact derivative counts every use of a weight."
+        )

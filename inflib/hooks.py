@@ -1,0 +1,238 @@
+"""One forward and one backward pass → every layer's activations a and output gradients g.
+
+For a layer f = W a, the gradient of one example's loss is Σ_t g_t a_tᵀ with g = dℓ/df (Grosse et al. 2023, eq. 14–15:
+Dθ = a ⊗ g). So nothing but a and g is ever asked of autograd: a is read by a forward hook, g is the gradient at the
+layer's *output*, reached through ``torch.autograd.graph.get_gradient_edge`` inside that hook. No weight gradient is
+computed, and the model is as it was found afterwards, also after an exception: no hook, no .grad, no changed flag.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+
+from .batches import batch_size, call, preserved_rng
+from .layers import Layer, LayerSpec, select
+from .objectives import Objective, output_gradient
+
+_TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3}  # of check_capture; half precision: 0.1
+Matrices = dict[str, Tensor]  # layer → (K, o, i), a stack of K matrices
+
+
+class Pair(NamedTuple):
+    """One layer, one batch: activations a (B, T, i), the last feature being 1 with a bias, and gradients g (B, T, o)."""
+
+    a: Tensor
+    g: Tensor
+
+    def matrices(self) -> Tensor:
+        """Per-example weight gradients Σ_t g_t a_tᵀ, (B, o, i)."""
+        if self.a.shape[1] == 1:
+            return self.g.mT * self.a  # (B, o, 1) · (B, 1, i)
+        return torch.bmm(self.g.mT, self.a)
+
+
+@dataclass
+class Recording:
+    """A forward pass through the watched layers: outputs (B, ...), activations, and the way back."""
+
+    layers: dict[str, Layer]
+    outputs: Tensor = field(default_factory=lambda: torch.empty(0))
+    activations: dict[str, Tensor] = field(default_factory=dict)  # (B, T, i) per layer
+    calls: dict[str, list[tuple[nn.Module, GradientEdge]]] = field(default_factory=dict)
+
+    def gradients(self, seed: Tensor) -> dict[str, Tensor]:
+        """g (B, T, o) of every layer for Σ_b ⟨seed_b, outputs_b⟩; may be called for several seeds."""
+        edges = [edge for calls in self.calls.values() for _, edge in calls]
+        found = torch.autograd.grad(self.outputs, edges, seed, retain_graph=True, allow_unused=True)
+        gradients, at = {}, 0
+        for name, calls in self.calls.items():
+            parts = []
+            for module, _ in calls:
+                parts.append(self._positions(name, module, found[at]))
+                at += 1
+            gradients[name] = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+        return gradients
+
+    def _positions(self, name: str, module: nn.Module, gradient: Tensor | None) -> Tensor:
+        if gradient is None:
+            raise ValueError(
+                f"layer {name!r} took part in the forward pass, but its output does not reach the model's output "
+                "(detached, computed under no_grad, or unused); expected a differentiable path. "
+                "Leave the layer out with layers=."
+            )
+        return self.layers[name].kind.gradients(module, gradient)
+
+
+@contextmanager
+def watching(layers: dict[str, Layer]) -> Iterator[Recording]:
+    """Hooks on the chosen layers for the duration of a ``with``; they come off whatever happens inside."""
+    recording = Recording(layers)
+    with ExitStack() as stack:
+        for layer in layers.values():
+            for module in layer.modules:
+                handle = module.register_forward_hook(_hook(recording, layer), with_kwargs=True)
+                stack.callback(handle.remove)
+        yield recording
+
+
+def _hook(recording: Recording, layer: Layer) -> Callable[..., Tensor | None]:
+    def hook(module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Tensor) -> Tensor | None:
+        x = args[0] if args else next(iter(kwargs.values()))
+        a = _with_ones(layer.kind.activations(module, x.detach()), layer.bias)
+        if layer.name in recording.activations:  # called before: a tied layer's calls line up along T
+            a = torch.cat([recording.activations[layer.name], a], dim=1)
+        recording.activations[layer.name] = a
+        if not output.requires_grad:
+            # nothing below needs a gradient (frozen layer, first layer): start the graph at a leaf of our own
+            shown = output.detach().requires_grad_()
+            edge, output = get_gradient_edge(shown), shown.clone()
+        elif output._is_view():
+            # an in-place operation would rewrite a view's history and cut the edge
+            edge, output = get_gradient_edge(output), output.clone()
+        else:
+            edge = get_gradient_edge(output)
+        recording.calls.setdefault(layer.name, []).append((module, edge))
+        return output
+
+    return hook
+
+
+def _with_ones(a: Tensor, bias: bool) -> Tensor:
+    """A copy of a, so that a later in-place operation of the model cannot change it, with the bias's 1 appended."""
+    if not bias:
+        return a.clone()
+    out = a.new_ones(*a.shape[:-1], a.shape[-1] + 1)
+    out[..., :-1] = a
+    return out
+
+
+def forward(model: nn.Module, layers: dict[str, Layer], inputs: Any, size: int) -> Recording:
+    """Run the model on a batch of ``size`` examples and record the chosen layers.
+
+    Raises RuntimeError for a model in train mode with BatchNorm or Dropout or one that draws random numbers,
+    ValueError for a layer that took no part, a batch axis that is not first, or activations that are not finite.
+    """
+    check_mode(model)
+    state = torch.get_rng_state()
+    with watching(layers) as recording, preserved_rng(), torch.enable_grad():
+        recording.outputs = call(model, inputs)
+        if not torch.equal(state, torch.get_rng_state()):
+            raise RuntimeError(
+                "the model draws random numbers in its forward pass (a functional dropout?); expected the same output "
+                "every time. Call model.eval() first."
+            )
+    for name in layers:
+        if name not in recording.activations:
+            raise ValueError(
+                f"layer {name!r} took no part in the forward pass (its module was never called); "
+                "expected every chosen layer to be used. Leave it out with layers=."
+            )
+        a = recording.activations[name]
+        if a.shape[0] != size or recording.outputs.shape[:1] != (size,):
+            raise ValueError(
+                f"layer {name!r} saw {a.shape[0]} rows and the model's output has shape "
+                f"{tuple(recording.outputs.shape)}; expected {size}, the number of targets, as the first axis of both."
+            )
+    recording.calls = {name: recording.calls[name] for name in layers}  # in the layers' order, not the calls'
+    return recording
+
+
+def capture(
+    model: nn.Module,
+    objective: Objective,
+    inputs: Any,
+    targets: Any,
+    layers: LayerSpec = None,
+    measurement: Any = None,
+) -> dict[str, Pair]:
+    """One forward and one backward pass → {layer: Pair(a, g)} with g = dℓ/d(layer output).
+
+    Σ_t g_t a_tᵀ (``pair.matrices()``) is each example's weight gradient, (o, i) with the bias as last column.
+    With ``measurement`` given (a name, a callable) g is that measurement's gradient in place of the loss's.
+    """
+    chosen = select(model, layers)
+    return pairs(model, chosen, objective, inputs, targets, batch_size(targets, "capture", 0), measurement)
+
+
+def pairs(
+    model: nn.Module,
+    layers: dict[str, Layer],
+    objective: Objective,
+    inputs: Any,
+    targets: Any,
+    size: int,
+    measurement: Any = None,
+) -> dict[str, Pair]:
+    """``capture`` for layers already selected."""
+    recording = forward(model, layers, inputs, size)
+    objective.check(recording.outputs, targets)
+    if measurement is None:
+        seed = output_gradient(objective.loss, recording.outputs, targets)
+    else:
+        seed = output_gradient(lambda f, y: objective.measure(measurement, f, y), recording.outputs, targets)
+    g = recording.gradients(seed)
+    return {name: Pair(recording.activations[name], g[name]) for name in layers}
+
+
+# --- checks ----------------------------------------------------------------------------------------------------
+
+
+def check_mode(model: nn.Module) -> None:
+    """Raise RuntimeError for a module whose training mode makes one example's output depend on others or on luck."""
+    for name, module in model.named_modules():
+        if not module.training:
+            continue
+        rate = module.p if isinstance(module, nn.modules.dropout._DropoutNd) else getattr(module, "dropout", 0.0)
+        drops = isinstance(rate, float) and rate > 0
+        if drops or isinstance(module, nn.modules.batchnorm._BatchNorm):
+            raise RuntimeError(
+                f"module {name!r} ({type(module).__name__}) is in train mode, so an example's output depends on "
+                "the batch or on chance; expected eval mode. Call model.eval() first."
+            )
+
+
+def check_finite(name: str, what: str, value: Tensor, batch: int) -> None:
+    """Raise FloatingPointError naming the layer, the quantity and the batch where something is not finite."""
+    if not bool(torch.isfinite(value).all()):
+        raise FloatingPointError(
+            f"layer {name!r}: {what} of batch {batch} hold NaN or infinity; expected finite numbers. "
+            "Look at that batch's inputs and loss, or use a wider dtype (float32 in place of half precision)."
+        )
+
+
+def check_capture(
+    model: nn.Module, layers: dict[str, Layer], objective: Objective, inputs: Any, targets: Any, size: int
+) -> None:
+    """Compare Σ_n Σ_t g aᵀ with autograd's own weight gradient on one batch; raise ValueError where they differ.
+
+    This is what notices a weight used outside its module, a registered type that is read wrongly, or a forward
+    pass that hooks cannot follow. Untied layers are not compared.
+    """
+    captured = pairs(model, layers, objective, inputs, targets, size)
+    compared = {name: layer for name, layer in layers.items() if not layer.untied}
+    weights = {n: p.detach().requires_grad_() for n, p in model.named_parameters() if p.is_floating_point()}
+    names = [n for layer in compared.values() for n in (layer.weight_name, layer.bias_name) if n is not None]
+    if not names:
+        return
+    with torch.enable_grad(), preserved_rng():
+        loss = objective.loss(call(model, inputs, weights), targets).sum()
+        truth = dict(zip(names, torch.autograd.grad(loss, [weights[n] for n in names], allow_unused=True), strict=True))
+    for name, layer in compared.items():
+        parts = {n: torch.zeros_like(weights[n]) if truth[n] is None else truth[n] for n in truth}
+        a, g = captured[name].a.flatten(0, 1).double(), captured[name].g.flatten(0, 1).double()
+        scale = g.abs().T @ a.abs()  # what the sum would be without cancellation: the yardstick for rounding
+        error = float((g.T @ a - layer.join(parts).double()).norm() / scale.norm().clamp_min(1e-300))
+        if error > _TOLERANCE.get(layer.weight.dtype, 0.1):
+            raise ValueError(
+                f"layer {name!r}: the weight gradient built from its activations and output gradients differs from "
+                f"autograd's by {error:.2g} (relative, first batch); expected them equal. Either the weight is used "
+                "outside its module too (then leave it out with layers=, or count this use only: layers=untied(...)), "
+                "or its type is registered wrongly (see inflib.register)."
+            )

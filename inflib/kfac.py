@@ -1,0 +1,154 @@
+"""K-FAC: the curvature of a layer as a Kronecker product of two small second moments.
+
+    F_layer = E[Dθ Dθᵀ] = E[g gᵀ ⊗ a aᵀ] ≈ E[g gᵀ] ⊗ E[a aᵀ] = S ⊗ A          (Martens & Grosse 2015; Grosse et al. 2023, eq. 16)
+
+with A = Σ a aᵀ / positions (i, i) and S = Σ g gᵀ / examples (o, o), g of the per-example loss *summed* over tokens, so
+that S ⊗ A has the curvature's scale for any number of positions. Row-major: entry (o i, o' i') is S[o, o'] A[i, i'].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .batches import Batch, Data, Order, walk
+from .hooks import Recording, check_capture, check_finite, forward
+from .layers import Layer, LayerSpec, select
+from .objectives import Objective, label_kind, label_seeds
+
+
+@dataclass(frozen=True)
+class Fit:
+    """One curvature fit's constants, handed from pass to pass."""
+
+    model: nn.Module
+    objective: Objective
+    data: Data
+    layers: dict[str, Layer]
+    labels: str
+    draws: int
+    seed: int
+    progress: bool
+    order: Order
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        objective: Objective,
+        data: Data,
+        layers: LayerSpec = None,
+        labels: str | None = None,
+        draws: int = 1,
+        seed: int = 0,
+        progress: bool = True,
+    ) -> Fit:
+        """Check the arguments and choose the layers."""
+        if draws < 1 or int(draws) != draws:
+            raise ValueError(f"draws={draws}; expected a whole number of label draws per example, at least 1.")
+        chosen = select(model, layers, note=True)
+        return cls(model, objective, data, chosen, label_kind(objective, labels), draws, seed, progress, Order("train"))
+
+    def recordings(
+        self, pass_: int, what: str, *, check: bool
+    ) -> Iterator[tuple[Batch, Recording, Iterator[tuple[Tensor, float]]]]:
+        """Every batch with its forward pass and its label seeds (``pass_`` names the streams of sampled labels).
+
+        check=True compares the capture of the first batch with autograd.
+        """
+        batches: Any = walk(self.data, name="train", progress=self.progress, what=what)
+        if self.labels == "sampled":  # label streams go by position: the order must hold from pass to pass
+            batches = self.order.watch(batches)
+        for batch in batches:
+            if check and batch.index == 0:
+                check_capture(self.model, self.layers, self.objective, batch.inputs, batch.targets, batch.size)
+            recording = forward(self.model, self.layers, batch.inputs, batch.size)
+            self.objective.check(recording.outputs, batch.targets)
+            seeds = label_seeds(
+                self.objective,
+                recording.outputs,
+                batch.targets,
+                labels=self.labels,
+                draws=self.draws,
+                seed=self.seed,
+                pass_=pass_,
+                start=batch.start,
+            )
+            yield batch, recording, seeds
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Sums Σ a aᵀ and Σ g gᵀ with their counts; ``+`` merges two shards of the data."""
+
+    A_sum: dict[str, Tensor]  # (i, i) per layer
+    S_sum: dict[str, Tensor]  # (o, o) per layer
+    positions: dict[str, int]  # examples × positions (T) per layer
+    examples: int
+
+    def A(self, layer: str) -> Tensor:
+        """Activation second moment E[a aᵀ], (i, i)."""
+        return self.A_sum[layer] / self.positions[layer]
+
+    def S(self, layer: str) -> Tensor:
+        """Output-gradient second moment Σ_t E[g gᵀ], (o, o)."""
+        return self.S_sum[layer] / self.examples
+
+    def __add__(self, other: Moments) -> Moments:
+        return Moments(
+            {k: v + other.A_sum[k] for k, v in self.A_sum.items()},
+            {k: v + other.S_sum[k] for k, v in self.S_sum.items()},
+            {k: v + other.positions[k] for k, v in self.positions.items()},
+            self.examples + other.examples,
+        )
+
+
+def second_moments(
+    model: nn.Module,
+    objective: Objective,
+    data: Data,
+    layers: LayerSpec = None,
+    labels: str | None = None,
+    draws: int = 1,
+    seed: int = 0,
+    progress: bool = True,
+) -> Moments:
+    """One pass over the data → the sums that A and S are made of (eq. 16). Arguments as for ``inflib.ekfac``."""
+    return accumulate_moments(Fit.of(model, objective, data, layers, labels, draws, seed, progress))
+
+
+def accumulate_moments(fit: Fit) -> Moments:
+    """``second_moments`` of a Fit: pass 0 over its data."""
+    A: dict[str, Tensor] = {}
+    S: dict[str, Tensor] = {}
+    positions = dict.fromkeys(fit.layers, 0)
+    examples = 0
+    for batch, recording, seeds in fit.recordings(0, "second moments", check=True):
+        for name, a in recording.activations.items():
+            rows = a.flatten(0, 1).to(accumulator(a.dtype))  # (B·T, i)
+            _add(A, name, rows, 1.0, "activations", batch.index)
+            positions[name] += rows.shape[0]
+        for seed_, weight in seeds:
+            for name, g in recording.gradients(seed_).items():
+                rows = g.flatten(0, 1).to(accumulator(g.dtype))  # (B·T, o)
+                _add(S, name, rows, weight, "output gradients", batch.index)
+        examples += batch.size
+    order = list(fit.layers)
+    return Moments({k: A[k] for k in order}, {k: S[k] for k in order}, positions, examples)
+
+
+def accumulator(dtype: torch.dtype) -> torch.dtype:
+    """The dtype that sums are kept in: float32 at least."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _add(sums: dict[str, Tensor], name: str, rows: Tensor, weight: float, what: str, batch: int) -> None:
+    """sums[name] += weight · rowsᵀ rows, refusing what is not finite."""
+    if name not in sums:
+        sums[name] = rows.new_zeros(rows.shape[1], rows.shape[1])
+    sums[name].addmm_(rows.T, rows, alpha=weight)
+    check_finite(name, what, sums[name], batch)

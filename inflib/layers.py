@@ -1,0 +1,299 @@
+"""Which modules are understood, and how each is read as one linear map from activations a to outputs.
+
+A module of a registered type is a *layer*. Its ``Kind`` says how the module's input becomes activations
+a (B, T, i), how a gradient at the module's output becomes g (B, T, o), and how its parameters form the matrix
+(o, i) [o outputs, i inputs, the bias as last column] whose gradient is Σ_t g_t a_tᵀ. ``select`` turns a user's
+``layers=`` into {name: Layer}, in ``named_modules`` order. Teach inflib a module type of your own with::
+
+    register(MyLinear, activations=lambda module, x: x.flatten(1, -2), gradients=lambda module, g: g.flatten(1, -2))
+
+On the first batch of every fit, capture is compared with autograd's own weight gradients (``hooks.check_capture``),
+so a wrong registration is an error, not a wrong score.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class CoverageNote(UserWarning):
+    """Says once which parameters no chosen layer covers: influence does not see what they could learn."""
+
+
+@dataclass(frozen=True)
+class Untied:
+    """Marks layers whose weight is also used elsewhere, to be treated as if those uses were separate weights."""
+
+    layers: Any
+
+
+LayerSpec = None | str | Iterable[str] | Callable[[str, nn.Module], bool] | Untied
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How modules of one type are read as a linear map. ``transposed``: the weight is stored (i, o), not (o, i)."""
+
+    activations: Callable[[Any, Tensor], Tensor]  # (module, input) -> (B, T, i), without the bias's 1
+    gradients: Callable[[Any, Tensor], Tensor]  # (module, output gradient) -> (B, T, o)
+    transposed: bool = False
+    weight: str = "weight"
+    bias: str = "bias"
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A chosen layer: one weight matrix, and every module that applies it (several where modules share it)."""
+
+    name: str
+    modules: tuple[nn.Module, ...]
+    kind: Kind
+    weight_name: str  # as in model.named_parameters()
+    bias_name: str | None
+    untied: bool = False
+
+    @property
+    def bias(self) -> bool:
+        return self.bias_name is not None
+
+    @property
+    def weight(self) -> Tensor:
+        return getattr(self.modules[0], self.kind.weight)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(o, i), i counting the bias's column."""
+        o, i = self._matrix(self.weight[None]).shape[1:]
+        return o, i + self.bias
+
+    def join(self, parameters: dict[str, Tensor]) -> Tensor:
+        """{parameter name: (*K, parameter's shape)} → one matrix per leading index, (*K, o, i), bias as last column."""
+        weight = parameters[self.weight_name]
+        lead = weight.shape[: weight.ndim - self.weight.ndim]
+        matrix = self._matrix(weight.reshape(-1, *self.weight.shape))  # (K, o, i)
+        if self.bias_name is not None:
+            bias = parameters[self.bias_name].reshape(matrix.shape[0], -1, 1)  # (K, o, 1)
+            matrix = torch.cat([matrix, bias], dim=2)
+        return matrix.reshape(*lead, *self.shape)
+
+    def split(self, matrix: Tensor) -> dict[str, Tensor]:
+        """The inverse of ``join`` for one matrix (o, i) → {parameter name: tensor of the parameter's shape}."""
+        weight = matrix[:, :-1] if self.bias else matrix
+        weight = weight.T if self.kind.transposed else weight
+        parts = {self.weight_name: weight.reshape(self.weight.shape)}
+        if self.bias_name is not None:
+            parts[self.bias_name] = matrix[:, -1]
+        return parts
+
+    def _matrix(self, weights: Tensor) -> Tensor:
+        """(K, *weight shape) → (K, o, i) without the bias."""
+        return weights.mT if self.kind.transposed else weights.flatten(2)
+
+
+def untied(layers: LayerSpec) -> Untied:
+    """``layers=untied("lm_head")``: consider only this use of a weight that something else (an Embedding) shares."""
+    return Untied(layers)
+
+
+# --- the registry --------------------------------------------------------------------------------------------------
+
+_KINDS: dict[type[nn.Module], Kind] = {}
+
+
+def register(
+    module_type: type[nn.Module],
+    activations: Callable[[Any, Tensor], Tensor],
+    gradients: Callable[[Any, Tensor], Tensor],
+    *,
+    transposed: bool = False,
+    weight: str = "weight",
+    bias: str = "bias",
+) -> None:
+    """Teach inflib that modules of ``module_type`` (and subclasses) apply one matrix at every position.
+
+    activations: (module, input) → (B, T, i), T the positions at which the matrix is applied.
+    gradients:   (module, gradient at the output) → (B, T, o), positions in the same order.
+    transposed:  True where the weight is stored (i, o). weight, bias: the parameters' names on the module.
+    """
+    _KINDS[module_type] = Kind(activations, gradients, transposed, weight, bias)
+
+
+def positions_last(module: nn.Module, x: Tensor) -> Tensor:
+    """(B, ..., d) → (B, T, d): every axis between the first and the last counts positions."""
+    return x.reshape(x.shape[0], -1, x.shape[-1])
+
+
+register(nn.Linear, positions_last, positions_last)
+
+
+def kind_of(module: nn.Module) -> Kind | None:
+    """The registered Kind of a module, or None; nn.MultiheadAttention reads its out_proj without calling it."""
+    if type(module).__name__ == "NonDynamicallyQuantizableLinear":
+        return None
+    kind = next((_KINDS[t] for t in type(module).__mro__ if t in _KINDS), None)
+    owns = kind is not None and module._parameters.get(kind.weight) is not None
+    return kind if owns else None
+
+
+# --- choosing --------------------------------------------------------------------------------------------------
+
+
+def select(model: nn.Module, layers: LayerSpec = None, *, note: bool = False) -> dict[str, Layer]:
+    """{name: Layer} in ``named_modules`` order.
+
+    layers: None (every understood layer), a glob ("blocks.*.mlp.*"), a list of globs, a predicate of (name, module),
+    or ``untied(...)`` of one of these. Raises ValueError where nothing matches, or where a chosen layer's weight is
+    shared with a module that is not chosen. note=True warns (CoverageNote) about parameters left uncovered.
+    """
+    wanted, is_untied = (layers.layers, True) if isinstance(layers, Untied) else (layers, False)
+    supported = {name: module for name, module in model.named_modules() if kind_of(module) is not None}
+    chosen = {name: module for name, module in supported.items() if _wants(wanted, name, module)}
+    _check_patterns(model, wanted, supported, chosen)
+    found, reasons = _group(model, chosen, is_untied, explicit=wanted is not None)
+    if not found:
+        raise ValueError(f"layers={layers!r} leaves no layer to fit. " + "; ".join(reasons.values()))
+    if note and wanted is None:
+        left = uncovered(model, found)
+        if left:
+            warnings.warn(
+                f"{len(left)} parameters are not covered by any chosen layer and count as fixed: "
+                + ", ".join(left[:8])
+                + (f" and {len(left) - 8} more" if len(left) > 8 else ""),
+                CoverageNote,
+                stacklevel=4,
+            )
+    return found
+
+
+def _wants(wanted: Any, name: str, module: nn.Module) -> bool:
+    if wanted is None:
+        return True
+    if isinstance(wanted, str):
+        return fnmatch.fnmatchcase(name, wanted)
+    if callable(wanted):
+        return bool(wanted(name, module))
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in wanted)
+
+
+def _check_patterns(model: nn.Module, wanted: Any, supported: dict, chosen: dict) -> None:
+    patterns = [wanted] if isinstance(wanted, str) else [] if wanted is None or callable(wanted) else list(wanted)
+    for pattern in patterns:
+        if any(fnmatch.fnmatchcase(name, pattern) for name in supported):
+            continue
+        named = dict(model.named_modules()).get(pattern)
+        if named is not None:
+            raise ValueError(
+                f"layers={pattern!r} is a {type(named).__name__}, which inflib does not understand; expected one of "
+                f"{_list(supported)}. Teach it the type with inflib.register({type(named).__name__}, ...)."
+            )
+        raise ValueError(f"layers={pattern!r} matches no layer; expected a name or glob among {_list(supported)}.")
+    if not chosen:
+        raise ValueError(f"layers={wanted!r} selects no layer; the model has {_list(supported)}.")
+
+
+def _list(supported: Iterable[str]) -> str:
+    return ", ".join(map(repr, supported)) or "no layer of a type inflib understands"
+
+
+def _group(
+    model: nn.Module, chosen: dict[str, nn.Module], is_untied: bool, explicit: bool
+) -> tuple[dict[str, Layer], dict[str, str]]:
+    """Chosen modules that share one weight become one Layer; weights shared with anything else are refused."""
+    owners = _owners(model)
+    groups: dict[int, list[str]] = {}
+    for name, module in chosen.items():
+        weight = getattr(module, kind_of(module).weight)  # type: ignore[union-attr]
+        groups.setdefault(id(weight) if not is_untied else id(module), []).append(name)
+    found, reasons = {}, {}
+    for names in groups.values():
+        layer = _layer(names, chosen, is_untied)
+        reason = "" if is_untied else _shared_elsewhere(layer, names, owners)
+        if not reason:
+            found[layer.name] = layer
+        elif explicit:
+            raise ValueError(reason)
+        else:
+            reasons[layer.name] = reason
+    return found, reasons
+
+
+def _layer(names: list[str], chosen: dict[str, nn.Module], is_untied: bool) -> Layer:
+    modules = tuple(chosen[name] for name in names)
+    kind = kind_of(modules[0])
+    assert kind is not None
+    biases = {id(m._parameters.get(kind.bias)) for m in modules}
+    if len(biases) > 1 or any(kind_of(m) != kind for m in modules):
+        raise ValueError(
+            f"layers {', '.join(names)} share a weight but not their bias or type; expected both shared. "
+            f"Use layers=untied({names!r}) to treat each as a layer of its own."
+        )
+    has_bias = modules[0]._parameters.get(kind.bias) is not None
+    prefix = f"{names[0]}." if names[0] else ""
+    bias_name = prefix + kind.bias if has_bias else None
+    return Layer(names[0], modules, kind, prefix + kind.weight, bias_name, is_untied)
+
+
+def _owners(model: nn.Module) -> dict[int, list[tuple[str, nn.Module]]]:
+    """{id(parameter): the (name, module) pairs that hold it}."""
+    owners: dict[int, list[tuple[str, nn.Module]]] = {}
+    for name, module in model.named_modules():
+        for parameter in module._parameters.values():
+            if parameter is not None:
+                owners.setdefault(id(parameter), []).append((name, module))
+    return owners
+
+
+def _shared_elsewhere(layer: Layer, names: list[str], owners: dict[int, list[tuple[str, nn.Module]]]) -> str:
+    others = [(n, m) for n, m in owners[id(layer.weight)] if n not in names]
+    if not others:
+        return ""
+    name, module = others[0]
+    return (
+        f"layer {layer.name!r} shares its weight with {name!r} ({type(module).__name__}), which is not among the "
+        f"chosen layers; expected all users of a weight to be chosen. Leave it out with layers=, or use "
+        f"layers=untied({layer.name!r}) to count only this layer's use of it."
+    )
+
+
+# --- what is covered -----------------------------------------------------------------------------------------------
+
+
+def uncovered(model: nn.Module, layers: dict[str, Layer]) -> list[str]:
+    """Names of the model's parameters that no chosen layer covers."""
+    covered = {id(p) for layer in layers.values() for m in layer.modules for p in m._parameters.values()}
+    return [name for name, p in model.named_parameters() if id(p) not in covered]
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """What ``layers=`` selects: rows of (layer, module type, o, i) and the parameters left out. Prints as a table."""
+
+    rows: tuple[tuple[str, str, int, int], ...]
+    left_out: tuple[tuple[str, str, int], ...]
+
+    def __repr__(self) -> str:
+        width = max(len(name) for name, *_ in (*self.rows, *self.left_out))
+        lines = [f"{'layer':{width}}  type     matrix (o, i)"]
+        lines += [f"{name:{width}}  {kind:8} ({o}, {i})" for name, kind, o, i in self.rows]
+        lines += [f"{name:{width}}  not covered ({kind}, {count} numbers)" for name, kind, count in self.left_out]
+        covered, missed = sum(o * i for *_, o, i in self.rows), sum(count for *_, count in self.left_out)
+        lines.append(f"{covered} of {covered + missed} parameters covered")
+        return "\n".join(lines)
+
+
+def coverage(model: nn.Module, layers: LayerSpec = None) -> Coverage:
+    """Which layers ``layers=`` selects and which parameters none of them covers, as something to print."""
+    found = select(model, layers)
+    left = set(uncovered(model, found))
+    holders = {f"{n}.{p}" if n else p: m for n, m in model.named_modules() for p in m._parameters}
+    return Coverage(
+        rows=tuple((name, type(layer.modules[0]).__name__, *layer.shape) for name, layer in found.items()),
+        left_out=tuple((n, type(holders[n]).__name__, p.numel()) for n, p in model.named_parameters() if n in left),
+    )

@@ -1,0 +1,87 @@
+"""The course's figures: one style, one palette, and the few plots that several notebooks draw.
+
+Colours are Okabe and Ito's (readable by colour-blind readers); a signed quantity is drawn on a diverging scale, blue for
+negative and orange for positive. Every function draws into axes it is given, and returns them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
+
+BLUE, ORANGE, GREEN, PINK, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#666666"
+COLOURS = (BLUE, ORANGE, GREEN, PINK, "#E69F00", "#56B4E9", GREY)
+DIVERGING = LinearSegmentedColormap.from_list("blue_orange", ["#08519c", "#6baed6", "#f7f7f7", "#fd8d3c", "#a63603"])
+
+
+def use_style() -> None:
+    """Set matplotlib's defaults for the course: sizes that read in JupyterLab, thin axes, the palette above."""
+    plt.rcParams.update(
+        {
+            "figure.figsize": (6.4, 3.6),
+            "figure.dpi": 96,
+            "savefig.dpi": 96,
+            "figure.constrained_layout.use": True,
+            "axes.prop_cycle": plt.cycler(color=COLOURS),
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.titlesize": 10,
+            "axes.labelsize": 9,
+            "xtick.labelsize": 8,
+            "ytick.labelsize": 8,
+            "legend.fontsize": 8,
+            "legend.frameon": False,
+            "image.cmap": "gray",
+            "image.interpolation": "nearest",
+        }
+    )
+
+
+def against(ax: Axes, predicted: Any, actual: Any, *, what: str = "change", colour: str = BLUE, **kwargs: Any) -> Axes:
+    """Predicted (x) against actual (y) with the identity line: points on it are right in size, not only in order."""
+    x, y = np.asarray(predicted).ravel(), np.asarray(actual).ravel()
+    low, high = float(min(x.min(), y.min())), float(max(x.max(), y.max()))
+    ax.plot([low, high], [low, high], color=GREY, linewidth=0.8, linestyle="--", label="identity", zorder=1)
+    ax.scatter(x, y, s=10, color=colour, alpha=0.7, linewidths=0, zorder=2, **kwargs)
+    ax.set_xlabel(f"predicted {what}")
+    ax.set_ylabel(f"actual {what}")
+    return ax
+
+
+def matrix(ax: Axes, values: Any, title: str = "", *, limit: float | None = None, colourbar: bool = False) -> Axes:
+    """A matrix as an image on the diverging scale, symmetric about zero; ``limit`` is the value at full colour."""
+    values = np.asarray(values)
+    limit = limit or float(np.abs(values).max()) or 1.0
+    image = ax.imshow(values, cmap=DIVERGING, vmin=-limit, vmax=limit)
+    ax.set_title(title)
+    ax.set_xticks([])
+    ax.set_yticks([])
+    if colourbar:
+        ax.figure.colorbar(image, ax=ax, shrink=0.8)
+    return ax
+
+
+def images(pictures: Any, captions: list[str], *, title: str = "", columns: int = 10, size: float = 0.9) -> Any:
+    """A strip of small grey images (K, H, W) with a caption under each, as one figure."""
+    rows = -(-len(captions) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(size * columns, (size + 0.35) * rows), squeeze=False)
+    for ax in axes.flat:
+        ax.axis("off")
+    for ax, picture, caption in zip(axes.flat, pictures, captions, strict=False):
+        ax.imshow(np.asarray(picture), cmap="gray_r")
+        ax.set_title(caption, fontsize=7)
+    figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def bars(ax: Axes, values: Mapping[str, float], *, what: str) -> Axes:
+    """Horizontal bars, one per name, in the order given from top to bottom."""
+    names = list(values)
+    ax.barh(names[::-1], [values[name] for name in names[::-1]], color=BLUE)
+    ax.set_xlabel(what)
+    return ax
