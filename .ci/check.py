@@ -67,9 +67,7 @@ def run(step: Step) -> Outcome:
         if step.kernels:
             environment = {**kernel_environment(Path(folder)), **_required()}
         start = time.perf_counter()
-        process = subprocess.Popen(
-            [*step.command, *asks_report], cwd=ROOT, env=environment, start_new_session=True
-        )
+        process = subprocess.Popen([*step.command, *asks_report], cwd=ROOT, env=environment, start_new_session=True)
         try:
             status = process.wait(STEP_TIMEOUT)
         except subprocess.TimeoutExpired:

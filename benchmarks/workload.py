@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import gzip
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-ROOT = Path(__file__).resolve().parent.parent
-SHIPPED = ROOT / "data" / "mnist_5k.npz"
+from inflib.lab import mnist_5k
+
+FILES = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
 
 
 @dataclass(frozen=True)
@@ -67,9 +68,16 @@ def mlp(widths: tuple[int, ...]) -> nn.Sequential:
     return nn.Sequential(*layers[:-1])
 
 
-def prepare(widths: tuple[int, ...], n_train: int, n_queries: int, epochs: int = 2, seed: int = 0) -> Workload:
-    """Read the digits, train the network on the training part, both seeded."""
-    source, train_x, train_y, query_x, query_y = _digits(n_train, n_queries)
+def prepare(
+    widths: tuple[int, ...],
+    n_train: int,
+    n_queries: int,
+    epochs: int = 2,
+    seed: int = 0,
+    shipped: bool = False,
+) -> Workload:
+    """Read the digits, train the network on its part of them, both seeded; `shipped`: never the full data set."""
+    source, train_x, train_y, query_x, query_y = _digits(n_train, n_queries, shipped)
     torch.manual_seed(seed)
     model = mlp(widths)
     optimiser = torch.optim.Adam(model.parameters(), lr=1e-3)
@@ -100,35 +108,29 @@ def batches(dataset: TensorDataset, batch_size: int) -> DataLoader:
     return DataLoader(dataset, batch_size=batch_size, shuffle=False)
 
 
-def _digits(n_train: int, n_queries: int) -> tuple[str, Tensor, Tensor, Tensor, Tensor]:
+def _digits(n_train: int, n_queries: int, shipped: bool) -> tuple[str, Tensor, Tensor, Tensor, Tensor]:
     """The full data set where `INFLIB_DATA` has it, else the 5,000 digits that ship with the repository."""
-    folder = Path(os.environ.get("INFLIB_DATA", "")) / "mnist"
-    if os.environ.get("INFLIB_DATA") and folder.is_dir():
-        train = [_idx(folder / f"train-{part}") for part in ("images-idx3-ubyte.gz", "labels-idx1-ubyte.gz")]
-        test = [_idx(folder / f"t10k-{part}") for part in ("images-idx3-ubyte.gz", "labels-idx1-ubyte.gz")]
-        source = "MNIST, the first images of its training and test sets"
+    folder = os.environ.get("INFLIB_DATA", "")
+    if folder and (Path(folder) / "mnist").is_dir() and not shipped:
+        source = "MNIST, the first images of its training and of its test set"
+        parts = [_idx(Path(folder) / "mnist" / f"{name}-ubyte.gz") for name in FILES]
+        x, y, query_x, query_y = (torch.from_numpy(part) for part in parts)
+        x, query_x = (images[:n].flatten(1) / 127.5 - 1 for images, n in ((x, n_train), (query_x, n_queries)))
     else:
-        train, test = _shipped()
-        source = f"data/{SHIPPED.name}, its training and query parts (INFLIB_DATA/mnist not found)"
-    for name, wanted, part in (("training examples", n_train, train), ("queries", n_queries, test)):
-        if len(part[0]) < wanted:
-            source += f"; only {len(part[0]):,} {name}"
-    x, y = _tensors(train, n_train)
-    query_x, query_y = _tensors(test, n_queries)
-    return source, x, y, query_x, query_y
+        source = "the digits in data/mnist_5k.npz" + ("" if shipped else " (no INFLIB_DATA/mnist)")
+        digits = mnist_5k()
+        x, y = digits.train.inputs, digits.train.labels
+        query_x, query_y = digits.queries.inputs, digits.queries.labels
+    return source, x[:n_train].clone(), y[:n_train].long(), query_x[:n_queries].clone(), query_y[:n_queries].long()
 
 
 def _idx(path: Path) -> np.ndarray:
     """One array from the IDX format: two zero bytes, type, number of axes, big-endian sizes, then the bytes."""
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing; expected the four gzipped MNIST files beside it, or INFLIB_DATA unset")
+        raise FileNotFoundError(
+            f"{path} is missing; expected {', '.join(FILES)} there; unset INFLIB_DATA "
+            "to use the digits that ship with the repository")
     raw = gzip.decompress(path.read_bytes())
     axes = raw[3]
     shape = tuple(int.from_bytes(raw[4 + 4 * k : 8 + 4 * k], "big") for k in range(axes))
-    return np.frombuffer(raw, np.uint8, offset=4 + 4 * axes).reshape(shape)
-
-
-def _tensors(part: list[np.ndarray], n: int) -> tuple[Tensor, Tensor]:
-    images, labels = part[0][:n], part[1][:n]
-    x = torch.from_numpy(images.reshape(len(images), -1).astype(np.float32)) / 127.5 - 1
-    return x, torch.from_numpy(labels.astype(np.int64))
+    return np.frombuffer(raw, np.uint8, offset=4 + 4 * axes).reshape(shape).copy()  # writable, as torch wants it

@@ -79,7 +79,7 @@ def tensors(value: Any) -> Iterator[Tensor]:
 
 
 def call(model: nn.Module, inputs: Any, parameters: dict[str, Tensor] | None = None) -> Tensor:
-    """The model's output on one batch of inputs, as one tensor (B, ...); ``parameters`` stand in for the model's own."""
+    """The model's output on a batch, as one tensor (B, ...); ``parameters``, if given, stand in for the model's own."""
     check_placement(model, inputs)
     args: tuple = (inputs,)
     kwargs: Mapping[str, Any] = {}
@@ -136,7 +136,8 @@ class Order:
     """The fingerprint of a whole pass, to be compared with the next pass over the same data."""
 
     def __init__(self, name: str):
-        self.name, self.prints = name, []
+        self.name = name
+        self.prints: list[str] = []
 
     def watch(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """Yield the batches; on every pass but the first, raise at the first batch that is not as before."""
@@ -230,7 +231,9 @@ def _iterate(data: Data, name: str) -> Iterator[Any]:
         with preserved_rng():
             iterator = iter(data)
     except TypeError:
-        raise TypeError(f"{name} is {_say(data)}; expected a list or DataLoader of (inputs, targets) batches.") from None
+        raise TypeError(
+            f"{name} is {_say(data)}; expected a list or DataLoader of (inputs, targets) batches."
+        ) from None
     if iterator is data:
         raise TypeError(
             f"{name} is a one-shot iterator ({type(data).__name__}); expected something that can be walked over "

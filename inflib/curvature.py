@@ -2,10 +2,10 @@
 
 Identity, diagonal, K-FAC and EK-FAC are one class, ``Kronecker``: an orthogonal basis and eigenvalues in it,
 
-    C v = Q_S [Λ ⊙ (Q_Sᵀ V Q_A)] Q_Aᵀ          (C + λI)⁻¹ v = Q_S [(Q_Sᵀ V Q_A) / (Λ + λ)] Q_Aᵀ      (Grosse et al. 2023, eq. 21)
+    C v = Q_S [Λ ⊙ (Q_Sᵀ V Q_A)] Q_Aᵀ          (C + λI)⁻¹ v = Q_S [(Q_Sᵀ V Q_A) / (Λ + λ)] Q_Aᵀ
 
-with different Λ and Q. ``Dense`` and ``BlockDense`` hold matrices (see exact.py). Damping λ belongs to ``solve``, one
-number per layer, so that trying another refits nothing; by default λ = 0.1 · mean(Λ) in each layer.
+with different Λ and Q (Grosse et al. 2023, eq. 21). ``Dense`` and ``BlockDense`` hold matrices (see exact.py). Damping λ
+belongs to ``solve``, one number per layer, so that trying another refits nothing; default 0.1 · mean(Λ) in each layer.
 """
 
 from __future__ import annotations
@@ -62,7 +62,11 @@ class Facts:
 class Curvature(Protocol):
     """A positive semi-definite C, mean over the examples, acting on stacks {layer: (K, o, i)} of K vectors."""
 
-    facts: Facts
+    @property
+    def facts(self) -> Facts: ...
+
+    @property
+    def default_damping(self) -> float | Relative | None: ...
 
     @property
     def layers(self) -> tuple[str, ...]: ...
@@ -110,8 +114,8 @@ class Kronecker:
         wanted = set(layers)
         _check_known(wanted, self.layers)
         keep = [name for name in self.layers if name in wanted]
-        parts = ({k: d[k] for k in keep if k in d} for d in (self.eigenvalues, self.Q_S, self.Q_A))
-        return replace(self, **dict(zip(("eigenvalues", "Q_S", "Q_A"), parts, strict=True)))
+        values, Q_S, Q_A = ({k: d[k] for k in keep if k in d} for d in (self.eigenvalues, self.Q_S, self.Q_A))
+        return replace(self, eigenvalues=values, Q_S=Q_S, Q_A=Q_A)
 
     def rotate(self, v: Matrices) -> Matrices:
         """Q_Sᵀ V Q_A: the coordinates in the eigenbasis."""
@@ -269,7 +273,7 @@ class Dense:
         return unflatten(flatten(v, self.shapes) @ self.matrix, self.shapes)
 
     def solve(self, v: Matrices, damping: Damping = None) -> Matrices:
-        """(C + diag λ)⁻¹ v, λ constant within a layer; warns (IndefiniteWarning) when the damped matrix is indefinite."""
+        """(C + diag λ)⁻¹ v, λ constant in a layer; warns (IndefiniteWarning) when the damped matrix is indefinite."""
         check_stacks(self, v)
         numbers = resolve_damping(self, damping)
         damped = self.matrix.clone()
@@ -327,7 +331,7 @@ class BlockDense:
 
 
 def _solve(damped: Tensor, v: Tensor, what: str) -> Tensor:
-    """damped⁻¹ v (D, K): Cholesky where positive definite, LU (and a warning) where indefinite, an error where singular."""
+    """damped⁻¹ v (D, K): Cholesky if positive definite, LU (and a warning) if indefinite, an error if singular."""
     factor, failed = torch.linalg.cholesky_ex(damped)
     rounding = len(damped) * torch.finfo(damped.dtype).eps
     if not bool(failed):
@@ -370,7 +374,7 @@ def resolve_damping(curvature: Curvature, damping: Damping = None) -> dict[str, 
     Raises ValueError for a λ that is negative, NaN or infinite, for missing and for unknown layers.
     """
     if damping is None:
-        damping = curvature.default_damping  # type: ignore[attr-defined]
+        damping = curvature.default_damping
         if damping is None:
             raise ValueError(
                 f"{curvature.facts.method} has no default damping (it may be indefinite); "
@@ -386,7 +390,7 @@ def resolve_damping(curvature: Curvature, damping: Damping = None) -> dict[str, 
             raise ValueError(f"damping has no number for layer {missing[0]!r}; expected one for every layer.")
         numbers = {name: damping[name] for name in curvature.layers}
     else:
-        numbers = dict.fromkeys(curvature.layers, damping)  # type: ignore[arg-type]
+        numbers = dict.fromkeys(curvature.layers, damping)
     for name, number in numbers.items():
         _check_number(number, f"damping of layer {name!r}")
     return {name: float(number) for name, number in numbers.items()}
@@ -427,7 +431,9 @@ def check_stacks(curvature: Curvature, v: Matrices) -> None:
     """Raise ValueError unless v holds a (K, o, i) stack for exactly the curvature's layers."""
     for name, (o, i) in curvature.shapes.items():
         if name not in v:
-            raise ValueError(f"v has no layer {name!r}; expected a stack (K, {o}, {i}) for each of {list(curvature.shapes)}.")
+            raise ValueError(
+                f"v has no layer {name!r}; expected a stack (K, {o}, {i}) for each of {list(curvature.shapes)}."
+            )
         if v[name].ndim != 3 or v[name].shape[1:] != (o, i):
             raise ValueError(f"v[{name!r}] has shape {tuple(v[name].shape)}; expected (K, {o}, {i}).")
     _check_known(v, curvature.layers)
@@ -451,7 +457,9 @@ def hash_weights(model: nn.Module) -> str:
 def describe(curvature: Curvature) -> str:
     """Method, labels, number of examples, and each layer's shape and mean eigenvalue, as a few lines of text."""
     facts, means = curvature.facts, curvature.mean_eigenvalues()
-    labels = f"{facts.labels} labels" + (f" ({facts.draws} draws, seed {facts.seed})" if facts.labels == "sampled" else "")
+    labels = f"{facts.labels} labels" + (
+        f" ({facts.draws} draws, seed {facts.seed})" if facts.labels == "sampled" else ""
+    )
     width = max(len(name) for name in means)
     lines = [f"{facts.method} curvature, {labels}, {facts.examples} examples"]
     lines += [f"  {k:{width}}  ({o}, {i})  mean eigenvalue {means[k]:.3g}" for k, (o, i) in curvature.shapes.items()]

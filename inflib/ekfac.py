@@ -105,7 +105,7 @@ def _sum_of_squares(g: Tensor, a_rotated: Tensor, Q_S: Tensor | None) -> Tensor:
     T, o, i = g.shape[1], g.shape[2], a_rotated.shape[2]
     total = a_rotated.new_zeros(o, i)
     for rows in chunks(g.shape[0], o * i * a_rotated.element_size()):
-        if T <= i or Q_S is None:
+        if Q_S is None or i >= T:
             matrices = torch.bmm(_rotate(g[rows], Q_S).mT, a_rotated[rows])  # (b, o, i)
         else:
             matrices = Q_S.T @ torch.bmm(g[rows].to(a_rotated).mT, a_rotated[rows])

@@ -1,7 +1,7 @@
 """The exact curvature of small models: what every approximation is measured against.
 
     Gauss-Newton   G = (1/N) Σ Jᵀ H_out J                  J = d outputs/dθ, H_out = Hessian of ℓ in the outputs
-    Fisher         F = (1/N) Σ E_y[∇ℓ ∇ℓᵀ]                 y from the model: F = G for the objectives here; y = data: empirical
+    Fisher         F = (1/N) Σ E_y[∇ℓ ∇ℓᵀ]                 y from the model: F = G here; y of the data: empirical
     Hessian        H = (1/N) Σ ∇²ℓ                          = G + Σ_c (dℓ/df_c) ∇²f_c
 
 Everything here goes through ``torch.func`` (per-example Jacobians, forward over reverse), never through the hooks that
@@ -115,7 +115,7 @@ def _square_root_rows(fit: Fit) -> Iterator[tuple[Batch, Tensor]]:
                 root = _root(_output_hessians(fit.objective, outputs[rows], targets))  # (b, F, F)
                 yield batch, (root.mT @ J).flatten(0, 1)
             else:
-                constants = dict(labels=fit.labels, draws=fit.draws, seed=fit.seed, pass_=1)
+                constants = {"labels": fit.labels, "draws": fit.draws, "seed": fit.seed, "pass_": 1}
                 start = batch.start + rows.start
                 for s, weight in label_seeds(fit.objective, outputs[rows], targets, start=start, **constants):  # type: ignore[arg-type]
                     yield batch, weight**0.5 * torch.einsum("bf,bfd->bd", s.flatten(1), J)

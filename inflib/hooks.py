@@ -26,7 +26,7 @@ Matrices = dict[str, Tensor]  # layer → (K, o, i), a stack of K matrices
 
 
 class Pair(NamedTuple):
-    """One layer, one batch: activations a (B, T, i), the last feature being 1 with a bias, and gradients g (B, T, o)."""
+    """One layer, one batch: activations a (B, T, i), their last feature 1 with a bias, and gradients g (B, T, o)."""
 
     a: Tensor
     g: Tensor

@@ -66,7 +66,10 @@ class TrainIndex:
     ) -> Pairs:
         """The query side, captured and rotated: give it to ``scores`` again and again with other dampings."""
         layers = layers_of(model, self.curvature)
-        return _rotated(gather(model, layers, objective, queries, "queries", measurement or "log_likelihood", False), self.curvature)
+        return _rotated(
+            gather(model, layers, objective, queries, "queries", measurement or "log_likelihood", False),
+            self.curvature,
+        )
 
     def scores(
         self,
@@ -140,8 +143,8 @@ class TrainIndex:
         )
         if not (flat or (same and bool(own.Q_S) == bool(other.Q_S))):
             raise ValueError(
-                f"the {curvature.facts.method} curvature has another eigenbasis than this index; expected one fitted with "
-                "the same data, labels and seed, or an identity. Build an index for it: TrainIndex.build(...)."
+                f"the {curvature.facts.method} curvature has another eigenbasis than this index; expected one fitted "
+                "with the same data, labels and seed, or an identity. Build an index for it: TrainIndex.build(...)."
             )
         return curvature
 
@@ -157,7 +160,10 @@ def _rotated(groups: list[Pairs], curvature: Kronecker) -> Pairs:
     rotated = {}
     for name, (a, g) in groups[0].items():  # one group: batches are kept apart only where T differs
         if name in curvature.Q_S:
-            a, g = a.to(curvature.Q_A[name]) @ curvature.Q_A[name], g.to(curvature.Q_S[name]) @ curvature.Q_S[name]
+            a, g = (
+                a.to(curvature.Q_A[name]) @ curvature.Q_A[name],
+                g.to(curvature.Q_S[name]) @ curvature.Q_S[name],
+            )
         rotated[name] = Pair(a, g)
     return rotated
 

@@ -1,9 +1,10 @@
 """K-FAC: the curvature of a layer as a Kronecker product of two small second moments.
 
-    F_layer = E[Dθ Dθᵀ] = E[g gᵀ ⊗ a aᵀ] ≈ E[g gᵀ] ⊗ E[a aᵀ] = S ⊗ A          (Martens & Grosse 2015; Grosse et al. 2023, eq. 16)
+    F_layer = E[Dθ Dθᵀ] = E[g gᵀ ⊗ a aᵀ] ≈ E[g gᵀ] ⊗ E[a aᵀ] = S ⊗ A
 
-with A = Σ a aᵀ / positions (i, i) and S = Σ g gᵀ / examples (o, o), g of the per-example loss *summed* over tokens, so
-that S ⊗ A has the curvature's scale for any number of positions. Row-major: entry (o i, o' i') is S[o, o'] A[i, i'].
+(Martens & Grosse 2015; Grosse et al. 2023, eq. 16) with A = Σ a aᵀ / positions (i, i) and S = Σ g gᵀ / examples (o, o), g of
+the per-example loss *summed* over tokens, so that S ⊗ A has the curvature's scale for any number of positions. Row-major:
+entry (o i, o' i') is S[o, o'] A[i, i'].
 """
 
 from __future__ import annotations
@@ -51,7 +52,17 @@ class Fit:
         if draws < 1 or int(draws) != draws:
             raise ValueError(f"draws={draws}; expected a whole number of label draws per example, at least 1.")
         chosen = select(model, layers, note=True)
-        return cls(model, objective, data, chosen, label_kind(objective, labels), draws, seed, progress, Order("train"))
+        return cls(
+            model,
+            objective,
+            data,
+            chosen,
+            label_kind(objective, labels),
+            draws,
+            seed,
+            progress,
+            Order("train"),
+        )
 
     def recordings(
         self, pass_: int, what: str, *, check: bool

@@ -279,7 +279,7 @@ class Coverage:
     left_out: tuple[tuple[str, str, int], ...]
 
     def __repr__(self) -> str:
-        width = max(len(name) for name, *_ in (*self.rows, *self.left_out))
+        width = max(len(name) for name in (*(r[0] for r in self.rows), *(r[0] for r in self.left_out)))
         lines = [f"{'layer':{width}}  type     matrix (o, i)"]
         lines += [f"{name:{width}}  {kind:8} ({o}, {i})" for name, kind, o, i in self.rows]
         lines += [f"{name:{width}}  not covered ({kind}, {count} numbers)" for name, kind, count in self.left_out]

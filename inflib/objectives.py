@@ -43,7 +43,9 @@ class Objective:
 
     def seeds(self, outputs: Tensor) -> Iterator[Tensor]:
         """Tensors shaped like ``outputs`` with Σ_c s_c s_cᵀ = H_out for every example."""
-        raise NotImplementedError(f"{type(self).__name__} has no seeds: expected labels need them; use labels='sampled'")
+        raise NotImplementedError(
+            f"{type(self).__name__} has no seeds: expected labels need them; use labels='sampled'"
+        )
 
     def uniforms(self, outputs: Tensor) -> int:
         """How many uniform numbers ``sample`` uses for one example."""
@@ -130,7 +132,9 @@ class SquaredError(Objective):
         _check_shape(targets, outputs.shape, "SquaredError", "one target per output")
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        return 0.5 * (outputs - targets).flatten(1).square().sum(1) if outputs.ndim > 1 else 0.5 * (outputs - targets) ** 2
+        return (
+            0.5 * (outputs - targets).flatten(1).square().sum(1) if outputs.ndim > 1 else 0.5 * (outputs - targets) ** 2
+        )
 
     def seeds(self, outputs: Tensor) -> Iterator[Tensor]:
         yield from _unit_seeds(torch.ones_like(outputs))
@@ -188,7 +192,15 @@ def label_kind(objective: Objective, labels: str | None) -> str:
 
 
 def label_seeds(
-    objective: Objective, outputs: Tensor, targets: Any, *, labels: str, draws: int, seed: int, pass_: int, start: int
+    objective: Objective,
+    outputs: Tensor,
+    targets: Any,
+    *,
+    labels: str,
+    draws: int,
+    seed: int,
+    pass_: int,
+    start: int,
 ) -> Iterator[tuple[Tensor, float]]:
     """Pairs (seed tensor, weight) with Σ weight · s sᵀ = the second moment of dℓ/d outputs under ``labels``.
 

@@ -10,7 +10,6 @@ training gradient Σ_t g_t a_tᵀ is contracted with them, for one position as g
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from .batches import BYTE_BUDGET, Data, check_order, chunks, walk
 from .curvature import Curvature, Damping, Kronecker, check_stacks
 from .hooks import Matrices, Pair, check_finite, pairs
-from .layers import Layer, LayerSpec, Untied, select
+from .layers import Layer, Untied, select
 from .objectives import Measurement, Objective
 
 Pairs = dict[str, Pair]
@@ -139,7 +138,7 @@ def _buffered(
     progress: bool,
     whole: bool,
 ) -> Iterator[Pairs]:
-    """Training pairs, batch by batch; gathered up to ``max_bytes`` first where queries are preconditioned anew each time."""
+    """Training pairs, batch by batch (whole), or gathered up to ``max_bytes`` to save preconditionings."""
     held: list[Pairs] = []
     size = 0
     for batch in walk(train, name="train", progress=progress, what="influence"):
@@ -214,7 +213,10 @@ def _contract_layer(P: Tensor, pair: Pair, max_bytes: int) -> Tensor:
     b, T = a.shape[:2]
     if T > 1:
         flat = P.flatten(1)  # (Q, o·i)
-        columns = [flat @ Pair(a[rows], g[rows]).matrices().flatten(1).T for rows in chunks(b, o * i * P.element_size(), max_bytes)]
+        columns = [
+            flat @ Pair(a[rows], g[rows]).matrices().flatten(1).T
+            for rows in chunks(b, o * i * P.element_size(), max_bytes)
+        ]
         return torch.cat(columns, dim=1)
     a, g = a[:, 0], g[:, 0]  # (b, i), (b, o)
     if i < o:  # the larger side goes into the matrix product, the smaller is left for the sum
@@ -257,7 +259,10 @@ def own_layer(rotated: Pair, inverse: Tensor, max_bytes: int) -> Tensor:
     if a.shape[1] == 1:
         return ((g[:, 0].square() @ inverse) * a[:, 0].square()).sum(1)
     each = inverse.numel() * inverse.element_size()
-    parts = (Pair(a[rows], g[rows]).matrices().square().flatten(1) @ inverse.flatten() for rows in chunks(len(a), each, max_bytes))
+    parts = (
+        Pair(a[rows], g[rows]).matrices().square().flatten(1) @ inverse.flatten()
+        for rows in chunks(len(a), each, max_bytes)
+    )
     return torch.cat(list(parts))
 
 
@@ -274,5 +279,3 @@ def _check(found: Pairs, batch: int) -> None:
     for name, pair in found.items():
         check_finite(name, "activations", pair.a, batch)
         check_finite(name, "output gradients", pair.g, batch)
-
-

@@ -1,8 +1,8 @@
 """Curvatures to and from safetensors files, together with the facts that make them valid.
 
 A file holds the eigenvalues and eigenvectors of a Kronecker curvature, and as metadata its layers' shapes, its method,
-label kind, draws, seed and number of examples, and a hash of the weights it was fitted at. ``load`` gives it back for that
-model only: with other layers, other shapes or other weights the numbers would be wrong in a way nobody could see.
+label kind, draws, seed and number of examples, and a hash of the weights it was fitted at. ``load`` gives it back for
+that model only: with other layers, other shapes or other weights the numbers would be wrong in a way nobody could see.
 """
 
 from __future__ import annotations
@@ -65,8 +65,8 @@ def load(path: str | Path, model: nn.Module) -> Kronecker:
         raise ValueError(f"{path} was saved for another model: {error}") from None
     if facts.weights != hash_weights(model):
         raise ValueError(
-            f"{path} was fitted at weights with hash {facts.weights}, this model's are {hash_weights(model)}; expected the "
-            "same. Load the checkpoint it was fitted at, or fit again: ekfac(model, objective, train)."
+            f"{path} was fitted at weights with hash {facts.weights}, this model's are {hash_weights(model)}; "
+            "expected the same. Load the checkpoint it was fitted at, or fit again: ekfac(model, objective, train)."
         )
     return curvature
 
@@ -94,4 +94,6 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         with safe_open(str(path), framework="pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except SafetensorError as error:
-        raise ValueError(f"{path} is damaged or no safetensors file ({error}); expected one written by inflib.save.") from None
+        raise ValueError(
+            f"{path} is damaged or no safetensors file ({error}); expected one written by inflib.save."
+        ) from None

@@ -4,8 +4,8 @@
 
 The text (jupytext, py:percent) is what is written; the notebook is what is read, committed with its outputs.
 The same text gives the same file, byte for byte: one thread, no GPU, a fresh kernel, cell ids from the cells'
-own text, no times, no widget state. Outputs that a browser shows as a live widget keep their still (text/html)
-only: without its kernel a saved widget is an error message.
+own text, no times, no widget state. Outputs that a browser shows as a live widget keep only their still
+(text/html): without its kernel a saved widget is an error message.
 """
 
 from __future__ import annotations
@@ -62,12 +62,12 @@ def kernel_environment(scratch: Path) -> dict[str, str]:
 
 
 def warm_up() -> None:
-    """Build matplotlib's font cache now: on a fresh machine the first figure would warn about it on stderr."""
+    """Build matplotlib's font cache now: on a fresh machine the first figure would warn on stderr."""
     import matplotlib.font_manager  # noqa: F401
 
 
 def read_source(source: Path) -> NotebookNode:
-    """The notebook that a py:percent file describes: stable cell ids, no outputs, no metadata but the kernel."""
+    """The notebook that a py:percent file describes: stable ids, no outputs, no metadata but the kernel."""
     notebook = jupytext.read(source, fmt="py:percent")
     notebook.metadata = nbformat.from_dict({"kernelspec": KERNELSPEC})
     notebook.nbformat, notebook.nbformat_minor = 4, 5
@@ -123,17 +123,13 @@ def sources(only: Sequence[str]) -> list[Path]:
     unknown = [name for name in wanted if name not in there]
     if unknown or not there:
         names = ", ".join(there) or "nothing"
-        raise SystemExit(
-            f"{SOURCES}: no source for {', '.join(unknown) or 'any notebook'}; there is {names}."
-        )
+        raise SystemExit(f"{SOURCES}: no source for {', '.join(unknown) or 'any notebook'}; there is {names}.")
     return [there[name] for name in wanted]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Execute notebooks/src/NAME.py into notebooks/NAME.ipynb.")
-    parser.add_argument(
-        "--only", nargs="+", default=[], metavar="NAME", help="build these notebooks, not all"
-    )
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="build these notebooks, not all")
     chosen = sources(parser.parse_args(arguments).only)
     os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"  # the kernel of this environment, not of the home directory
     warm_up()

@@ -75,6 +75,4 @@ def test_every_requirement_of_the_course_is_an_exact_pin() -> None:
         lines = [line for line in (ROOT / name).read_text().splitlines() if line and line[0] not in "#-"]
         assert lines, f"{name} pins nothing"
         for line in lines:
-            assert re.fullmatch(r"[A-Za-z0-9_.-]+==[0-9][0-9A-Za-z.]*", line), (
-                f"{name}: {line!r} is not name==version"
-            )
+            assert re.fullmatch(r"[A-Za-z0-9_.-]+==[0-9][0-9A-Za-z.]*", line), f"{name}: {line!r} is not name==version"

@@ -1,7 +1,7 @@
 """The course's figures: one style, one palette, and the few plots that several notebooks draw.
 
-Colours are Okabe and Ito's (readable by colour-blind readers); a signed quantity is drawn on a diverging scale, blue for
-negative and orange for positive. Every function draws into axes it is given, and returns them.
+Colours are Okabe and Ito's (readable by colour-blind readers); a signed quantity is drawn on a diverging scale,
+blue for negative and orange for positive. Every function draws into axes it is given, and returns them.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What nbval never checks: that a notebook gives it something to check, and that the course's rules are kept.
 
-Pure reading, no kernel. A rule is a function from a `Book` to the problems it found, each a sentence that names
-the cell and the fix; `RULES` holds them all by name.
+Pure reading, no kernel. A rule is a function from a `Book` to the problems it found, each a sentence that
+names the cell and the fix; `RULES` holds them all by name.
 """
 
 from __future__ import annotations
@@ -194,7 +194,7 @@ def clean_metadata(book: Book) -> Iterator[str]:
 def run_in_order(book: Book) -> Iterator[str]:
     counts = [cell.execution_count for cell in book.code]
     if counts != list(range(1, len(counts) + 1)):
-        yield f"counts {counts}: not run top to bottom in one fresh kernel, and nbval compares no cell uncounted"
+        yield f"counts {counts}: not run top to bottom in one fresh kernel; nbval compares no uncounted cell"
 
 
 @rule
@@ -215,11 +215,9 @@ def enough_prose(book: Book) -> Iterator[str]:
 @rule
 def short_cells(book: Book) -> Iterator[str]:
     counts = {where: lines_of_code(cell) for where, cell in book.numbered}
-    yield from (
-        f"{where}: {n} lines of code, more than {MAX_LINES}" for where, n in counts.items() if n > MAX_LINES
-    )
+    yield from (f"{where}: {n} lines of code, more than {MAX_LINES}" for where, n in counts.items() if n > MAX_LINES)
     if counts and statistics.median(counts.values()) > MAX_MEDIAN_LINES:
-        yield f"a median of {statistics.median(counts.values()):g} lines of code, more than {MAX_MEDIAN_LINES}"
+        yield f"a median of {statistics.median(counts.values()):g} lines a cell, more than {MAX_MEDIAN_LINES}"
 
 
 # ---------------------------------------------------------------------------------------------- how cells run
@@ -237,9 +235,7 @@ def markers_are_read(book: Book) -> Iterator[str]:
     for where, cell in book.numbered:
         in_tags = [tag for tag in tags(cell) if MARKER.search(tag) and tag != "nbval-ignore-output"]
         in_source = [m for m in MARKER.findall(cell.source) if "skip" not in m.lower()]
-        if len(in_source) != len(IGNORE.findall(cell.source)) or [
-            t for t in in_tags if "skip" not in t.lower()
-        ]:
+        if len(in_source) != len(IGNORE.findall(cell.source)) or [t for t in in_tags if "skip" not in t.lower()]:
             yield f"{where}: nbval reads '# NBVAL_IGNORE_OUTPUT' alone on its line, spelt exactly so"
 
 

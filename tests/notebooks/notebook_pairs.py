@@ -1,4 +1,4 @@
-"""Does a notebook hold what its paired source says: cells, their order, ids and tags? (Outputs: see nbval.)"""
+"""Does a notebook hold what its paired source says: cells, their order, ids, tags? Outputs are nbval's."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
 """Would nbval notice? A notebook's saved outputs, played back against themselves with one digit changed.
 
 A replay notebook has one cell for every place where a saved output shows a digit: the cell emits the saved
-outputs as they are, and its reference has that one digit changed, so nbval has to turn every such cell red. One
-unchanged cell for each original cell has to stay green. Comments and tags travel along, so a cell that nbval is
-told not to compare shows up as one that did not turn red. The kernel only prints, so a long notebook takes
-seconds.
+outputs as they are, and its reference has that one digit changed, so nbval has to turn every such cell red.
+One unchanged cell for each original cell has to stay green. Comments and tags travel along, so a cell that
+nbval is told not to compare shows up as one that did not turn red. The kernel only prints, so a long notebook
+takes seconds.
 """
 
 from __future__ import annotations
@@ -56,9 +56,7 @@ def altered(outputs: list[NotebookNode]) -> Iterator[list[NotebookNode]]:
     """Copies of a cell's outputs, each with a digit changed in one compared text."""
     for n, output in enumerate(outputs):
         holders = [(output, "text"), (output, "evalue")]
-        holders += [
-            (output.get("data", {}), kind) for kind in output.get("data", {}) if kind not in NOT_COMPARED
-        ]
+        holders += [(output.get("data", {}), kind) for kind in output.get("data", {}) if kind not in NOT_COMPARED]
         for holder, key in holders:
             changed = bump(holder[key]) if isinstance(holder.get(key), str) else None
             if changed is not None:
@@ -80,9 +78,7 @@ def replay(notebook: NotebookNode) -> tuple[NotebookNode, list[tuple[str, bool]]
             twin = v4.new_code_cell(source, outputs=reference, metadata=cell.metadata)
             twin.execution_count = cell.execution_count
             cells.append(twin)
-            expected.append(
-                (f"code cell {n}, change {change}" if change else f"code cell {n} as saved", change > 0)
-            )
+            expected.append((f"code cell {n}, change {change}" if change else f"code cell {n} as saved", change > 0))
     return v4.new_notebook(cells=cells, metadata={"kernelspec": KERNELSPEC}), expected
 
 
@@ -102,9 +98,7 @@ def run_nbval(path: Path) -> list[bool]:
     ]
     outer = {key for key in os.environ if key.startswith("PYTEST_")}
     environment = {k: v for k, v in kernel_environment(path.parent / "ipython").items() if k not in outer}
-    done = subprocess.run(
-        command, cwd=path.parent, env=environment, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run(command, cwd=path.parent, env=environment, capture_output=True, text=True, check=False)
     if not report.is_file():
         raise RuntimeError(f"nbval did not run:\n{done.stdout}{done.stderr}")
     cases = {int(case.get("name", "").split()[-1]): case for case in ET.parse(report).iter("testcase")}
@@ -114,13 +108,13 @@ def run_nbval(path: Path) -> list[bool]:
 def unnoticed(notebook: NotebookNode, folder: Path) -> list[str]:
     """What nbval got wrong: changed digits that it let pass, saved outputs that it refused."""
     played, expected = replay(notebook)
+    if not any(must_be_red for _, must_be_red in expected):
+        return ["no digit of any saved output is compared"]
     path = folder / "replay.ipynb"
     nbformat.write(played, path)
     red = run_nbval(path)
     if len(red) != len(expected):
         raise RuntimeError(f"nbval reported {len(red)} cells of {len(expected)}")
-    if not any(must_be_red for _, must_be_red in expected):
-        return ["no digit of any saved output is compared"]
     return [
         f"{what}: {'a changed digit is not noticed' if must_be_red else 'refused, though it is unchanged'}"
         for (what, must_be_red), is_red in zip(expected, red, strict=True)

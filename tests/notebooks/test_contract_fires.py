@@ -9,9 +9,7 @@ from build import KERNELSPEC, WIDGET_VIEW
 from nbformat import NotebookNode, v4
 from notebook_contract import MAX_BYTES, RULES, Book, asserts, problems, words
 
-PROSE = (
-    "What to look for before the figure, and what was seen after it, in words that a reader can follow. " * 4
-)
+PROSE = "What to look for before the figure, and what was seen after it, in words that a reader can follow. " * 4
 
 
 def stdout(text: str, name: str = "stdout") -> NotebookNode:
@@ -52,18 +50,12 @@ ASSERTED = "assert 1 + 1 == 2"
 GOOD = {
     "text": book(code("print(1)", stdout("1\n"))),
     "asserting": book(code(ASSERTED)),
-    "ignored but asserting": book(
-        code(f"# NBVAL_IGNORE_OUTPUT\n{ASSERTED}\nprint(t)", stdout("0.53 s on cuda:0\n"))
-    ),
+    "ignored but asserting": book(code(f"# NBVAL_IGNORE_OUTPUT\n{ASSERTED}\nprint(t)", stdout("0.53 s on cuda:0\n"))),
     "ignored by tag": book(code(ASSERTED, stdout("/home/me/x\n"), tags=("nbval-ignore-output",))),
-    "a figure": book(
-        code(f"plot()\n{ASSERTED}", shown(plain="<Figure size 640x480 with 1 Axes>", png="iVBO"))
-    ),
+    "a figure": book(code(f"plot()\n{ASSERTED}", shown(plain="<Figure size 640x480 with 1 Axes>", png="iVBO"))),
     "a widget with a still": book(code("w", shown(plain="Gallery", widget="{}", html="<p>still</p>"))),
     "an error that is meant": book(code("1 / 0", error(), tags=("raises-exception",)), code(ASSERTED)),
-    "numbers": book(
-        code("print(x)", stdout("0.123456 -1.5e-16 3.14159 version 2.13.0 12345678 0.000123456\n"))
-    ),
+    "numbers": book(code("print(x)", stdout("0.123456 -1.5e-16 3.14159 version 2.13.0 12345678 0.000123456\n"))),
     "what looks like a path or a time": book(
         code("x", shown(plain="1/2, and/or, a / b, 3 minuses, 7 s 8 t, https://arxiv.org/abs/2308.03296"))
     ),
@@ -77,7 +69,7 @@ GOOD = {
         )
     ),
     "a cell that only prints an address": book(code("o", shown(plain="<Thing at 0x7f00aa>")), code(ASSERTED)),
-    "thirty lines once": book(code("\n".join(["x = 1"] * 30)), code(ASSERTED), code("x"), prose=PROSE * 3),
+    "thirty lines once": book(code("\n".join(["x = 1"] * 30)), code(ASSERTED), code("assert x"), prose=PROSE * 3),
     "dots in prose": book(code("print('wait...')", stdout("wait...\n"))),
 }
 
@@ -184,9 +176,7 @@ def test_a_good_notebook_has_no_problems(good) -> None:
     assert problems(GOOD[good]) == []
 
 
-@pytest.mark.parametrize(
-    ("rule", "bad", "message"), BAD, ids=[f"{rule}-{n}" for n, (rule, *_) in enumerate(BAD)]
-)
+@pytest.mark.parametrize(("rule", "bad", "message"), BAD, ids=[f"{rule}-{n}" for n, (rule, *_) in enumerate(BAD)])
 def test_a_bad_notebook_is_found(rule, bad, message) -> None:
     found = list(RULES[rule](bad))
     assert found
@@ -208,7 +198,4 @@ def test_check_helpers_count_as_assertions() -> None:
 
 
 def test_words_are_words_of_prose() -> None:
-    assert (
-        words("# The *sum* over 10 tokens, $\\sum_t g_t$: `code here` [link](https://a.b/c)\n```\nx = 1\n```")
-        == 5
-    )
+    assert words("# The *sum* over 10 tokens, $\\sum_t g_t$: `code here` [link](https://a.b/c)\n```\nx = 1\n```") == 5

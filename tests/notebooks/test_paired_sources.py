@@ -79,9 +79,7 @@ def change_type(nb) -> None:
     nb.cells[2] = nbformat.v4.new_markdown_cell(nb.cells[2].source)
 
 
-@pytest.mark.parametrize(
-    "edit", [drop_a_cell, change_code, change_prose, change_tags, swap_cells, change_type]
-)
+@pytest.mark.parametrize("edit", [drop_a_cell, change_code, change_prose, change_tags, swap_cells, change_type])
 def test_an_edited_notebook_differs_from_its_source(pair, edit) -> None:
     source, notebook = pair
     nb = nbformat.read(notebook, as_version=4)
