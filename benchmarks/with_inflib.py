@@ -29,9 +29,7 @@ def fit(work: Workload, folder: Path, batch_size: int, labels: str, max_examples
 def pairwise(work: Workload, folder: Path, batch_size: int) -> Tensor:
     """Scores (Q, N) at the default damping, 0.1 · mean Λ of each layer."""
     train, queries = batches(work.train_set(), batch_size), batches(work.query_set(), batch_size)
-    return inflib.influence(
-        work.model(), inflib.CrossEntropy(), train, queries, _load(folder), progress=False
-    )
+    return inflib.influence(work.model(), inflib.CrossEntropy(), train, queries, _load(folder), progress=False)
 
 
 def self_influence(work: Workload, folder: Path, batch_size: int) -> Tensor:

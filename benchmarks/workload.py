@@ -10,14 +10,13 @@ from __future__ import annotations
 import gzip
 import os
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
-
-from inflib.lab import mnist_5k
 
 FILES = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
 
@@ -63,7 +62,7 @@ class Workload:
 def mlp(widths: tuple[int, ...]) -> nn.Sequential:
     """Linear layers with biases, a ReLU between any two: submodules "0", "2", "4", …"""
     layers: list[nn.Module] = []
-    for i, o in zip(widths[:-1], widths[1:], strict=True):
+    for i, o in pairwise(widths):
         layers += [nn.Linear(i, o), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
 
@@ -118,6 +117,8 @@ def _digits(n_train: int, n_queries: int, shipped: bool) -> tuple[str, Tensor, T
         x, query_x = (images[:n].flatten(1) / 127.5 - 1 for images, n in ((x, n_train), (query_x, n_queries)))
     else:
         source = "the digits in data/mnist_5k.npz" + ("" if shipped else " (no INFLIB_DATA/mnist)")
+        from inflib.lab import mnist_5k  # here, so that the other libraries' processes never import inflib
+
         digits = mnist_5k()
         x, y = digits.train.inputs, digits.train.labels
         query_x, query_y = digits.queries.inputs, digits.queries.labels
@@ -129,7 +130,8 @@ def _idx(path: Path) -> np.ndarray:
     if not path.is_file():
         raise FileNotFoundError(
             f"{path} is missing; expected {', '.join(FILES)} there; unset INFLIB_DATA "
-            "to use the digits that ship with the repository")
+            "to use the digits that ship with the repository"
+        )
     raw = gzip.decompress(path.read_bytes())
     axes = raw[3]
     shape = tuple(int.from_bytes(raw[4 + 4 * k : 8 + 4 * k], "big") for k in range(axes))

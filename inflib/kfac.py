@@ -2,9 +2,9 @@
 
     F_layer = E[Dθ Dθᵀ] = E[g gᵀ ⊗ a aᵀ] ≈ E[g gᵀ] ⊗ E[a aᵀ] = S ⊗ A
 
-(Martens & Grosse 2015; Grosse et al. 2023, eq. 16) with A = Σ a aᵀ / positions (i, i) and S = Σ g gᵀ / examples (o, o), g of
-the per-example loss *summed* over tokens, so that S ⊗ A has the curvature's scale for any number of positions. Row-major:
-entry (o i, o' i') is S[o, o'] A[i, i'].
+(Martens & Grosse 2015; Grosse et al. 2023, eq. 16) with A = Σ a aᵀ / positions (i, i) and S = Σ g gᵀ / examples (o, o),
+g of the per-example loss *summed* over tokens, so that S ⊗ A has the curvature's scale for any number of positions.
+Row-major: entry (o i, o' i') is S[o, o'] A[i, i'].
 """
 
 from __future__ import annotations

@@ -180,7 +180,7 @@ class _Preconditioned:
         self.parts = [
             {k: Pair(p.a[rows], p.g[rows]) for k, p in found.items()}
             for found in queries
-            for rows in chunks(next(iter(found.values())).a.shape[0], size * first.a.element_size(), max_bytes)
+            for rows in chunks(next(iter(found.values())).a.shape[0], 4 * size * first.a.element_size(), max_bytes)
         ]
         hold = len(self.parts) == 1 or not isinstance(curvature, Kronecker)
         self.held = [self._solve(part) for part in self.parts] if hold else None

@@ -1,8 +1,8 @@
 """What the notebooks study: data sets, models and their training. The core of inflib never imports this package.
 
-    data        the digits that ship with the repository, with a split that never changes
-    models      small networks whose layers have readable names
-    training    seeded training, and checkpoints that know their weights and their data
+data        the digits that ship with the repository, with a split that never changes
+models      small networks whose layers have readable names
+training    seeded training, and checkpoints that know their weights and their data
 """
 
 from __future__ import annotations

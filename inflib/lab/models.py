@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +30,7 @@ def mlp(
         )
     generator = torch.Generator().manual_seed(seed)
     modules: OrderedDict[str, nn.Module] = OrderedDict()
-    for k, (i, o) in enumerate(zip(sizes[:-2], sizes[1:-1], strict=True), start=1):
+    for k, (i, o) in enumerate(pairwise(sizes[:-1]), start=1):
         modules[f"hidden{k}"] = _linear(i, o, bias, generator, dtype)
         modules[f"act{k}"] = activation()
     modules["out"] = _linear(sizes[-2], sizes[-1], bias, generator, dtype)

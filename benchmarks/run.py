@@ -1,0 +1,241 @@
+"""inflib beside kronfluence and curvlinops on one workload in one run: CPU-seconds, peak memory, agreement of scores.
+
+    make bench                                      # everything, about a quarter of an hour on two cores
+    make bench BENCH_ARGS="--quick"                 # a small slice and a small network: about a minute
+    python benchmarks/run.py --only pairwise        # one stage (and the fits that it needs)
+    python benchmarks/run.py --skip-slow            # without kronfluence's fit and self-influence
+
+The workload: MNIST, 10,000 training examples and 100 queries, a 784-512-256-10 ReLU network in float32, lightly
+trained. Labels of the fit are sampled from the model, one draw, in every library; expected labels are reported beside.
+Every stage of every library runs in a process of its own, in the environment that `make peers` builds, with the same
+number of threads. The table goes to the screen and, with all figures as JSON, to `benchmarks/results/`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+STAGES = ("fit", "pairwise", "self_influence")
+FULL = {"widths": (784, 512, 256, 10), "train": 10_000, "queries": 100, "epochs": 2}
+QUICK = {"widths": (784, 64, 32, 10), "train": 400, "queries": 10, "epochs": 12}
+SLOW = {("kronfluence", "fit"), ("kronfluence", "self_influence")}
+STAND_IN = 256  # examples that kronfluence's factors are fitted on under --skip-slow
+REPEAT_BELOW = 60.0  # CPU-seconds: a longer stage runs once
+
+# The batch size that serves each library best, of those tried (README.md has the figures). kronfluence holds one
+# gradient per example of a batch, so small batches serve it better in time and memory both, except in `pairwise`.
+BATCH = {
+    ("kronfluence", "fit"): 32,
+    ("kronfluence", "pairwise"): 1000,
+    ("kronfluence", "self_influence"): 32,
+    ("curvlinops", "fit"): 500,
+    ("inflib", "fit"): 1000,
+    ("inflib", "pairwise"): 1000,
+    ("inflib", "self_influence"): 1000,
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One stage of one library."""
+
+    library: str
+    stage: str
+    labels: str = "sampled"
+    max_examples: int | None = None  # fit on this many only, a stand-in that is not reported
+
+    @property
+    def title(self) -> str:
+        stand_in = f", first {self.max_examples} examples" if self.max_examples else ""
+        return f"{self.library}, {self.stage}" + (f", {self.labels} labels{stand_in}" if self.stage == "fit" else "")
+
+
+def main() -> None:
+    options = _options()
+    with tempfile.TemporaryDirectory() as name:
+        bench = Bench(Path(name), options.python, options.threads)
+        size = QUICK if options.quick else FULL
+        facts = bench.train(**size)
+        print(_heading(facts, options) + "\n", flush=True)
+        costs = {}
+        for job in plan(options.only, options.skip_slow):
+            runs = bench.measure(job, 1 if job.max_examples else options.repeats)
+            if not job.max_examples:
+                costs[job] = runs
+        agreement = bench.agreement(options) if options.only in (None, "agreement") else {}
+    report = "\n\n".join(filter(None, [_heading(facts, options), table(costs), agreement_table(agreement)]))
+    print(f"\n{report}")
+    print(f"\nkept in {keep(report, facts, costs, agreement, options)}")
+
+
+def plan(only: str | None, skip_slow: bool) -> list[Job]:
+    """What is run, in order: a score stage needs its library's fit before it."""
+    jobs = []
+    for stage in STAGES:
+        wanted = only in (None, stage)
+        for library in ("kronfluence", "inflib"):
+            if (library, stage) in SLOW and skip_slow:
+                if stage == "fit" and only in (None, "fit", "pairwise"):
+                    jobs.append(Job(library, stage, max_examples=STAND_IN))
+            elif wanted or (stage == "fit" and only in ("pairwise", "self_influence")):
+                jobs.append(Job(library, stage))
+        if stage == "fit" and wanted:
+            jobs += [Job("curvlinops", "fit"), Job("curvlinops", "fit", "expected"), Job("inflib", "fit", "expected")]
+    return jobs
+
+
+class Bench:
+    """Runs this folder's scripts with the peers' interpreter; what they write lives in `folder`."""
+
+    def __init__(self, folder: Path, python: Path, threads: int):
+        self.folder, self.python, self.threads = folder, python, threads
+        self.workload = folder / "workload.pt"
+
+    def train(self, widths: tuple[int, ...], train: int, queries: int, epochs: int) -> dict[str, Any]:
+        sizes = ["--train", train, "--queries", queries, "--epochs", epochs]
+        return self._script("train.py", self.workload, "--widths", *widths, *sizes)
+
+    def measure(self, job: Job, repeats: int) -> list[dict[str, Any]]:
+        """What each run cost."""
+        where = job.library if job.labels == "sampled" else f"{job.library}-{job.labels}"
+        arguments = [job.library, job.stage, "--workload", self.workload, "--folder", self.folder / where]
+        arguments += ["--labels", job.labels, "--batch-size", BATCH[job.library, job.stage]]
+        if job.max_examples:
+            arguments += ["--max-examples", job.max_examples]
+        print(f"{job.title:45}", end=" ", flush=True)
+        runs: list[dict[str, Any]] = []
+        while len(runs) < repeats and (not runs or runs[0]["cpu_s"] < REPEAT_BELOW):
+            runs.append(self._script("stage.py", *arguments))
+        print(" ".join(f"{run['cpu_s']:.2f}" for run in runs), "CPU-s", flush=True)
+        return runs
+
+    def agreement(self, options: argparse.Namespace) -> dict[str, Any]:
+        print("agreement of scores", flush=True)
+        found = self._script("agree.py", self.workload, "--folder", self.folder)
+        if options.skip_slow:  # its factors are a stand-in's
+            found["run"] = {}
+        return found
+
+    def _script(self, name: str, *arguments: object) -> dict[str, Any]:
+        command = [self.python, HERE / name, *arguments, "--threads", self.threads]
+        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+        # waiting threads that spin would be counted as work
+        threads = {"OMP_NUM_THREADS": str(self.threads), "OMP_WAIT_POLICY": "PASSIVE"}
+        done = subprocess.run(
+            list(map(str, command)),
+            env=os.environ | threads | {"PYTHONPATH": path},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        if done.returncode:
+            sys.exit(
+                f"{name} {' '.join(map(str, arguments))} ended with status {done.returncode}; its errors are above"
+            )
+        return json.loads(done.stdout.splitlines()[-1])
+
+
+# --- what is said about it ---------------------------------------------------------------------------------------
+
+
+def table(costs: dict[Job, list[dict[str, Any]]]) -> str:
+    """One row per stage and library: medians, and each divided by inflib's for the same stage with sampled labels."""
+    lines = [
+        "| stage | library | labels | CPU-s | ratio | peak MiB | ratio | above baseline MiB | ratio |",
+        "|---|---|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for job, runs in costs.items():
+        values = figures(runs)
+        base = figures(costs[Job("inflib", job.stage)])
+        cells = []
+        for name, digits in (("cpu_s", 2), ("peak_mib", 0), ("above_mib", 0)):
+            cells += [f"{values[name]:,.{digits}f}", f"{values[name] / base[name]:.2f}" if base[name] > 0 else "–"]
+        labels = job.labels if job.stage == "fit" else ""
+        lines.append(f"| {job.stage.replace('_', '-')} | {job.library} | {labels} | {' | '.join(cells)} |")
+    note = (
+        "CPU-s: user and system time of all threads, set-up left out; the median where a stage ran several times. "
+        "Peak: the resident set's high-water mark; above baseline: less what imports, data and model held before. "
+        "Ratio: to inflib on the same stage (its fit with sampled labels)."
+    )
+    return "\n".join(lines) + "\n\n" + note if costs else ""
+
+
+def figures(runs: list[dict[str, Any]]) -> dict[str, float]:
+    medians = {name: median(run[name] for run in runs) for name in ("cpu_s", "peak_mib", "baseline_mib")}
+    return medians | {"above_mib": medians["peak_mib"] - medians["baseline_mib"]}
+
+
+def agreement_table(found: dict[str, Any]) -> str:
+    if not found:
+        return ""
+    part = found["slice"]
+    where = f"{part['train']} training examples, {part['queries']} queries, observed labels"
+    rows = [(name, where, value) for name, value in part.items() if name not in ("train", "queries")]
+    rows += [
+        (name.replace("_", "-"), "this run, each library's own label draw", value)
+        for name, value in found["run"].items()
+    ]
+    lines = ["| inflib and kronfluence | on | |", "|---|---|---:|"]
+    for name, on, value in rows:
+        lines.append(f"| {name} | {on} | {value:.1e} |" if "error" in name else f"| {name} | {on} | {value:.6f} |")
+    return "\n".join(lines)
+
+
+def keep(
+    report: str, facts: dict[str, Any], costs: dict[Job, list], agreement: dict, options: argparse.Namespace
+) -> Path:
+    """Write report and figures to a folder that git ignores; the path of the report."""
+    folder = options.results
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / ".gitignore").write_text("*\n")
+    stem = f"{datetime.now():%Y-%m-%d-%H%M%S}" + ("-quick" if options.quick else "")
+    stages = [vars(job) | {"batch_size": BATCH[job.library, job.stage], "runs": runs} for job, runs in costs.items()]
+    everything = {"workload": facts, "threads": options.threads, "machine": machine(), "stages": stages}
+    (folder / f"{stem}.json").write_text(json.dumps(everything | {"agreement": agreement}, indent=1) + "\n")
+    (folder / f"{stem}.md").write_text(report + "\n")
+    return folder / f"{stem}.md"
+
+
+def machine() -> str:
+    return f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
+
+
+def _heading(facts: dict[str, Any], options: argparse.Namespace) -> str:
+    network = "-".join(map(str, facts["widths"]))
+    return (
+        f"{facts['source']}: {facts['train']:,} training examples, {facts['queries']:,} queries; {network}, ReLU, "
+        f"float32, training loss {facts['train_loss']:.3f}; torch {facts['torch']}, {options.threads} threads, "
+        f"{machine()}"
+    )
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="a small slice and network: does it all still run?")
+    parser.add_argument("--only", choices=[*STAGES, "agreement"], help="one stage, with the fits that it needs")
+    parser.add_argument("--skip-slow", action="store_true", help="without kronfluence's fit and self-influence")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=3, help=f"of stages under {REPEAT_BELOW:g} CPU-s (default 3)")
+    peers = ROOT / ".venv-peers" / "bin" / "python"
+    parser.add_argument("--python", type=Path, default=peers, help="interpreter that has the libraries")
+    parser.add_argument("--results", type=Path, default=HERE / "results", help="folder for the table and the JSON")
+    options = parser.parse_args()
+    if not options.python.is_file():
+        sys.exit(f"{options.python} is missing; `make peers` builds the environment of the libraries compared with")
+    return options
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,184 @@
+"""Between EK-FAC and the exact curvature there is a dial: conjugate-gradient steps, preconditioned by EK-FAC.
+
+``refine`` gives a curvature whose ``matvec`` is the exact Gauss-Newton G, by products, and whose ``solve`` takes so
+many steps from EK-FAC's answer towards (G + diag λ)⁻¹ v:
+
+    steps = 0      EK-FAC itself
+    steps = 1      EK-FAC times one scalar per vector (a line search)
+    steps → ∞      the exact solve
+
+Each step walks over the data once, for all vectors together. A truncated solve is not linear in v, so in a score only
+the query side is solved, as ``influence`` does. ``solve_with_residual`` says how far the dial has come.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from .batches import Data, batch_size, walk
+from .curvature import (
+    Curvature,
+    Damping,
+    Facts,
+    Relative,
+    check_stacks,
+    describe,
+    diagonal,
+    flatten,
+    hash_weights,
+    resolve_damping,
+    unflatten,
+)
+from .exact import gauss_newton_product
+from .hooks import Matrices
+from .objectives import Objective
+from .solvers import Matvec, Solution, conjugate_gradients, stochastic_neumann
+
+Solver = Callable[[Curvature, Matrices, dict[str, float]], Solution]  # (curvature, v, {layer: λ})
+
+
+@dataclass(frozen=True, eq=False)
+class Implicit:
+    """A curvature known only by its products with vectors; ``solve`` runs a solver on them."""
+
+    product: Matvec  # v → C v, for stacks {layer: (K, o, i)}
+    solver: Solver
+    shapes: dict[str, tuple[int, int]]  # {layer: (o, i)}
+    means: dict[str, float]  # mean eigenvalue of each layer's block
+    facts: Facts
+    default_damping: float | Relative = Relative(0.1)
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        return tuple(self.shapes)
+
+    def mean_eigenvalues(self) -> dict[str, float]:
+        """mean(Λ_layer): the unit that relative damping is measured in."""
+        return dict(self.means)
+
+    def matvec(self, v: Matrices) -> Matrices:
+        """C v for stacks {layer: (K, o, i)}."""
+        check_stacks(self, v)
+        return self.product(v)
+
+    def solve(self, v: Matrices, damping: Damping = None) -> Matrices:
+        """(C + diag λ)⁻¹ v, as far as the solver comes; it raises NotConverged where it was given a tolerance."""
+        return self.solve_with_residual(v, damping).x
+
+    def solve_with_residual(self, v: Matrices, damping: Damping = None) -> Solution:
+        """``solve`` with the relative residual ‖v − (C + diag λ) x‖ / ‖v‖ it reached for each vector, (K,)."""
+        check_stacks(self, v)
+        return self.solver(self, v, resolve_damping(self, damping))
+
+    def to_dense(self) -> Tensor:
+        """The (D, D) matrix by products with all unit vectors: for small models."""
+        size = sum(o * i for o, i in self.shapes.values())
+        matrix = flatten(self.product(unflatten(torch.eye(size, dtype=torch.float64), self.shapes)), self.shapes)
+        return (matrix + matrix.T) / 2
+
+    def __repr__(self) -> str:
+        return describe(self)
+
+
+def refine(
+    curvature: Curvature,
+    model: nn.Module,
+    objective: Objective,
+    data: Data,
+    steps: int = 10,
+    *,
+    tolerance: float | None = None,
+    progress: bool = True,
+) -> Implicit:
+    """The exact Gauss-Newton Hessian over ``data``, solved by conjugate gradients that start where ``curvature`` ends.
+
+    curvature: the preconditioner, at whatever damping is asked for: an EK-FAC of this model (or any other curvature).
+    steps:     conjugate-gradient steps of each ``solve``; 0 is ``curvature`` itself.
+    tolerance: in place of ``steps``, the relative residual to reach; ``solve`` raises NotConverged where it cannot.
+
+    The model and the data are kept, not copied: ``solve`` raises ValueError once the weights have changed.
+    """
+    if tolerance is None:
+        solver = partial(conjugate_gradients, preconditioner=curvature, steps=steps)
+        how = f"{steps} conjugate-gradient steps"
+    else:
+        solver = partial(conjugate_gradients, preconditioner=curvature, tolerance=tolerance)
+        how = f"conjugate gradients to {tolerance:g}"
+    return _implicit(curvature, model, objective, data, solver, how, progress)
+
+
+def refine_stochastic(
+    curvature: Curvature,
+    model: nn.Module,
+    objective: Objective,
+    data: Data,
+    steps: int = 100,
+    *,
+    rate: float | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> Implicit:
+    """As ``refine``, by stochastic Neumann iterations, where a product over all the data for every step is too dear.
+
+    A step uses one batch of ``data``: a list's batches come in an order drawn anew for each epoch from ``seed``, a
+    loader's in its own. One product over all of the data at the end tells the residual. See ``stochastic_neumann``.
+    """
+
+    def solver(implicit: Curvature, v: Matrices, damping: dict[str, float]) -> Solution:
+        minibatches = _minibatches(model, objective, data, seed)
+        return stochastic_neumann(
+            implicit, v, damping, minibatches=minibatches, preconditioner=curvature, steps=steps, rate=rate, seed=seed
+        )
+
+    return _implicit(curvature, model, objective, data, solver, f"{steps} stochastic Neumann steps", progress)
+
+
+def _implicit(
+    curvature: Curvature, model: nn.Module, objective: Objective, data: Data, solver: Solver, how: str, progress: bool
+) -> Implicit:
+    weights = hash_weights(model)
+
+    def product(v: Matrices) -> Matrices:
+        if hash_weights(model) != weights:
+            raise ValueError("the model's weights changed after refine(...); expected those it was given. Call refine again.")
+        return gauss_newton_product(model, objective, data, v, progress=progress)
+
+    examples = sum(batch.size for batch in walk(data, name="data", progress=False))
+    method = f"exact Gauss-Newton, {curvature.facts.method} refined by {how}"
+    facts = replace(curvature.facts, method=method, examples=examples, weights=weights)
+    return Implicit(product, solver, dict(curvature.shapes), _means(curvature, model, objective, data, progress), facts)
+
+
+def _means(
+    curvature: Curvature, model: nn.Module, objective: Objective, data: Data, progress: bool
+) -> dict[str, float]:
+    """Mean eigenvalue of each block of G: Λ's, which has the block's trace, or by a pass over the data for K-FAC's and identity."""
+    if curvature.facts.method not in ("K-FAC", "identity"):
+        return curvature.mean_eigenvalues()
+    facts = curvature.facts
+    exact = diagonal(model, objective, data, list(curvature.layers), facts.labels, facts.draws, facts.seed, progress)
+    return exact.mean_eigenvalues()
+
+
+def _minibatches(model: nn.Module, objective: Objective, data: Data, seed: int) -> Iterator[Matvec]:
+    """Products with one batch's share of G after another, without end, scaled so that their mean is G."""
+    sizes = [batch.size for batch in walk(data, name="data", progress=False)]
+    generator = torch.Generator().manual_seed(seed)
+
+    def product(v: Matrices, batch: tuple) -> Matrices:
+        share = batch_size(batch[1], "data", 0) * len(sizes) / sum(sizes)
+        found = gauss_newton_product(model, objective, [batch], v, progress=False)
+        return {name: share * x for name, x in found.items()}
+
+    while True:
+        if isinstance(data, Sequence):
+            epoch = (data[i] for i in torch.randperm(len(sizes), generator=generator).tolist())
+        else:
+            epoch = iter(data)
+        for batch in epoch:
+            yield partial(product, batch=batch)
