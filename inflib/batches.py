@@ -39,8 +39,8 @@ def walk(data: Data, *, name: str = "data", progress: bool = True, what: str = "
     Raises TypeError for what cannot be iterated twice or is not made of (inputs, targets) pairs, ValueError when
     there is nothing to walk over.
     """
-    batches, start = _iterate(data, name), 0
-    for index, item in enumerate(_bar(batches, data, what) if progress else batches):
+    batches, index, start = _undisturbed(data, name), 0, 0
+    for item in _bar(batches, data, what) if progress else batches:
         if not (isinstance(item, (tuple, list)) and len(item) == 2):
             raise TypeError(
                 f"{name}: batch {index} is {_say(item)}; expected a pair (inputs, targets). "
@@ -48,8 +48,10 @@ def walk(data: Data, *, name: str = "data", progress: bool = True, what: str = "
             )
         inputs, targets = item
         size = batch_size(targets, name, index)
+        if size == 0:
+            continue
         yield Batch(index, start, size, inputs, targets)
-        start += size
+        index, start = index + 1, start + size
     if start == 0:
         raise ValueError(f"{name} is empty: it yielded no example. Expected at least one (inputs, targets) batch.")
 
@@ -79,7 +81,10 @@ def tensors(value: Any) -> Iterator[Tensor]:
 
 
 def call(model: nn.Module, inputs: Any, parameters: dict[str, Tensor] | None = None) -> Tensor:
-    """The model's output on a batch, as one tensor (B, ...); ``parameters``, if given, stand in for the model's own."""
+    """The model's output on a batch, as one tensor (B, ...); ``parameters``, if given, stand in for the model's own.
+
+    Buffers that the forward pass changes are put back. Raises RuntimeError for a model that draws random numbers.
+    """
     check_placement(model, inputs)
     args: tuple = (inputs,)
     kwargs: Mapping[str, Any] = {}
@@ -87,7 +92,11 @@ def call(model: nn.Module, inputs: Any, parameters: dict[str, Tensor] | None = N
         args, kwargs = (), inputs
     elif isinstance(inputs, (tuple, list)):
         args = tuple(inputs)
-    outputs = model(*args, **kwargs) if parameters is None else functional_call(model, parameters, args, dict(kwargs))
+    with _as_found(model):
+        if parameters is None:
+            outputs = model(*args, **kwargs)
+        else:
+            outputs = functional_call(model, parameters, args, dict(kwargs))
     outputs = getattr(outputs, "logits", outputs)
     if not isinstance(outputs, Tensor):
         raise TypeError(
@@ -95,6 +104,29 @@ def call(model: nn.Module, inputs: Any, parameters: dict[str, Tensor] | None = N
             "Wrap the model in a module that returns the tensor the loss is computed from."
         )
     return outputs
+
+
+@contextmanager
+def _as_found(model: nn.Module) -> Iterator[None]:
+    """Put back what a forward pass changes (running statistics, the random generator); raise if it drew numbers."""
+    held = [(m, k, b, b.clone(), b._version) for m in model.modules() for k, b in m._buffers.items() if b is not None]
+    state = torch.get_rng_state()
+    drew = False
+    try:
+        with preserved_rng():
+            yield
+            drew = not torch.equal(state, torch.get_rng_state())
+    finally:
+        for module, key, buffer, before, version in held:
+            if buffer._version != version:
+                with torch.no_grad():
+                    buffer.copy_(before)
+            module._buffers[key] = buffer
+    if drew:
+        raise RuntimeError(
+            "the model draws random numbers in its forward pass (a functional dropout?); expected the same output "
+            "every time. Call model.eval() first."
+        )
 
 
 def check_placement(model: nn.Module, inputs: Any) -> None:
@@ -121,15 +153,15 @@ def check_placement(model: nn.Module, inputs: Any) -> None:
 def check_order(data: Data, name: str) -> None:
     """Refuse data whose order changes between passes: score column n must be the user's example n.
 
-    Looks for a shuffling sampler, then takes the first batch of two fresh iterations and compares their contents.
+    Looks for a shuffling sampler, then takes the first batch of four fresh iterations and compares their contents.
     """
     sampler = getattr(data, "sampler", None)
     if isinstance(sampler, torch.utils.data.RandomSampler):
         raise ValueError(_shuffles(name, "its sampler is a RandomSampler"))
     with preserved_rng():
-        prints = [fingerprint(next(iter(_iterate(data, name)), None)) for _ in range(2)]
-    if prints[0] != prints[1]:
-        raise ValueError(_shuffles(name, "its first batch differed between two iterations"))
+        prints = {fingerprint(next(_iterate(data, name), None)) for _ in range(4)}
+    if len(prints) > 1:
+        raise ValueError(_shuffles(name, "its first batch differed between iterations"))
 
 
 class Order:
@@ -228,8 +260,7 @@ def chunks(count: int, bytes_each: int, budget: int = BYTE_BUDGET) -> Iterator[s
 
 def _iterate(data: Data, name: str) -> Iterator[Any]:
     try:
-        with preserved_rng():
-            iterator = iter(data)
+        iterator = iter(data)
     except TypeError:
         raise TypeError(
             f"{name} is {_say(data)}; expected a list or DataLoader of (inputs, targets) batches."
@@ -240,6 +271,21 @@ def _iterate(data: Data, name: str) -> Iterator[Any]:
             "several times. Use a list, list(...), or a DataLoader."
         )
     return iterator
+
+
+def _undisturbed(data: Data, name: str) -> Iterator[Any]:
+    """The items of ``data``, which draw from a copy of torch's global generator: the generator stays as it was."""
+    with preserved_rng():
+        iterator, state = _iterate(data, name), torch.get_rng_state()
+    while True:
+        with preserved_rng():
+            torch.set_rng_state(state)
+            try:
+                item = next(iterator)
+            except StopIteration:
+                return
+            state = torch.get_rng_state()
+        yield item
 
 
 def _bar(batches: Iterator[Any], data: Data, what: str) -> Iterable[Any]:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from .batches import Data, hash_tensor
 from .ekfac import corrected_eigenvalues, eigenbasis
 from .hooks import Matrices
-from .kfac import Fit, accumulate_moments
+from .kfac import Fit, accumulate_moments, accumulator
 from .layers import LayerSpec
 from .objectives import Objective
 
@@ -144,6 +144,11 @@ class Kronecker:
     def _inverse(self, name: str, number: float) -> Tensor:
         values = self.eigenvalues[name]
         low, high = float(values.min()), float(values.max())
+        if number == 0 and high == 0:
+            raise ValueError(
+                f"layer {name!r}: all its eigenvalues are 0 (no gradient reaches it), so relative damping is 0 too; "
+                "expected damping > 0. Give it as a number, or leave the layer out with layers=."
+            )
         if number == 0 and low <= high * torch.finfo(values.dtype).eps:
             raise ValueError(
                 f"layer {name!r}: damping 0 with a singular curvature (smallest eigenvalue {low:.3g}, largest "
@@ -242,7 +247,9 @@ def identity(
 ) -> Kronecker:
     """C = I, with damping 0 by default: scores become plain gradient dot products. No pass over ``train``."""
     fit = Fit.of(model, objective, train, layers, labels, draws, seed, progress)
-    values = {k: layer.weight.detach().new_ones(layer.shape) for k, layer in fit.layers.items()}
+    values = {
+        k: layer.weight.new_ones(layer.shape, dtype=accumulator(layer.weight.dtype)) for k, layer in fit.layers.items()
+    }
     return Kronecker(values, {}, {}, facts_of(fit, "identity", 0), default_damping=0.0)
 
 

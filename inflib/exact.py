@@ -55,6 +55,7 @@ def gauss_newton(
     sums: dict[str, Tensor] = {}
     examples = 0
     for batch, rows in _square_root_rows(fit):
+        _check_finite(fit, "curvature rows", rows, batch.index)
         parts = rows.split(list(spans.values()), dim=1)  # each (R, d)
         for name, part in zip(spans, parts, strict=True):
             sums[name] = sums[name] + part.T @ part if name in sums else part.T @ part
@@ -95,6 +96,7 @@ def hessian(
         with sdpa_kernel(SDPBackend.MATH):
             product = vmap(lambda v, loss=loss: jvp(grad(loss), (theta,), (v,))[1], chunk_size=64)
             total += product(torch.eye(len(theta)).to(theta))
+        _check_finite(fit, "Hessian rows", total, batch.index)
         examples = batch.start + batch.size
     mean = (total + total.T) / (2 * examples)
     return Dense(mean, shapes_of(fit), facts_of(fit, "exact Hessian", examples), default_damping=None)
@@ -126,7 +128,7 @@ def gauss_newton_product(
     totals = {name: torch.zeros_like(x, dtype=accumulator(x.dtype)) for name, x in v.items()}
     examples = 0
     for batch in walk(train, name="train", progress=progress, what="Gauss-Newton product"):
-        each = _bytes_of_a_product(fit, batch)
+        each = bytes_of_a_product(fit, batch)
         for some in chunks(len(next(iter(v.values()))), each, max_bytes):
             found = _batch_product(fit, batch, own, {name: x[some] for name, x in v.items()})
             for name, x in found.items():
@@ -146,15 +148,15 @@ def _batch_product(fit: Fit, batch: Batch, own: Matrices, v: Matrices) -> Matric
         return grad(lambda f: fit.objective.loss(f, batch.targets).sum())(f)
 
     def product(direction: Matrices) -> Matrices:
-        f, Jv = jvp(outputs, (own,), (direction,))
-        HJv = jvp(slope, (f,), (Jv,))[1]
-        return vjp(outputs, own)[1](HJv)[0]
+        f, along = jvp(outputs, (own,), (direction,))  # type: ignore[misc]  # J v
+        bent = jvp(slope, (f,), (along,))[1]  # H_out J v
+        return vjp(outputs, own)[1](bent)[0]  # Jᵀ H_out J v
 
     with sdpa_kernel(SDPBackend.MATH):
         return vmap(product)(v)
 
 
-def _bytes_of_a_product(fit: Fit, batch: Batch) -> int:
+def bytes_of_a_product(fit: Fit, batch: Batch) -> int:
     """Roughly what one vector adds to memory: the tangents of all that a backward pass would keep, and a gradient."""
     kept = 0
 
@@ -182,6 +184,7 @@ def _square_root_rows(fit: Fit) -> Iterator[tuple[Batch, Tensor]]:
         for rows in chunks(batch.size, 2 * width * dimension * outputs.element_size(), BYTE_BUDGET):
             inputs, targets = _take(batch.inputs, rows), _take(batch.targets, rows)
             J = jacobian(fit, inputs)  # (b, F, D)
+            _check_finite(fit, "output Jacobians", J, batch.index)
             if fit.labels == "expected":
                 root = _root(_output_hessians(fit.objective, outputs[rows], targets))  # (b, F, F)
                 yield batch, (root.mT @ J).flatten(0, 1)
@@ -245,6 +248,13 @@ def parameters_from(fit: Fit, flat: Tensor) -> dict[str, Tensor]:
 def as_parameters(fit: Fit, matrices: Matrices) -> dict[str, Tensor]:
     """Matrices {layer: (o, i)} → {parameter name: tensor}, for ``functional_call``."""
     return {n: p for name, layer in fit.layers.items() for n, p in layer.split(matrices[name]).items()}
+
+
+def _check_finite(fit: Fit, what: str, rows: Tensor, batch: int) -> None:
+    """``check_finite`` of each layer's part of rows (..., D)."""
+    parts = rows.split([o * i for o, i in shapes_of(fit).values()], dim=-1)
+    for name, part in zip(fit.layers, parts, strict=True):
+        check_finite(name, what, part, batch)
 
 
 def _take(value: Any, rows: slice) -> Any:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from .batches import batch_size, call, preserved_rng
+from .batches import batch_size, call
 from .layers import Layer, LayerSpec, select
 from .objectives import Objective, output_gradient
 
@@ -120,14 +120,13 @@ def forward(model: nn.Module, layers: dict[str, Layer], inputs: Any, size: int) 
     ValueError for a layer that took no part, a batch axis that is not first, or activations that are not finite.
     """
     check_mode(model)
-    state = torch.get_rng_state()
-    with watching(layers) as recording, preserved_rng(), torch.enable_grad():
+    if torch.is_inference_mode_enabled():
+        raise RuntimeError(
+            "called inside torch.inference_mode(), where no gradient can be taken; expected to be outside of it. "
+            "Use torch.no_grad() instead, or nothing: inflib leaves no gradients behind."
+        )
+    with watching(layers) as recording, torch.enable_grad():
         recording.outputs = call(model, inputs)
-        if not torch.equal(state, torch.get_rng_state()):
-            raise RuntimeError(
-                "the model draws random numbers in its forward pass (a functional dropout?); expected the same output "
-                "every time. Call model.eval() first."
-            )
     for name in layers:
         if name not in recording.activations:
             raise ValueError(
@@ -140,6 +139,11 @@ def forward(model: nn.Module, layers: dict[str, Layer], inputs: Any, size: int) 
                 f"layer {name!r} saw {a.shape[0]} rows and the model's output has shape "
                 f"{tuple(recording.outputs.shape)}; expected {size}, the number of targets, as the first axis of both."
             )
+    if not recording.outputs.requires_grad:
+        raise ValueError(
+            "the model's output is cut off from all of its layers (computed under no_grad, or detached); expected a "
+            "differentiable forward pass. Remove torch.no_grad() and .detach() from the model's forward."
+        )
     recording.calls = {name: recording.calls[name] for name in layers}  # in the layers' order, not the calls'
     return recording
 
@@ -185,8 +189,14 @@ def pairs(
 
 
 def check_mode(model: nn.Module) -> None:
-    """Raise RuntimeError for a module whose training mode makes one example's output depend on others or on luck."""
+    """Raise RuntimeError for a module whose mode makes one example's output depend on others or on luck."""
     for name, module in model.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
+            raise RuntimeError(
+                f"module {name!r} ({type(module).__name__}) keeps no running statistics, so an example's output depends "
+                "on its batch in eval mode too; expected one output per example. Use track_running_stats=True, or a "
+                "LayerNorm or GroupNorm."
+            )
         if not module.training:
             continue
         rate = module.p if isinstance(module, nn.modules.dropout._DropoutNd) else getattr(module, "dropout", 0.0)
@@ -221,9 +231,18 @@ def check_capture(
     names = [n for layer in compared.values() for n in (layer.weight_name, layer.bias_name) if n is not None]
     if not names:
         return
-    with torch.enable_grad(), preserved_rng():
+    with torch.enable_grad():
         loss = objective.loss(call(model, inputs, weights), targets).sum()
         truth = dict(zip(names, torch.autograd.grad(loss, [weights[n] for n in names], allow_unused=True), strict=True))
+    for name, layer in layers.items():
+        a, g = captured[name]
+        if a.ndim != 3 or g.ndim != 3 or a.shape[:2] != g.shape[:2] or (g.shape[2], a.shape[2]) != layer.shape:
+            raise ValueError(
+                f"layer {name!r} ({type(layer.modules[0]).__name__}): its activations (B, T, i) came as "
+                f"{tuple(a.shape)}, its output gradients (B, T, o) as {tuple(g.shape)}; expected (o, i) = {layer.shape}, "
+                "the shape of its weight matrix, and equal B and T. Its type is registered wrongly: see "
+                "inflib.register, and its transposed=."
+            )
     for name, layer in compared.items():
         parts = {n: torch.zeros_like(weights[n]) if truth[n] is None else truth[n] for n in truth}
         a, g = captured[name].a.flatten(0, 1).double(), captured[name].g.flatten(0, 1).double()

@@ -13,7 +13,7 @@ the query side is solved, as ``influence`` does. ``solve_with_residual`` says ho
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -51,11 +51,14 @@ class Implicit:
     shapes: dict[str, tuple[int, int]]  # {layer: (o, i)}
     means: dict[str, float]  # mean eigenvalue of each layer's block
     facts: Facts
-    default_damping: float | Relative = Relative(0.1)
 
     @property
     def layers(self) -> tuple[str, ...]:
         return tuple(self.shapes)
+
+    @property
+    def default_damping(self) -> Relative:
+        return Relative(0.1)
 
     def mean_eigenvalues(self) -> dict[str, float]:
         """mean(Λ_layer): the unit that relative damping is measured in."""
@@ -67,7 +70,7 @@ class Implicit:
         return self.product(v)
 
     def solve(self, v: Matrices, damping: Damping = None) -> Matrices:
-        """(C + diag λ)⁻¹ v, as far as the solver comes; it raises NotConverged where it was given a tolerance."""
+        """(C + diag λ)⁻¹ v, as far as the solver comes; it raises NotConvergedError where it was given a tolerance."""
         return self.solve_with_residual(v, damping).x
 
     def solve_with_residual(self, v: Matrices, damping: Damping = None) -> Solution:
@@ -99,7 +102,7 @@ def refine(
 
     curvature: the preconditioner, at whatever damping is asked for: an EK-FAC of this model (or any other curvature).
     steps:     conjugate-gradient steps of each ``solve``; 0 is ``curvature`` itself.
-    tolerance: in place of ``steps``, the relative residual to reach; ``solve`` raises NotConverged where it cannot.
+    tolerance: in place of ``steps``, the relative residual to reach; ``solve`` raises NotConvergedError where it fails.
 
     The model and the data are kept, not copied: ``solve`` raises ValueError once the weights have changed.
     """
@@ -145,7 +148,9 @@ def _implicit(
 
     def product(v: Matrices) -> Matrices:
         if hash_weights(model) != weights:
-            raise ValueError("the model's weights changed after refine(...); expected those it was given. Call refine again.")
+            raise ValueError(
+                "the model's weights changed after refine(...); expected the same ones. Call refine again."
+            )
         return gauss_newton_product(model, objective, data, v, progress=progress)
 
     examples = sum(batch.size for batch in walk(data, name="data", progress=False))
@@ -157,7 +162,7 @@ def _implicit(
 def _means(
     curvature: Curvature, model: nn.Module, objective: Objective, data: Data, progress: bool
 ) -> dict[str, float]:
-    """Mean eigenvalue of each block of G: Λ's, which has the block's trace, or by a pass over the data for K-FAC's and identity."""
+    """Mean eigenvalue of each block of G: that of EK-FAC's Λ, whose trace is exact, or by one pass over the data."""
     if curvature.facts.method not in ("K-FAC", "identity"):
         return curvature.mean_eigenvalues()
     facts = curvature.facts
@@ -177,8 +182,8 @@ def _minibatches(model: nn.Module, objective: Objective, data: Data, seed: int) 
 
     while True:
         if isinstance(data, Sequence):
-            epoch = (data[i] for i in torch.randperm(len(sizes), generator=generator).tolist())
+            epoch: Iterable = [data[i] for i in torch.randperm(len(sizes), generator=generator).tolist()]
         else:
-            epoch = iter(data)
+            epoch = data
         for batch in epoch:
             yield partial(product, batch=batch)

@@ -66,6 +66,7 @@ class TrainIndex:
     ) -> Pairs:
         """The query side, captured and rotated: give it to ``scores`` again and again with other dampings."""
         layers = layers_of(model, self.curvature)
+        check_order(queries, "queries")
         return _rotated(
             gather(model, layers, objective, queries, "queries", measurement or "log_likelihood", False),
             self.curvature,
@@ -86,7 +87,7 @@ class TrainIndex:
 
         curvature: another one in the same eigenbasis (K-FAC beside EK-FAC), or an identity; None for the index's own.
         layers:    exact names of some of the layers; None for all. Relative damping is each layer's own either way.
-        examples:  positions of some training examples, (N',) columns in that order; None for all.
+        examples:  positions of some training examples, (N',) columns in that order, or a mask (N,) of bool; None for all.
         """
         curvature, split = self._in_basis(curvature), kept(keep)
         if layers is not None:
@@ -171,7 +172,9 @@ def _rotated(groups: list[Pairs], curvature: Kronecker) -> Pairs:
 def _rows(pair: Pair, rows: Sequence[int] | Tensor | None) -> Pair:
     if rows is None:
         return pair
-    at = torch.as_tensor(rows, dtype=torch.long, device=pair.a.device)
+    at = torch.as_tensor(rows, device=pair.a.device)
+    if at.dtype != torch.bool:  # a mask indexes as it is
+        at = at.long()
     return Pair(pair.a[at], pair.g[at])
 
 

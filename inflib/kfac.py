@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from .batches import Batch, Data, Order, walk
-from .hooks import Recording, check_capture, check_finite, forward
+from .hooks import Recording, check_capture, check_finite, check_mode, forward
 from .layers import Layer, LayerSpec, select
 from .objectives import Objective, label_kind, label_seeds
 
@@ -51,6 +51,7 @@ class Fit:
         """Check the arguments and choose the layers."""
         if draws < 1 or int(draws) != draws:
             raise ValueError(f"draws={draws}; expected a whole number of label draws per example, at least 1.")
+        check_mode(model)
         chosen = select(model, layers, note=True)
         return cls(
             model,

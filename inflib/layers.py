@@ -127,6 +127,11 @@ def register(
 
 def positions_last(module: nn.Module, x: Tensor) -> Tensor:
     """(B, ..., d) → (B, T, d): every axis between the first and the last counts positions."""
+    if x.ndim < 2:
+        raise ValueError(
+            f"a {type(module).__name__} was given an input of shape {tuple(x.shape)}; expected a batch (B, ..., features). "
+            "Give batches of examples: DataLoader(dataset, batch_size=...), or x[None] for a single one."
+        )
     return x.reshape(x.shape[0], -1, x.shape[-1])
 
 
@@ -165,7 +170,8 @@ def select(model: nn.Module, layers: LayerSpec = None, *, note: bool = False) ->
             warnings.warn(
                 f"{len(left)} parameters are not covered by any chosen layer and count as fixed: "
                 + ", ".join(left[:8])
-                + (f" and {len(left) - 8} more" if len(left) > 8 else ""),
+                + (f" and {len(left) - 8} more" if len(left) > 8 else "")
+                + "".join(f". Left out: {reason}" for reason in reasons.values()),
                 CoverageNote,
                 stacklevel=4,
             )
@@ -176,16 +182,20 @@ def _wants(wanted: Any, name: str, module: nn.Module) -> bool:
     if wanted is None:
         return True
     if isinstance(wanted, str):
-        return fnmatch.fnmatchcase(name, wanted)
+        return _matches(name, wanted)
     if callable(wanted):
         return bool(wanted(name, module))
-    return any(fnmatch.fnmatchcase(name, pattern) for pattern in wanted)
+    return any(_matches(name, pattern) for pattern in wanted)
+
+
+def _matches(name: str, pattern: str) -> bool:
+    return name == pattern or fnmatch.fnmatchcase(name, pattern)
 
 
 def _check_patterns(model: nn.Module, wanted: Any, supported: dict, chosen: dict) -> None:
     patterns = [wanted] if isinstance(wanted, str) else [] if wanted is None or callable(wanted) else list(wanted)
     for pattern in patterns:
-        if any(fnmatch.fnmatchcase(name, pattern) for name in supported):
+        if any(_matches(name, pattern) for name in supported):
             continue
         named = dict(model.named_modules()).get(pattern)
         if named is not None:
@@ -251,15 +261,17 @@ def _owners(model: nn.Module) -> dict[int, list[tuple[str, nn.Module]]]:
 
 
 def _shared_elsewhere(layer: Layer, names: list[str], owners: dict[int, list[tuple[str, nn.Module]]]) -> str:
-    others = [(n, m) for n, m in owners[id(layer.weight)] if n not in names]
-    if not others:
-        return ""
-    name, module = others[0]
-    return (
-        f"layer {layer.name!r} shares its weight with {name!r} ({type(module).__name__}), which is not among the "
-        f"chosen layers; expected all users of a weight to be chosen. Leave it out with layers=, or use "
-        f"layers=untied({layer.name!r}) to count only this layer's use of it."
-    )
+    for what in (layer.kind.weight, layer.kind.bias):
+        parameter = layer.modules[0]._parameters.get(what)
+        others = [] if parameter is None else [(n, m) for n, m in owners[id(parameter)] if n not in names]
+        if others:
+            name, module = others[0]
+            return (
+                f"layer {layer.name!r} shares its {what} with {name!r} ({type(module).__name__}), which is not one of "
+                f"the layers chosen with that weight; expected all users of a {what} to be. Leave it out with layers=, "
+                f"or use layers=untied({layer.name!r}) to count only this layer's use of it."
+            )
+    return ""
 
 
 # --- what is covered -----------------------------------------------------------------------------------------------

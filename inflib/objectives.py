@@ -72,7 +72,8 @@ class Objective:
                 )
         else:
             method = measurement
-        return per_example(method(outputs, targets), outputs, "measurement")
+        what = "loss" if method == self.log_likelihood else "measurement"
+        return per_example(method(outputs, targets), outputs, what)
 
     def measurements(self) -> tuple[str, ...]:
         """Names of the measurements this objective knows."""
@@ -89,7 +90,7 @@ class CrossEntropy(Objective):
     def check(self, outputs: Tensor, targets: Any) -> None:
         if outputs.ndim != 2:
             raise ValueError(f"CrossEntropy got outputs of shape {tuple(outputs.shape)}; expected logits (B, C).")
-        _check_shape(targets, outputs.shape[:1], "CrossEntropy", "class indices (B,)")
+        _check_targets(targets, outputs, outputs.shape[:1], "CrossEntropy", "class indices (B,)")
         if targets.is_floating_point():
             raise ValueError(f"CrossEntropy got {targets.dtype} targets; expected class indices: targets.long().")
         low, high = int(targets.min()), int(targets.max())
@@ -129,7 +130,7 @@ class SquaredError(Objective):
     """½‖f − y‖² of outputs and targets (B, ...) of one shape: the unit Gaussian's negative log-likelihood."""
 
     def check(self, outputs: Tensor, targets: Any) -> None:
-        _check_shape(targets, outputs.shape, "SquaredError", "one target per output")
+        _check_targets(targets, outputs, outputs.shape, "SquaredError", "one target per output")
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return (
@@ -155,7 +156,7 @@ class Bernoulli(Objective):
     """Independent yes/no outputs: logits and targets in [0, 1], both (B,) or (B, C), summed over C."""
 
     def check(self, outputs: Tensor, targets: Any) -> None:
-        _check_shape(targets, outputs.shape, "Bernoulli", "one target per logit")
+        _check_targets(targets, outputs, outputs.shape, "Bernoulli", "one target per logit")
         low, high = float(targets.min()), float(targets.max())
         if not 0 <= low <= high <= 1:
             raise ValueError(f"Bernoulli got targets from {low:g} to {high:g}; expected values in [0, 1].")
@@ -250,10 +251,15 @@ def _unit_seeds(scale: Tensor) -> Iterator[Tensor]:
         yield s.reshape(scale.shape)
 
 
-def _check_shape(targets: Any, shape: torch.Size, who: str, expected: str) -> None:
+def _check_targets(targets: Any, outputs: Tensor, shape: torch.Size, who: str, expected: str) -> None:
     if not isinstance(targets, Tensor) or targets.shape != shape:
         came = tuple(targets.shape) if isinstance(targets, Tensor) else type(targets).__name__
         raise ValueError(f"{who} got targets of shape {came}; expected {tuple(shape)}: {expected}.")
+    if targets.device != outputs.device:
+        raise ValueError(
+            f"{who} got targets on {targets.device}, outputs on {outputs.device}; expected one device. "
+            f"Move the targets: y.to('{outputs.device}')."
+        )
 
 
 def _single(values: Tensor, who: str) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .batches import BYTE_BUDGET, Data, check_order, chunks, walk
 from .curvature import Curvature, Damping, Kronecker, check_stacks
-from .hooks import Matrices, Pair, check_finite, pairs
+from .hooks import Matrices, Pair, check_capture, check_finite, pairs
 from .layers import Layer, Untied, select
 from .objectives import Measurement, Objective
 
@@ -51,6 +51,7 @@ def influence(
     layers = layers_of(model, curvature)
     split = kept(keep)
     check_order(train, "train")
+    check_order(queries, "queries")
     query_pairs = gather(model, layers, objective, queries, "queries", measurement or "log_likelihood", progress)
     blocks = _Preconditioned(query_pairs, curvature, damping, max_bytes)
     columns = []
@@ -79,6 +80,8 @@ def self_influence(
     check_order(data, "data")
     parts = []
     for batch in walk(data, name="data", progress=progress, what="self-influence"):
+        if batch.index == 0:
+            check_capture(model, layers, objective, batch.inputs, batch.targets, batch.size)
         found = pairs(model, layers, objective, batch.inputs, batch.targets, batch.size)
         _check(found, batch.index)
         parts.append(own_scores(found, curvature, damping, max_bytes))
@@ -142,6 +145,8 @@ def _buffered(
     held: list[Pairs] = []
     size = 0
     for batch in walk(train, name="train", progress=progress, what="influence"):
+        if batch.index == 0:
+            check_capture(model, layers, objective, batch.inputs, batch.targets, batch.size)
         found = pairs(model, layers, objective, batch.inputs, batch.targets, batch.size)
         _check(found, batch.index)
         held.append(found)

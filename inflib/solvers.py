@@ -1,17 +1,18 @@
 """Solvers that know a curvature only by its products: (C + diag λ) x = v for stacks of K vectors.
 
-    conjugate gradients   the best x in the span of P⁻¹v, P⁻¹A P⁻¹v, ...         A = C + diag λ, P a preconditioner
-    LiSSA                 x ← x + (v − A x) / σ           the Neumann series Σ_j (I − A/σ)ʲ v / σ, for σ > largest eigenvalue / 2
-    stochastic Neumann    x ← x + η P⁻¹ (v − A_b x)        from x = P⁻¹v, with A_b a minibatch's A
+    conjugate gradients   the best x in the span of P⁻¹v, P⁻¹A P⁻¹v, ...      A = C + diag λ, P a preconditioner
+    LiSSA                 x ← x + (v − A x) / σ                               the Neumann series of A / σ
+    stochastic Neumann    x ← x + η P⁻¹ (v − A_b x), from x = P⁻¹v            A_b a minibatch's A
 
 Each of the K vectors has its own scalars; all take part in one product a step. Every solver returns the relative
-residual ‖v − A x‖ / ‖v‖ it reached, and raises ``NotConverged`` where a tolerance was asked for and not reached. Since A ≥ λ,
-a residual ρ means ‖x − A⁻¹v‖ ≤ ρ ‖v‖ / min λ. The preconditioner is itself a curvature, solved at the same damping.
+residual ‖v − A x‖ / ‖v‖ that it reached, and raises ``NotConvergedError`` where a tolerance was asked for and not
+reached. A residual ρ bounds the error: ‖x − A⁻¹v‖ ≤ ρ ‖v‖ / min λ. The preconditioner is itself a curvature, solved at
+the same damping.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import islice
 from typing import NamedTuple
@@ -33,7 +34,7 @@ class Solution(NamedTuple):
     steps: int
 
 
-class NotConverged(RuntimeError):
+class NotConvergedError(RuntimeError):
     """A solver stopped before its tolerance; ``solution`` holds the best it has."""
 
     def __init__(self, message: str, solution: Solution):
@@ -56,10 +57,13 @@ def conjugate_gradients(
 ) -> Solution:
     """(C + diag λ)⁻¹ v by conjugate gradients, to a tolerance, or for a given number of steps.
 
-    steps=None: until every relative residual, computed afresh at the end, is at most ``tolerance``; raises NotConverged
-    after ``max_steps``, or where rounding allows no more. steps=k: k steps, whatever residual they reach; 0 is the
-    preconditioner's own answer P⁻¹v (v itself without one), and 1 the best multiple of it. Raises ValueError where the
-    damped curvature or the preconditioner is not positive definite. Source: Hestenes & Stiefel 1952.
+    steps=None: until every relative residual, computed afresh at the end, is at most ``tolerance``. Raises
+    NotConvergedError after ``max_steps``, or where rounding allows no more.
+    steps=k: k steps, whatever residual they reach; 0 is the preconditioner's own answer P⁻¹v (v itself without one),
+    and 1 the best multiple of it.
+
+    Raises ValueError where the damped curvature or the preconditioner is not positive definite. Source: Hestenes &
+    Stiefel 1952.
     """
     system = _System.of(curvature, v, damping, preconditioner)
     if steps is not None:
@@ -81,9 +85,9 @@ def conjugate_gradients(
         if used >= max_steps or worst > 0.5 * before:
             break
         before = worst
-    raise NotConverged(
-        f"conjugate gradients reached a relative residual of {worst:.2g} in {used} steps; expected {tolerance:.2g}. Give more "
-        "steps (max_steps=), a preconditioner (preconditioner=ekfac(...)), more damping, or float64.",
+    raise NotConvergedError(
+        f"conjugate gradients reached a relative residual of {worst:.2g} in {used} steps; expected {tolerance:.2g}. "
+        "Give more steps (max_steps=), a preconditioner (preconditioner=ekfac(...)), more damping, or float64.",
         Solution(system.stacks(x), system.relative(r), used),
     )
 
@@ -97,10 +101,11 @@ def _descend(system: _System, x: Tensor, r: Tensor, steps: int, tolerance: float
         moving = system.relative(r) > floor  # (K,)
         if not bool(moving.any()):
             return x, r, step
-        Ap = system.product(p)
-        system.check_positive(_dot(p, Ap), rz, moving)
-        alpha = torch.where(moving, rz / _dot(p, Ap).where(moving, 1), 0)[:, None]  # (K, 1)
-        x, r = x + alpha * p, r - alpha * Ap
+        image = system.product(p)
+        bent = _dot(p, image)  # pᵀA p, (K,)
+        system.check_positive(bent, rz, moving)
+        alpha = torch.where(moving, rz / bent.where(moving, 1), 0)[:, None]  # (K, 1)
+        x, r = x + alpha * p, r - alpha * image
         z = system.precondition(r)
         rz, old = _dot(r, z), rz
         p = z + torch.where(moving, rz / old.where(moving, 1), 0)[:, None] * p
@@ -122,9 +127,11 @@ def lissa(
 ) -> Solution:
     """(C + diag λ)⁻¹ v by the Neumann series, until every relative residual is at most ``tolerance``.
 
-    scale: σ, above half the largest eigenvalue of C + diag λ; None takes 1.05 × a power iteration's estimate of it,
-    started from ``seed``. Needs about (largest / smallest eigenvalue) · log(1/tolerance) steps; raises NotConverged after
-    ``max_steps``, or as soon as the iteration diverges. Source: Agarwal et al. 2017; Koh & Liang 2017.
+    scale: σ, above half the largest eigenvalue of C + diag λ, or the series diverges; None takes 1.05 × a power
+    iteration's estimate of that eigenvalue, started from ``seed``.
+
+    x is Σ_j (I − A/σ)ʲ v / σ, which takes about (largest / smallest eigenvalue) · log(1 / tolerance) steps. Raises
+    NotConvergedError after ``max_steps``, or where it diverges. Source: Agarwal et al. 2017; Koh & Liang 2017.
     """
     system = _System.of(curvature, v, damping, None)
     sigma = 1.05 * _largest(system, 30, seed) if scale is None else scale
@@ -141,10 +148,12 @@ def lissa(
             break
         x = x + r / sigma
         step += 1
-    how = "diverged to" if not worst < 1e3 else "reached"
-    raise NotConverged(
-        f"LiSSA {how} a relative residual of {worst:.2g} in {step} steps with scale {sigma:.3g}; expected {tolerance:.2g}. Give "
-        "more damping, more steps (max_steps=), or a larger scale= where it diverged; conjugate_gradients needs far fewer.",
+    how, remedy = "reached", "Give more damping or more steps (max_steps=); conjugate_gradients needs far fewer."
+    if not worst < 1e3:
+        how, remedy = "diverged to", "Give a larger scale=: above half the largest eigenvalue."
+    raise NotConvergedError(
+        f"LiSSA {how} a relative residual of {worst:.2g} in {step} steps with scale {sigma:.3g}; expected "
+        f"{tolerance:.2g}. {remedy}",
         Solution(system.stacks(x), system.relative(r), step),
     )
 
@@ -163,11 +172,11 @@ def stochastic_neumann(
     """(C + diag λ)⁻¹ v from minibatches' products alone, started from the preconditioner's answer P⁻¹v.
 
     minibatches: products v → C_b v, each an estimate of C v; the first ``steps`` are used (and a few for the rate).
-    rate:        η; None takes 1 / the largest eigenvalue of P⁻¹(C_b + λ) that power iterations find on some minibatches.
+    rate:        η; None takes 1 / the largest eigenvalue of P⁻¹(C_b + λ) that power iterations find on four of them.
 
-    The answer is the mean of the iterates of the second half, which averages the minibatches' noise; its residual
-    is that of one product with ``curvature``. steps=0 is P⁻¹v. Raises NotConverged where the iteration diverges.
-    Source: the idea of ASTRA (arXiv 2507.14740), EK-FAC preconditioned stochastic Neumann series.
+    The answer is the mean of the second half of the iterates, in which the minibatches' noise averages out; its
+    residual is found by one product with ``curvature``. steps=0 is P⁻¹v. Raises NotConvergedError where it diverges.
+    Source: the idea of ASTRA (arXiv 2507.14740), stochastic Neumann series preconditioned by EK-FAC.
     """
     system = _System.of(curvature, v, damping, preconditioner)
     x = system.precondition(system.b)
@@ -176,15 +185,18 @@ def stochastic_neumann(
     found = iter(minibatches)
     if rate is None:
         rate = 1 / max(_largest(system, 8, seed, matvec) for matvec in islice(found, 4))
-    mean, count = torch.zeros_like(x), 0
-    for step, matvec in enumerate(islice(found, steps)):
+    total, done = torch.zeros_like(x), 0
+    for matvec in islice(found, steps):
         x = x + rate * system.precondition(system.b - system.product(x, matvec))
-        if step >= steps // 2:
-            mean, count = mean + x, count + 1
-    solution = system.solution(mean / max(count, 1), steps)
+        done += 1
+        if done > steps // 2:
+            total = total + x
+    if done < steps:
+        raise ValueError(f"minibatches ended after {done} products; expected {steps}. Give an iterable without an end.")
+    solution = system.solution(total / (steps - steps // 2), steps)
     worst = float(solution.residual.max())
     if not worst < 1e3:
-        raise NotConverged(
+        raise NotConvergedError(
             f"stochastic Neumann iterations diverged to a relative residual of {worst:.2g} in {steps} steps with rate "
             f"{rate:.2g}; expected it to fall. Give a smaller rate=, larger minibatches or more damping.",
             solution,
@@ -200,21 +212,21 @@ def largest_eigenvalue(
     steps: int = 30,
     seed: int = 0,
 ) -> float:
-    """The largest eigenvalue of C + diag λ, or of P⁻¹(C + diag λ), by power iteration from a seeded start; from below."""
+    """The largest eigenvalue of C + diag λ, or of P⁻¹(C + diag λ): a power iteration's estimate, from below."""
     one = {name: torch.zeros(1, *shape) for name, shape in curvature.shapes.items()}
     return _largest(_System.of(curvature, one, damping, preconditioner), steps, seed)
 
 
 def _largest(system: _System, steps: int, seed: int, matvec: Matvec | None = None) -> float:
-    """Power iteration y ← P⁻¹A y; (Ay)ᵀP⁻¹(Ay) / yᵀAy is a Rayleigh quotient of A^½P⁻¹A^½, so never above the largest."""
+    """Power iteration y ← P⁻¹A y from two starts; (Ay)ᵀP⁻¹(Ay) / yᵀAy is a Rayleigh quotient of A^½P⁻¹A^½."""
     generator = torch.Generator().manual_seed(seed)
     y = torch.randn(2, system.b.shape[1], generator=generator, dtype=torch.float64).to(system.b)
     quotient = torch.zeros(())
     for _ in range(steps):
         y = y / y.norm(dim=1, keepdim=True)
-        Ay = system.product(y, matvec)
-        z = system.precondition(Ay)
-        quotient = (_dot(Ay, z) / _dot(y, Ay)).max()
+        image = system.product(y, matvec)
+        z = system.precondition(image)
+        quotient = (_dot(image, z) / _dot(y, image)).max()
         y = z
     return float(quotient)
 
@@ -245,8 +257,8 @@ class _System:
 
     def product(self, x: Tensor, matvec: Matvec | None = None) -> Tensor:
         """A x, with another matvec in C's place where given."""
-        Cx = (matvec or self.curvature.matvec)(self.stacks(x))
-        return flatten(Cx, self.curvature.shapes).to(x) + self.diagonal * x
+        undamped = (matvec or self.curvature.matvec)(self.stacks(x))
+        return flatten(undamped, self.curvature.shapes).to(x) + self.diagonal * x
 
     def precondition(self, r: Tensor) -> Tensor:
         """P⁻¹ r at the same damping."""
@@ -261,9 +273,9 @@ class _System:
     def solution(self, x: Tensor, steps: int) -> Solution:
         return Solution(self.stacks(x), self.relative(self.b - self.product(x)), steps)
 
-    def check_positive(self, pAp: Tensor, rz: Tensor, moving: Tensor) -> None:
-        """Raise ValueError where a direction has no positive curvature."""
-        for what, value in (("the damped curvature", pAp), ("the preconditioner", rz)):
+    def check_positive(self, bent: Tensor, rz: Tensor, moving: Tensor) -> None:
+        """Raise ValueError where pᵀA p or rᵀP⁻¹r, (K,), is not positive."""
+        for what, value in (("the damped curvature", bent), ("the preconditioner", rz)):
             if not bool((value[moving] > 0).all()):
                 raise ValueError(
                     f"{what} is not positive definite (a direction has curvature {float(value[moving].min()):.3g}); "

@@ -4,9 +4,9 @@ The objective keeps its 1/N when example n's weight w_n changes, so that leaving
 
     θ(w) = argmin_θ (1/N) Σ_n w_n ℓ_n(θ) + ½ l2 ‖θ‖²            w = 1 everywhere; w_n = 0 leaves n out
 
-``leave_one_out`` is the plain loop, for any fit. ``fit_linear`` refits a linear model under any of the objectives for many
-weightings at once, by Newton's method, so that leaving out each of a few hundred points in turn takes seconds.
-With l2 as damping, (H + l2)⁻¹ is this objective's own inverse Hessian: influence has no approximation but its first order.
+``leave_one_out`` is the plain loop, for any fit. ``fit_linear`` refits a linear model under any of the objectives for
+many weightings at once, by Newton's method, so that leaving out each of a few hundred points in turn takes seconds.
+With l2 as damping, (H + l2)⁻¹ is this objective's own inverse Hessian: influence is then exact to first order.
 """
 
 from __future__ import annotations
@@ -32,8 +32,9 @@ class Refit(NamedTuple):
 def leave_one_out(fit: Callable[[Tensor], Tensor], n_train: int, which: Iterable[int] | None = None) -> Tensor:
     """fit(w) with one example's weight after another set to 0, stacked: (len(which), ...).
 
-    fit: a function of the examples' weights w (n_train,) that trains from the start and returns what is to be compared (a
-    weight vector, a query's loss). which: the examples to leave out; None: each in turn.
+    fit:   a function of the examples' weights w (n_train,) that trains and returns what is to be compared, always of
+           one shape: the fitted weights, or some queries' losses.
+    which: the examples to leave out; None: each in turn.
     """
     return torch.stack([fit(weights) for weights in left_out(n_train, which)])
 
@@ -90,22 +91,23 @@ def fit_linear(
 def _newton(problem: _Linear, theta: Tensor, weights: Tensor, tolerance: float, max_steps: int) -> Refit:
     """Newton with step halving for M weightings (M, N) at once; those that have arrived are left alone."""
     value, gradient = problem.value(theta, weights), problem.gradient(theta, weights)
-    for step in range(max_steps + 1):
+    step, moved = 0, True
+    while True:
         norm = gradient.flatten(1).norm(dim=1)  # (M,)
         going = (norm > tolerance).nonzero().squeeze(1)
         if len(going) == 0:
             return Refit(theta, norm, step)
-        if step == max_steps:
+        if step == max_steps or not moved:
             break
         direction = problem.newton_direction(theta[going], weights[going], gradient[going])
         theta[going], value[going], gradient[going], moved = problem.halve(
             theta[going], direction, weights[going], value[going], gradient[going]
         )
-        if not moved:
-            break
+        step += 1
     raise RuntimeError(
         f"{len(going)} of {len(theta)} refits stopped at a gradient norm of up to {float(norm.max()):.2g} after {step} "
-        f"Newton steps; expected {tolerance:.2g}. Classes that a hyperplane separates have no minimum at l2=0: give l2 > 0."
+        f"Newton steps; expected {tolerance:.2g}. Classes that a hyperplane separates have no minimum at l2=0: give "
+        "l2 > 0. A tolerance below rounding (1e-15 × the inputs' scale) cannot be met either."
     )
 
 
@@ -153,7 +155,9 @@ class _Linear:
         H.diagonal(dim1=1, dim2=2).add_(self.l2)
         factor, failed = torch.linalg.cholesky_ex(H)
         if bool(failed.any()):
-            raise ValueError(f"the Hessian is singular at l2={self.l2:g}; expected l2 > 0, or fewer features than examples.")
+            raise ValueError(
+                f"the Hessian is singular at l2={self.l2:g}; expected l2 > 0, or features independent of each other."
+            )
         return -torch.cholesky_solve(gradient.reshape(M, C * d, 1), factor).reshape(M, C, d)
 
     def halve(

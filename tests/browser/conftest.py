@@ -93,12 +93,13 @@ def lab_environment(base: Path) -> dict[str, str]:
 
 
 def copy_course(root: Path) -> None:
-    """The notebooks and the data beside them; not the sources, which would be paired, nor what was downloaded."""
-    skip = shutil.ignore_patterns("src", "cache", ".ipynb_checkpoints", "__pycache__")
+    """The notebooks with their paired sources and the data beside them; not what was downloaded."""
+    skip = shutil.ignore_patterns("cache", ".ipynb_checkpoints", "__pycache__")
     for name in ("notebooks", "data"):
         if (ROOT / name).is_dir():
             shutil.copytree(ROOT / name, root / name, ignore=skip)
     (root / "notebooks").mkdir(parents=True, exist_ok=True)
+    shutil.copy(ROOT / "jupytext.toml", root)
 
 
 def answers(url: str, token: str) -> bool:

@@ -194,7 +194,7 @@ def clean_metadata(book: Book) -> Iterator[str]:
 def run_in_order(book: Book) -> Iterator[str]:
     counts = [cell.execution_count for cell in book.code]
     if counts != list(range(1, len(counts) + 1)):
-        yield f"counts {counts}: not run top to bottom in one fresh kernel; nbval compares no uncounted cell"
+        yield f"counts {counts}: not run top to bottom in one fresh kernel"
 
 
 @rule

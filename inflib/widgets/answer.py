@@ -1,0 +1,238 @@
+"""What the image browser shows, as plain values, and the same as text, as HTML and as a table.
+
+An ``Answer`` is about one picture. A query's lists the training pictures that raised its measurement (proponents) and
+those that lowered it (opponents); a training picture's lists the queries that it raised and lowered most. Nothing here
+knows of controls: the widget and its still are both drawn from this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from html import escape
+
+import numpy as np
+
+from .base import NEGATIVE, POSITIVE, csv_text, picture, signed
+
+QUERY, TRAINING = "query", "training digit"
+ALL_LAYERS = "all layers"
+PHRASES = {  # of each measurement: its name in words, its unit
+    "log_likelihood": ("log-likelihood", "nats"),
+    "margin": ("log odds", "nats"),
+    "logit": ("logit", "units of the logit"),
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to score, and how much to show."""
+
+    method: str
+    damping: float = 0.1  # times each layer's mean EK-FAC eigenvalue
+    layer: str = ALL_LAYERS
+    measurement: str = "log_likelihood"
+    count: int = 8
+
+    @property
+    def quantity(self) -> str:
+        """The measurement in words."""
+        return PHRASES.get(self.measurement, (self.measurement,))[0]
+
+    @property
+    def unit(self) -> str:
+        return PHRASES.get(self.measurement, ("", "units of the measurement"))[1]
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """A labelled image of either side, and what the model makes of it."""
+
+    side: str  # QUERY or TRAINING
+    position: int  # its row on that side
+    index: int  # in the data set that both sides were taken from
+    image: np.ndarray  # (H, W) uint8
+    label: str
+    predictions: tuple[tuple[str, float], ...]  # the two likeliest classes and their probabilities
+    label_probability: float
+
+    @property
+    def predicted(self) -> str:
+        return self.predictions[0][0]
+
+    @property
+    def wrong(self) -> bool:
+        return self.predicted != self.label
+
+    def describe(self) -> tuple[str, ...]:
+        """What it is, its label, the model's prediction, each a line."""
+        model = ", then ".join(f"{name} ({p:.0%})" for name, p in self.predictions)
+        outcome = "misclassified" if self.wrong else "classified correctly"
+        return f"{self.side} #{self.index}", f"label {self.label}", f"model: {model}", outcome
+
+
+@dataclass(frozen=True, eq=False)
+class Ranked:
+    """A picture in one of the two lists."""
+
+    picture: Picture
+    score: float  # dm/dε, the unit of ``inflib.influence``
+    change: float | None  # ``predicted_change`` of the measurement on removal; None where scores have no unit
+    share: float  # |score| as a share of the largest in either list: the bar
+
+    @property
+    def shown(self) -> float:
+        """The number beside the picture: what its removal costs the measurement, which has the score's sign."""
+        return self.score if self.change is None else -self.change
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """The subject, the two lists, and how much of the whole they hold."""
+
+    subject: Picture
+    raised: tuple[Ranked, ...]  # scores > 0, largest first
+    lowered: tuple[Ranked, ...]  # scores < 0, largest in size first
+    counts: tuple[int, int]  # how many there are of each sign
+    parts: tuple[float, float]  # the shown ones' part of all positive, and of all negative, influence
+    settings: Settings
+    calibrated: bool  # False: the scores have no unit
+    n_train: int
+
+    @property
+    def about_query(self) -> bool:
+        return self.subject.side == QUERY
+
+    @property
+    def lists(self) -> tuple[tuple[Ranked, ...], tuple[Ranked, ...]]:
+        return self.raised, self.lowered
+
+    def method(self) -> str:
+        """How the scores were made, in one line."""
+        s = self.settings
+        damping = f"damping {s.damping:.2g} × mean Λ" if self.calibrated else "no damping"
+        return f"{s.method}, {damping}, {s.layer}, {s.quantity}"
+
+    def titles(self) -> tuple[str, str]:
+        """A heading for each list."""
+        quantity = self.settings.quantity
+        if self.about_query:
+            what = f"the {quantity} of label {self.subject.label}"
+            return f"+ Proponents: training on them raised {what}", f"− Opponents: training on them lowered {what}"
+        return (
+            f"+ Queries it helps: training on it raised the {quantity} of their label",
+            f"− Queries it hurts: training on it lowered the {quantity} of their label",
+        )
+
+    def notes(self) -> tuple[str, ...]:
+        """Under each heading: how much of the whole is shown."""
+        signs = ("positive", "negative")
+        return tuple(
+            f"{len(few)} of {n:,}, together {part:.1%} of all {sign} influence" if few else f"no {sign} score"
+            for few, n, part, sign in zip(self.lists, self.counts, self.parts, signs, strict=True)
+        )
+
+    def explanation(self) -> str:
+        """What the numbers mean, in words."""
+        s = self.settings
+        if not self.calibrated:
+            return (
+                "Numbers are gradient dot products. They have no unit: only their signs and their order say something. "
+                "Damping plays no role in them."
+            )
+        whose = f"of label {self.subject.label}" if self.about_query else "of the query's label"
+        which = "that digit" if self.about_query else "this training digit"
+        return (
+            f"Numbers are score ÷ {self.n_train:,}, in {s.unit}: how far the {s.quantity} {whose} is predicted to fall "
+            f"(+) or rise (−) if {which} alone is left out of training. A first-order prediction: trust the order "
+            "before the size."
+        )
+
+    def warning(self) -> str:
+        """A remark where the picture would mislead, else empty: the longest bar is as long however small its number."""
+        if self.about_query and self.subject.label_probability > 0.999:
+            return (
+                f"The model is all but certain here (p = {self.subject.label_probability:.5f}), so that no single "
+                "digit matters much: read the numbers, not the bars."
+            )
+        return ""
+
+    # --- the same, as text, as HTML, as a table ----------------------------------------------------------------
+
+    def as_text(self) -> str:
+        """A few lines; deterministic."""
+        lines = ["; ".join(self.subject.describe()), self.method()]
+        for title, note, few in zip(self.titles(), self.notes(), self.lists, strict=True):
+            lines.append(f"{title} ({note})")
+            lines += [
+                f"{signed(r.shown):>12}  #{r.picture.index:<6} label {r.picture.label}, model {r.picture.predicted}"
+                for r in few
+            ]
+        return "\n".join(lines)
+
+    def as_html(self) -> str:
+        """Tables and pictures only; readable also where inline styles are taken out."""
+        name, *about = self.subject.describe()
+        subject = (
+            f'<img src="{picture(self.subject.image)}" width="112" height="112" alt="{escape(name)}" '
+            f'style="image-rendering:pixelated"><br><b>{escape(name)}</b><br>' + "<br>".join(map(escape, about))
+        )
+        lists = "".join(
+            f"<p><b>{escape(title)}</b><br><small>{escape(note)}</small></p>{_still_row(few)}"
+            for title, note, few in zip(self.titles(), self.notes(), self.lists, strict=True)
+        )
+        remarks = " ".join(text for text in (self.explanation(), self.warning()) if text)
+        return (
+            f"<p>{escape(self.method())}</p>"
+            f'<table><tr><td valign="top" align="left">{subject}</td><td valign="top" align="left">{lists}</td></tr>'
+            f"</table><p><small>{escape(remarks)}</small></p>"
+        )
+
+    def table(self) -> list[dict[str, object]]:
+        """One row for each picture in the two lists, with all that says how its score was made."""
+        return [self._table_row(which, place, ranked) for which, place, ranked in self._rows()]
+
+    def as_csv(self) -> str:
+        """``table`` as CSV text."""
+        return csv_text(self.table())
+
+    def _rows(self) -> Iterator[tuple[str, int, Ranked]]:
+        names = ("proponent", "opponent") if self.about_query else ("helped", "hurt")
+        for name, few in zip(names, self.lists, strict=True):
+            yield from ((name, place, ranked) for place, ranked in enumerate(few, start=1))
+
+    def _table_row(self, which: str, place: int, ranked: Ranked) -> dict[str, object]:
+        s, one = self.settings, ranked.picture
+        return {
+            "about": self.subject.side,
+            "about_index": self.subject.index,
+            "about_label": self.subject.label,
+            "about_prediction": self.subject.predicted,
+            "list": which,
+            "rank": place,
+            "index": one.index,
+            "label": one.label,
+            "prediction": one.predicted,
+            "score": ranked.score,
+            "predicted_change_if_removed": "" if ranked.change is None else ranked.change,
+            "method": s.method,
+            "damping": s.damping if self.calibrated else "",
+            "layers": s.layer,
+            "measurement": s.measurement,
+        }
+
+
+def _still_row(few: Sequence[Ranked]) -> str:
+    """The pictures of one list, side by side."""
+    cells = []
+    for r in few:
+        colour, width = (POSITIVE if r.shown > 0 else NEGATIVE), max(2, round(56 * r.share))
+        model = f"model {escape(r.picture.predicted)}"
+        cells.append(
+            f'<td valign="top" align="center"><img src="{picture(r.picture.image)}" width="56" height="56" '
+            f'alt="{escape(r.picture.side)} {r.picture.index}" style="image-rendering:pixelated"><br>'
+            f'<b>{signed(r.shown)}</b><div style="height:5px;width:{width}px;background:{colour}"></div>'
+            f"<small>label {escape(r.picture.label)}<br>{f'<b>{model}</b>' if r.picture.wrong else model}"
+            f"<br>#{r.picture.index}</small></td>"
+        )
+    return f"<table><tr>{''.join(cells)}</tr></table>" if cells else ""

@@ -1,0 +1,293 @@
+"""Independent answers: dense matrices by ``torch.func`` and textbook formulas, sharing no code with inflib.
+
+No hooks, no factors, no rotation, no loss of the library is used here. A ``Problem`` holds a model, the names of its
+layers, a loss given as a formula of one example's outputs f (F,) and target y, and the data. Every vector and matrix
+is over coordinates written out one by one: layers in order, for each output o its inputs i, then its bias.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, hessian, jacrev, vmap
+from torch.utils import _pytree as pytree
+
+Formula = Callable[[Tensor, Tensor], Tensor]  # (outputs (F,) of one example, its target) → ()
+
+
+# --- losses, as formulas ----------------------------------------------------------------------------------------------
+
+
+def cross_entropy(f: Tensor, y: Tensor) -> Tensor:
+    chosen = torch.arange(f.shape[0]) == y
+    return f.exp().sum().log() - (f * chosen).sum()
+
+
+def squared_error(f: Tensor, y: Tensor) -> Tensor:
+    return ((f - y) ** 2).sum() / 2
+
+
+def bernoulli(f: Tensor, y: Tensor) -> Tensor:
+    p = 1 / (1 + (-f).exp())
+    return -(y * p.log() + (1 - y) * (1 - p).log()).sum()
+
+
+LOSSES: dict[str, Formula] = {
+    "CrossEntropy": cross_entropy,
+    "SquaredError": squared_error,
+    "Bernoulli": bernoulli,
+}
+
+
+def label_distribution(name: str, f: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Targets of all examples with their probabilities given the outputs f (N, F): [(targets (N, ...), weights (N,))].
+
+    Complete for discrete labels. For the unit Gaussian the 2F points f ± √F e_j have the same first two moments, which
+    is all that the second moment of a gradient linear in y depends on.
+    """
+    N, F = f.shape
+    if name == "CrossEntropy":
+        p = f.exp() / f.exp().sum(1, keepdim=True)
+        return [(torch.full((N,), c), p[:, c]) for c in range(F)]
+    if name == "Bernoulli":
+        p = 1 / (1 + (-f).exp())
+        found = []
+        for bits in itertools.product([0.0, 1.0], repeat=F):
+            y = torch.tensor(bits).to(f).expand(N, F)
+            found.append((y, (y * p + (1 - y) * (1 - p)).prod(1)))
+        return found
+    steps = [sign * math.sqrt(F) * torch.eye(F)[j].to(f) for j in range(F) for sign in (1, -1)]
+    return [(f + step, torch.full((N,), 1 / (2 * F)).to(f)) for step in steps]
+
+
+# --- a model as a function of one vector ------------------------------------------------------------------------------
+
+
+@dataclass
+class Problem:
+    """A model with ``layers`` seen as a function of one vector θ (D,), and its data x, y."""
+
+    model: nn.Module
+    layers: list[str]
+    loss: Formula
+    x: Any  # a tensor, tuple or dict of tensors, examples first
+    y: Tensor
+
+    def __post_init__(self) -> None:
+        self.own = {n: p.detach().clone() for n, p in self.model.named_parameters()}
+        buffers = {n: b.detach().clone() for n, b in self.model.named_buffers()}
+        self.spans: dict[str, slice] = {}
+        self.shapes: dict[str, tuple[int, int]] = {}
+        self.places: list[tuple[str, int]] = []  # coordinate → (parameter, position in it)
+        for name in self.layers:
+            start = len(self.places)
+            module = self.model.get_submodule(name)
+            prefix = f"{name}." if name else ""
+            transposed = getattr(module, "stored_transposed", False)
+            rows, columns = module.weight.shape if not transposed else reversed(module.weight.shape)
+            bias = getattr(module, "bias", None) is not None
+            for o in range(rows):
+                for i in range(columns):
+                    at = i * rows + o if transposed else o * columns + i
+                    self.places.append((prefix + "weight", at))
+                if bias:
+                    self.places.append((prefix + "bias", o))
+            self.spans[name] = slice(start, len(self.places))
+            self.shapes[name] = (rows, columns + bias)
+        self.where: dict[str, Tensor] = {}  # parameter → the coordinate of each of its entries
+        for coordinate, (name, at) in enumerate(self.places):
+            found = self.where.setdefault(name, torch.full((self.own[name].numel(),), -1))
+            found[at] = coordinate
+        assert all(bool((found >= 0).all()) for found in self.where.values())
+        self.rest = {n: p for n, p in self.own.items() if n not in self.where} | buffers
+
+    @property
+    def N(self) -> int:
+        return self.y.shape[0]
+
+    @property
+    def theta(self) -> Tensor:
+        return torch.stack([self.own[name].reshape(-1)[at] for name, at in self.places])
+
+    def outputs_of(self, theta: Tensor, one: Any) -> Tensor:
+        """Outputs (F,) of one example."""
+        parameters = {n: theta[at].reshape(self.own[n].shape) for n, at in self.where.items()}
+        batch = pytree.tree_map(lambda x: x[None], one)
+        args, kwargs = (), {}
+        if isinstance(batch, Mapping):
+            kwargs = dict(batch)
+        elif isinstance(batch, (tuple, list)):
+            args = tuple(batch)
+        else:
+            args = (batch,)
+        found = functional_call(self.model, (parameters, self.rest), args, kwargs)
+        return getattr(found, "logits", found)[0].reshape(-1)
+
+    def of_examples(self, function: Callable[[Tensor, Any, Tensor], Tensor], x: Any, y: Tensor) -> Tensor:
+        return vmap(function, in_dims=(None, 0, 0))(self.theta, x, y)
+
+    # --- first derivatives
+
+    def outputs(self, x: Any = None) -> Tensor:
+        """(N, F)."""
+        return vmap(self.outputs_of, in_dims=(None, 0))(self.theta, self.x if x is None else x)
+
+    def gradients(self, y: Tensor | None = None, formula: Formula | None = None, x: Any = None) -> Tensor:
+        """Per-example gradient of the loss, or another formula, (N, D)."""
+        formula = formula or self.loss
+        one = grad(lambda theta, x, y: formula(self.outputs_of(theta, x), y))
+        return self.of_examples(one, self.x if x is None else x, self.y if y is None else y)
+
+    def jacobians(self) -> Tensor:
+        """d outputs / dθ, (N, F, D)."""
+        return vmap(jacrev(self.outputs_of), in_dims=(None, 0))(self.theta, self.x)
+
+    # --- curvatures, each a mean over the examples
+
+    def gauss_newton(self) -> Tensor:
+        """(1/N) Σ Jᵀ H_out J, (D, D)."""
+        H = vmap(hessian(self.loss))(self.outputs(), self.y)  # (N, F, F)
+        J = self.jacobians()
+        return torch.einsum("nfd,nfg,nge->de", J, H, J) / self.N
+
+    def fisher(self, *labels: Tensor) -> Tensor:
+        """(1/N) Σ ∇ℓ ∇ℓᵀ at given labels, the mean over several sets of them; none given: the data's own."""
+        sets = labels or (self.y,)
+        total = torch.zeros(len(self.places), len(self.places)).to(self.theta)
+        for y in sets:
+            g = self.gradients(y)
+            total += g.T @ g / self.N / len(sets)
+        return total
+
+    def expected_fisher(self, name: str) -> Tensor:
+        """(1/N) Σ_n Σ_y p(y) ∇ℓ ∇ℓᵀ over every label y there is."""
+        total = torch.zeros(len(self.places), len(self.places)).to(self.theta)
+        for y, p in label_distribution(name, self.outputs()):
+            g = self.gradients(y if self.y.ndim == y.ndim else y.reshape(self.y.shape))
+            total += torch.einsum("n,nd,ne->de", p, g, g) / self.N
+        return total
+
+    def hessian(self) -> Tensor:
+        """The Hessian of the mean loss, (D, D)."""
+
+        def mean_loss(theta: Tensor) -> Tensor:
+            return vmap(lambda x, y: self.loss(self.outputs_of(theta, x), y))(self.x, self.y).mean()
+
+        return hessian(mean_loss)(self.theta)
+
+    # --- vectors and stacks
+
+    def stacks(self, flat: Tensor) -> dict[str, Tensor]:
+        """(K, D) → {layer: (K, o, i)}."""
+        found = {}
+        for name, (o, i) in self.shapes.items():
+            part = flat[:, self.spans[name]]
+            found[name] = torch.stack([part[:, row * i : (row + 1) * i] for row in range(o)], dim=1)
+        return found
+
+    def flat(self, stacks: Mapping[str, Tensor]) -> Tensor:
+        """{layer: (K, o, i)} → (K, D)."""
+        return torch.cat([stacks[n][:, o] for n in self.layers for o in range(self.shapes[n][0])], dim=1)
+
+    def block_diagonal(self, matrix: Tensor) -> Tensor:
+        """``matrix`` (D, D) with zeros off its layers' blocks."""
+        found = torch.zeros_like(matrix)
+        for span in self.spans.values():
+            found[span, span] = matrix[span, span]
+        return found
+
+    def damping(self, numbers: float | Mapping[str, float]) -> Tensor:
+        """diag λ, (D, D)."""
+        numbers = numbers if isinstance(numbers, Mapping) else dict.fromkeys(self.layers, numbers)
+        parts = [torch.full((self.shapes[n][0] * self.shapes[n][1],), float(numbers[n])) for n in self.layers]
+        return torch.diag(torch.cat(parts)).to(self.theta)
+
+    def relative(self, matrix: Tensor, factor: float = 0.1) -> dict[str, float]:
+        """{layer: factor · mean of the diagonal of its block}."""
+        return {n: factor * float(matrix.diagonal()[span].mean()) for n, span in self.spans.items()}
+
+    def influence(
+        self,
+        C: Tensor,
+        numbers: float | Mapping[str, float],
+        x: Any,
+        y: Tensor,
+        measurement: Formula | None = None,
+    ) -> Tensor:
+        """∇m_qᵀ (C + diag λ)⁻¹ (−∇ℓ_n), (Q, N), by one dense solve."""
+        m = self.gradients(y, measurement, x) if measurement else -self.gradients(y, None, x)
+        return -m @ torch.linalg.solve(C + self.damping(numbers), self.gradients().T)
+
+
+# --- Kronecker products, by their indices -------------------------------------------------------------------------------
+
+
+def kron(S: Tensor, A: Tensor) -> Tensor:
+    """The matrix with entry [(o, i), (p, j)] = S[o, p] A[i, j], rows and columns counted o first."""
+    o, i = S.shape[0], A.shape[0]
+    found = torch.empty(o * i, o * i).to(S)
+    for row in range(o):
+        for column in range(o):
+            found[row * i : (row + 1) * i, column * i : (column + 1) * i] = S[row, column] * A
+    return found
+
+
+def block_diag(*blocks: Tensor) -> Tensor:
+    size = sum(len(b) for b in blocks)
+    found, at = torch.zeros(size, size).to(blocks[0]), 0
+    for block in blocks:
+        found[at : at + len(block), at : at + len(block)] = block
+        at += len(block)
+    return found
+
+
+# --- factors of a plain multilayer perceptron, with no module involved --------------------------------------------------
+
+
+def perceptron_moments(
+    weights: list[Tensor],
+    biases: list[Tensor | None],
+    activation: Callable[[Tensor], Tensor],
+    loss: Formula,
+    x: Tensor,
+    y: Tensor,
+) -> list[tuple[Tensor, Tensor]]:
+    """(A, S) of every layer with expected labels: A = mean of a aᵀ, S = mean of (df/dz)ᵀ H_out (df/dz)."""
+
+    def run(shifts: list[Tensor], one: Tensor) -> tuple[Tensor, list[Tensor]]:
+        inputs, h = [], one
+        for layer, (W, b, shift) in enumerate(zip(weights, biases, shifts, strict=True)):
+            h = activation(h) if layer else h
+            inputs.append(h if b is None else torch.cat([h, torch.ones(1).to(h)]))
+            h = W @ h + shift + (0 if b is None else b)
+        return h, inputs
+
+    zero = [torch.zeros(len(W)).to(x) for W in weights]
+    f, inputs = vmap(lambda one: run(zero, one))(x)
+    J = vmap(jacrev(lambda shifts, one: run(shifts, one)[0]), in_dims=(None, 0))(zero, x)  # each (N, F, o)
+    H = vmap(hessian(loss))(f, y)
+    found = []
+    for a, j in zip(inputs, J, strict=True):
+        found.append((a.T @ a / len(x), torch.einsum("nfo,nfg,ngp->op", j, H, j) / len(x)))
+    return found
+
+
+# --- comparing ----------------------------------------------------------------------------------------------------------
+
+
+def difference(came: Tensor, expected: Tensor) -> float:
+    """‖came − expected‖ / ‖expected‖; the plain norm where expected is 0."""
+    assert came.shape == expected.shape, f"shape {tuple(came.shape)}, expected {tuple(expected.shape)}"
+    scale = float(expected.double().norm())
+    return float((came.double() - expected.double()).norm()) / (scale if scale > 1e-200 else 1.0)
+
+
+def assert_close(came: Tensor, expected: Tensor, tolerance: float) -> None:
+    error = difference(came, expected)
+    assert error <= tolerance, f"relative error {error:.3g}, expected at most {tolerance:g}\n{came}\n{expected}"
