@@ -38,9 +38,9 @@ REPEAT_BELOW = 60.0  # CPU-seconds: a longer stage runs once
 # The batch size that serves each library best, of those tried (README.md has the figures). kronfluence holds one
 # gradient per example of a batch, so small batches serve it better in time and memory both, except in `pairwise`.
 BATCH = {
-    ("kronfluence", "fit"): 32,
+    ("kronfluence", "fit"): 8,
     ("kronfluence", "pairwise"): 1000,
-    ("kronfluence", "self_influence"): 32,
+    ("kronfluence", "self_influence"): 8,
     ("curvlinops", "fit"): 500,
     ("inflib", "fit"): 1000,
     ("inflib", "pairwise"): 1000,
@@ -119,7 +119,7 @@ class Bench:
         runs: list[dict[str, Any]] = []
         while len(runs) < repeats and (not runs or runs[0]["cpu_s"] < REPEAT_BELOW):
             runs.append(self._script("stage.py", *arguments))
-        print(" ".join(f"{run['cpu_s']:.2f}" for run in runs), "CPU-s", flush=True)
+        print(", ".join(f"{run['cpu_s']:.2f} CPU-s {run['peak_mib']:,.0f} MiB" for run in runs), flush=True)
         return runs
 
     def agreement(self, options: argparse.Namespace) -> dict[str, Any]:

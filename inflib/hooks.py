@@ -200,7 +200,7 @@ def check_mode(model: nn.Module) -> None:
         if not module.training:
             continue
         rate = module.p if isinstance(module, nn.modules.dropout._DropoutNd) else getattr(module, "dropout", 0.0)
-        drops = isinstance(rate, float) and rate > 0
+        drops = isinstance(rate, (int, float)) and rate > 0
         if drops or isinstance(module, nn.modules.batchnorm._BatchNorm):
             raise RuntimeError(
                 f"module {name!r} ({type(module).__name__}) is in train mode, so an example's output depends on "

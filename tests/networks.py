@@ -169,7 +169,7 @@ def cases(
 
 
 class Tokens(nn.Module):
-    """Linear layers over (B, T, d), the positions averaged at the end."""
+    """Linear layers over (B, T, d) or (B, T, T', d), the positions averaged at the end."""
 
     def __init__(self, bias: bool = True, change: Callable[[Tensor], Tensor] = torch.tanh):
         super().__init__()
@@ -177,7 +177,7 @@ class Tokens(nn.Module):
         self.change = change
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(self.change(self.up(x))).mean(1)
+        return self.down(self.change(self.up(x))).flatten(1, -2).mean(1)
 
 
 class Twice(nn.Module):
@@ -291,7 +291,7 @@ ZOO: dict[str, Callable[[], tuple[nn.Module, list[str], Any]]] = {
     "tokens, part set in place": lambda: (Tokens(change=_set_half), ["up", "down"], (4, 3)),
     "tokens, frozen, relu in place": lambda: (frozen(Tokens(change=torch.relu_)), ["up", "down"], (4, 3)),
     "tokens, first frozen": lambda: (frozen(Tokens(), "up"), ["up", "down"], (4, 3)),
-    "grid of positions": lambda: (nn.Sequential(Tokens(), nn.Flatten()), ["0.up", "0.down"], (2, 2, 3)),
+    "grid of positions": lambda: (Tokens(), ["up", "down"], (2, 2, 3)),
     "called twice": lambda: (Twice(), ["same", "out"], (3,)),
     "tied modules": lambda: (Tied(), ["first", "middle"], (3,)),
     "add in place": lambda: (Plain(change=lambda h: h.add_(0.3).tanh()), ["up", "down"], (3,)),

@@ -7,8 +7,8 @@ al. 2023, eq. 7–9):
     PBO(Δ) = (1/N) Σ_n D(f_n(θ + Δ), f_n(θ)) + ε ℓ_m(θ + Δ) + ½ Σ_layer λ_layer ‖Δ_layer‖²
 
 D is the Bregman divergence of the loss in the outputs, D(f, f°) = ℓ(f) − ℓ(f°) − ⟨∇ℓ(f°), f − f°⟩: KL(p° ‖ p) for
-softmax and Bernoulli outputs, ½‖f − f°‖² for squared error, whatever the label. At ε = 0 its minimum is Δ = 0, its
-Hessian there is G + diag λ, and the response (m(θ + Δ(ε)) − m(θ)) / ε tends to the influence score with exact G as ε → 0.
+softmax and Bernoulli outputs, ½‖f − f°‖² for squared error, whatever the label. At ε = 0 the minimum is Δ = 0, the
+Hessian there is G + diag λ, and the response (m(θ + Δ(ε)) − m(θ)) / ε tends to the influence with exact G as ε → 0.
 
 Minimised in float64 by L-BFGS in whitened coordinates u, Δ = (C + λ)^-½ u with C an EK-FAC. Take ε > 0: a negative one
 pushes the example's loss up without bound. A network that interpolates its data (training loss below .005) makes the
@@ -110,8 +110,8 @@ def pbrf(
     result = Proximal(change / epsilon, change, delta, reached, reached <= tolerance, epsilon)
     if not bool(result.converged.all()):
         warnings.warn(
-            f"{result}; expected {tolerance:g}. Give more max_steps or more damping. (On a kink, as ReLU has, no gradient "
-            "vanishes.)",
+            f"{result}; expected {tolerance:g}. Give more max_steps or more damping, or smooth activations: on a ReLU's "
+            "kink no gradient vanishes.",
             NotConvergedWarning,
             stacklevel=2,
         )

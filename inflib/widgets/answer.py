@@ -66,7 +66,7 @@ class Picture:
 
     def describe(self) -> tuple[str, ...]:
         """What it is, its label, the model's prediction, each a line."""
-        model = ", then ".join(f"{name} ({p:.0%})" for name, p in self.predictions)
+        model = ", ".join(f"{name} ({p:.0%})" for name, p in self.predictions)
         outcome = "misclassified" if self.wrong else "classified correctly"
         return f"{self.side} #{self.index}", f"label {self.label}", f"model: {model}", outcome
 
@@ -144,8 +144,8 @@ class Answer:
         which = "that digit" if self.about_query else "this training digit"
         return (
             f"Numbers are score ÷ {self.n_train:,}, in {s.unit}: how far the {s.quantity} {whose} is predicted to fall "
-            f"(+) or rise (−) if {which} alone is left out of training. A first-order prediction: trust the order "
-            "before the size."
+            f"(+) or rise (−) if {which} alone is left out of training. A first-order prediction: trust signs "
+            "and order before sizes."
         )
 
     def warning(self) -> str:

@@ -21,6 +21,7 @@ from html import escape
 from typing import Any
 from urllib.parse import quote
 
+import anywidget
 import ipywidgets as W
 import numpy as np
 
@@ -32,8 +33,18 @@ STYLE = """<style>
   font-size: 13px; line-height: 1.4; max-width: 1060px; }
 .inflib-panel .widget-html-content { line-height: 1.4; }
 .inflib-panel .inflib-heading { font-weight: 600; }
+.inflib-panel .inflib-note { line-height: 28px; padding-left: 6px; }
 .inflib-panel .inflib-quiet { color: var(--jp-ui-font-color2, #555); }
 .inflib-panel .inflib-controls { border-bottom: 1px solid var(--jp-border-color2, #ccc); padding-bottom: 6px; }
+.inflib-panel .inflib-status { min-height: 26px; }
+.inflib-panel .widget-toggle-buttons { display: flex; align-items: baseline; }
+.inflib-panel .widget-checkbox .widget-label-basic { display: flex; align-items: center; gap: 6px; }
+.inflib-panel .widget-checkbox input { margin: 0; }
+.inflib-panel a { color: var(--jp-content-link-color, #0057b8); text-decoration: underline; }
+.inflib-panel .widget-toggle-buttons > .widget-label { text-align: right; }
+.inflib-panel .widget-toggle-buttons .widget-toggle-button { margin: 2px 4px 2px 0; }
+.inflib-panel .widget-toggle-buttons .mod-active { font-weight: 600;
+  box-shadow: inset 0 -3px 0 var(--jp-brand-color1, #1976d2); }
 .inflib-panel .inflib-busy { color: var(--jp-ui-font-color2, #555); animation: inflib-appear 0.2s 0.15s both; }
 .inflib-panel .inflib-busy::before { content: "◌"; display: inline-block; margin-right: 6px;
   animation: inflib-turn 1s linear infinite; }
@@ -47,6 +58,37 @@ STYLE = """<style>
 .inflib-panel img { image-rendering: pixelated; }
 body[data-jp-theme-light="false"] .inflib-panel img:not(.inflib-colour) { filter: invert(1); }
 </style>"""
+
+
+class _Names(anywidget.AnyWidget):
+    """Shows nothing. Tells screen readers what ipywidgets keeps from them: sliders' names, pressed buttons."""
+
+    _esm = """
+    const set = (part, key, value) => part.getAttribute(key) !== value && part.setAttribute(key, value);
+    function tell(panel) {
+      for (const control of panel.querySelectorAll(".widget-slider, .widget-toggle-buttons")) {
+        const name = control.querySelector(".widget-label")?.textContent ?? "";
+        control.querySelectorAll(".noUi-handle, .widget-readout").forEach(part => set(part, "aria-label", name));
+        if (!control.matches(".widget-toggle-buttons")) continue;
+        set(control, "role", "group");
+        set(control, "aria-label", name);
+        control.querySelectorAll("button").forEach(
+          button => set(button, "aria-pressed", String(button.classList.contains("mod-active"))));
+      }
+    }
+    function render({ el }) {
+      let observer;
+      const frame = requestAnimationFrame(() => {  // the panel holds el only after render returns
+        const panel = el.closest(".inflib-panel");
+        if (!panel) return;
+        tell(panel);
+        observer = new MutationObserver(() => tell(panel));
+        observer.observe(panel, { childList: true, subtree: true, attributes: true, attributeFilter: ["class"] });
+      });
+      return () => { cancelAnimationFrame(frame); observer?.disconnect(); };
+    }
+    export default { render };
+    """
 
 
 class Panel(W.VBox):
@@ -64,8 +106,10 @@ class Panel(W.VBox):
         """Controls above, what they show below, and between them the place for "busy" and for errors."""
         top = W.VBox(list(controls))
         top.add_class("inflib-controls")
-        status = W.VBox([self.busy, self.error], layout=W.Layout(min_height="26px"))
-        self.children = [W.HTML(STYLE, layout=W.Layout(display="none")), top, status, *view]
+        status = W.VBox([self.busy, self.error])
+        status.add_class("inflib-status")
+        unseen = W.Layout(display="none")
+        self.children = [W.HTML(STYLE, layout=unseen), _Names(layout=unseen), top, status, *view]
 
     def watch(self, control: W.Widget, answer: Callable[[], object]) -> None:
         """Call ``answer`` whenever the control's value changes, or when it is a button that is pressed."""
@@ -151,7 +195,7 @@ def unsigned(value: float, digits: int = 3) -> str:
 
 
 def png(image: np.ndarray) -> bytes:
-    """A PNG of (H, W) grey or (H, W, 3) RGB uint8, uncompressed: every zlib packs otherwise, stills are compared by byte."""
+    """A PNG of (H, W) grey or (H, W, 3) RGB uint8, uncompressed: every zlib packs its own way, stills must be equal."""
     if image.dtype != np.uint8 or image.shape[2:] not in ((), (3,)) or image.ndim < 2:
         raise ValueError(
             f"png got an image of shape {image.shape} and type {image.dtype}; expected (H, W) or (H, W, 3) uint8."

@@ -106,7 +106,7 @@ class ImageBrowser(Panel):
 
     def _make_query_controls(self) -> None:
         labels = sorted({one.label for one in self._queries}, key=lambda label: (len(label), label))
-        self.position = W.IntSlider(value=1, min=1, max=len(self._queries), description="Query", **_WIDE)
+        self.position = W.IntSlider(min=0, max=len(self._queries) - 1, description="Query", **_WIDE)
         self.previous = W.Button(description="◀ previous", layout=W.Layout(width="96px"))
         self.next = W.Button(description="next ▶", layout=W.Layout(width="96px"))
         self.matches = W.HTML()
@@ -132,28 +132,19 @@ class ImageBrowser(Panel):
         self.subject, self.explanation, self.csv = W.HTML(), W.HTML(), W.HTML()
         self.back = W.Button(description="◀ back to the query", layout=W.Layout(width="170px"))
         self.headings, self.strips = (W.HTML(), W.HTML()), (Strip(), Strip())
-        indent = W.HTML(layout=W.Layout(width="84px"))
-        ask = W.VBox(
-            [
-                self.position,
-                W.HBox([indent, self.previous, self.next]),
-                self.matches,
-                W.HBox([self.label_filter, self.misclassified]),
-            ]
-        )
-        how = W.VBox(
-            [
-                self.method,
-                W.HBox([self.damping, self.damping_note]),
-                W.HBox([self.layer, self.measurement]),
-                self.count,
-            ]
-        )
-        left = W.VBox([self.subject, self.back], layout=W.Layout(flex="0 0 190px"))
+        indent = W.HTML(layout=W.Layout(width="74px"))
+        ask = [
+            self.position,
+            W.HBox([indent, self.previous, self.next, self.matches]),
+            W.HBox([self.label_filter, self.misclassified]),
+            self.count,
+        ]
+        how = [self.method, self.damping, self.damping_note, W.HBox([self.layer, self.measurement])]
+        left = W.VBox([self.subject, self.back], layout=W.Layout(flex="0 0 172px"))
         lists = [W.VBox(pair) for pair in zip(self.headings, self.strips, strict=True)]
-        right = W.VBox(lists, layout=W.Layout(flex="1 1 420px"))
+        right = W.VBox(lists, layout=W.Layout(flex="1 1 400px"))
         self.arrange(
-            [W.HBox([ask, how], layout=_WRAP)],
+            [W.HBox([W.VBox(ask), W.VBox(how)], layout=_WRAP)],
             [W.HBox([left, right], layout=_WRAP), self.explanation, self.csv],
         )
 
@@ -180,7 +171,7 @@ class ImageBrowser(Panel):
 
     def _move(self, steps: int) -> None:
         """The query so many steps from where the slider is."""
-        at = min(max(self.position.value - 1 + steps, 0), len(self._matching) - 1)
+        at = min(max(self.position.value + steps, 0), len(self._matching) - 1)
         self.ask(self._matching[at])
 
     def _refilter(self) -> None:
@@ -224,26 +215,25 @@ class ImageBrowser(Panel):
         for control in (self.position, self.previous, self.next):
             control.disabled = not n
         if there:
-            at = self._matching.index(self._query) + 1
-            self.position.max = max(n, at)
-            self.position.value, self.position.max = at, n
-            self.previous.disabled, self.next.disabled = at == 1, at == n
-        found = f"{n} queries match" if n != 1 else "1 query matches"
-        note = "" if there else "; the last one stays"
-        self.matches.value = f'<div class="inflib-quiet" style="margin-left:88px">{found}{note}</div>'
+            at = self._matching.index(self._query)
+            self.position.max = max(self.position.max, at)  # a value may never be above its maximum
+            self.position.value, self.position.max = at, n - 1
+            self.previous.disabled, self.next.disabled = at == 0, at == n - 1
+        found = f"{n} match" if n != 1 else "1 matches"
+        self.matches.value = f'<div class="inflib-quiet inflib-note">{found}</div>'
 
     def _draw_damping(self) -> None:
         used = self.influence.calibrated(self.method.value)
         self.damping.disabled = not used
         numbers = ", ".join(unsigned(number, 2) for number in self.influence.damping(self.settings).values())
-        note = f"× mean Λ, so λ = {numbers}" if used else "plays no role here"
-        self.damping_note.value = f'<div class="inflib-quiet">{note}</div>'
+        note = f"× mean Λ: λ = {numbers}" if used else "plays no role in gradient dot products"
+        self.damping_note.value = f'<div class="inflib-quiet inflib-note" style="margin-left:74px">{note}</div>'
 
 
-_STYLE = {"description_width": "80px"}
-_BUTTONS = {"description_width": "80px", "button_width": "auto"}
-_WIDE = {"continuous_update": False, "style": _STYLE, "layout": {"width": "340px"}}
-_NARROW = {"width": "210px"}
+_STYLE = {"description_width": "70px"}
+_BUTTONS = {"description_width": "70px", "button_width": "auto"}
+_WIDE = {"continuous_update": False, "style": _STYLE, "layout": {"width": "362px"}}
+_NARROW = {"width": "185px"}
 _WRAP = {"flex_flow": "row wrap", "grid_gap": "4px 24px"}
 
 

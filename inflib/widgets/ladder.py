@@ -209,7 +209,7 @@ def _pictures_html(comparison: Comparison, exact: str) -> str:
         address = "data:image/png;base64," + base64.b64encode(png(image)).decode()
         figures.append(
             '<figure style="display:inline-block;margin:4px 6px 4px 0;text-align:center">'
-            f'<img class="inflib-colour" width="126" height="126" style="image-rendering:pixelated" '
+            f'<img class="inflib-colour" width="112" height="112" style="image-rendering:pixelated" '
             f'alt="the matrix of {escape(rung)}" src="{address}"><figcaption>{escape(rung)}</figcaption></figure>'
         )
     scale = "orange positive, blue negative; colour grows with √|entry|, on one scale (the identity on its own)"

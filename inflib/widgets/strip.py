@@ -75,8 +75,9 @@ export default { render };
 """
 
 _CSS = f"""
-.inflib-strip {{ display: flex; flex-wrap: wrap; gap: 6px; min-height: 20px; }}
-.inflib-card {{ display: flex; flex-direction: column; align-items: center; width: 82px; padding: 5px 4px 4px;
+.inflib-strip {{ display: grid; grid-template-columns: repeat(auto-fill, 73px); gap: 6px; min-height: 20px;
+  margin: 4px 0 10px; }}
+.inflib-card {{ display: flex; flex-direction: column; align-items: center; padding: 5px 3px 4px;
   color: var(--jp-ui-font-color1, #222); background: var(--jp-layout-color1, #fff); font: inherit; font-size: 11px;
   line-height: 1.35; border: 1px solid var(--jp-border-color2, #ccc); border-radius: 3px; cursor: pointer; }}
 .inflib-card:hover {{ background: var(--jp-layout-color2, #eee); }}

@@ -272,8 +272,8 @@ for name, (a, g) in pairs.items():
 print(f"digit {n} is a {y[n]}; the network says", {c: f"{p[n, c]:.2f}" for c in range(10) if p[n, c] > 0.05})
 
 # %% [markdown]
-# All rows of a product are one and the same row $a^\top$, each scaled by its own number of $g$, orange or blue by its sign. For `hidden1` that
-# row *is* the digit, which shows when each row is folded back into a picture:
+# All rows of a product are one and the same row $a^\top$, each scaled by its own number of $g$, and turned from orange to blue or back by its sign. For `hidden1` that
+# row *is* the digit (white paper is −1, ink is 1), which shows when each row is folded back into a picture:
 
 # %%
 figure, axes = plt.subplots(1, 8, figsize=(8.4, 1.4))
@@ -532,7 +532,8 @@ assert block_error["1 draw"] > block_error["10 draws"] > block_error["100 draws"
 
 # %% [markdown]
 # The matrix of a single draw is off in both directions at once, here too much and there too little; after a hundred draws the eye finds nothing left.
-# The lower right picture is different: along the diagonal it is blue throughout. The empirical Fisher is not a noisy version of $G$. It is too small, almost everywhere.
+# The lower right picture is different: along the diagonal it is blue throughout. The empirical Fisher is not a noisy version of $G$. It is
+# smaller in size almost everywhere: less orange where $G$ is orange, less blue where it is blue.
 #
 # The same as a curve. Both axes are logarithmic; a fall as $1/\sqrt m$ is a straight line of slope −½.
 

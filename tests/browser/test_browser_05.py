@@ -1,0 +1,60 @@
+"""The ladder widget of notebook 05 answers its controls in a real JupyterLab."""
+
+from __future__ import annotations
+
+import re
+
+from playwright.sync_api import Locator, Page, expect
+
+
+def changed(page: Page, part: Locator, before: str) -> str:
+    """Wait until a part of the widget shows something else; its new HTML."""
+    expect(part).to_be_visible()
+    page.wait_for_function("([e, old]) => e.innerHTML !== old", arg=[part.element_handle(), before])
+    return part.inner_html()
+
+
+def test_network_layer_damping_rung_and_query_move_the_ladder(notebook, pixels) -> None:
+    nb = notebook.open("05_ekfac.ipynb")
+    assert nb.run_all(), nb.errors()
+    ladder = nb.page.locator(".inflib-ladder")
+    pictures, table, scatter = (ladder.locator(f".inflib-ladder-{part}") for part in ("pictures", "table", "scatter"))
+    images = pictures.locator("img")
+    expect(images).to_have_count(7)
+    assert len(set(pixels(images))) == 7, "each rung has a matrix of its own"
+    ladder.scroll_into_view_if_needed()
+    nb.shot("05-light", ladder)
+    nb.theme("JupyterLab Dark")
+    nb.shot("05-dark", ladder)
+    nb.theme("JupyterLab Light")
+
+    numbers, points, matrices = table.inner_html(), scatter.inner_html(), pixels(images)
+    handles = ladder.locator(".noUi-handle")  # damping, query
+    handles.first.focus()
+    handles.first.press("PageDown")
+    numbers, points = changed(nb.page, table, numbers), changed(nb.page, scatter, points)
+    assert pixels(images) == matrices, "damping belongs to the solve: no matrix may move"
+
+    handles.last.focus()
+    handles.last.press("ArrowRight")
+    points = changed(nb.page, scatter, points)
+    expect(scatter).to_contain_text("query 2")
+
+    network, layer, rung = ladder.locator("select").all()
+    rung.select_option(label="K-FAC")
+    points = changed(nb.page, scatter, points)
+    expect(scatter).to_contain_text("K-FAC")
+    assert table.inner_html() == numbers, "another rung in the scatter changes no error"
+
+    layer.select_option(label="out")
+    numbers = changed(nb.page, table, numbers)
+    nb.page.wait_for_function("n => document.querySelectorAll('.inflib-ladder-pictures img').length === n", arg=7)
+    assert not set(pixels(images)) & set(matrices), "one layer's blocks are other matrices"
+
+    network.select_option(label="deep 49-6-6-10")
+    changed(nb.page, table, numbers)
+    assert "hidden2" in layer.inner_text(), "the layers offered are those of the network shown"
+    assert re.search(r"EK-FAC", table.inner_text())
+    expect(ladder.locator(".inflib-error")).to_have_count(0)
+    assert nb.outside == []
+    assert nb.problems == []

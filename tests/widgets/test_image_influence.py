@@ -1,0 +1,161 @@
+"""What the browser answers is what inflib computes: every method at the same damping, ranked, with the ties in order."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from inflib import CrossEntropy, TrainIndex, damping_of, ekfac, influence, kfac, predicted_change
+from inflib.lab import mlp, mnist_5k
+from inflib.widgets import ImageInfluence, three_methods
+from inflib.widgets.answer import ALL_LAYERS, QUERY, TRAINING, Settings
+from inflib.widgets.image_influence import rank
+
+METHODS = ("EK-FAC", "K-FAC", "gradient dot product")
+
+
+@pytest.fixture(scope="module")
+def small():
+    """A small network fitted on 300 digits: its own EK-FAC and K-FAC, so that their bases are equal to the last bit."""
+    digits = mnist_5k()
+    train, queries = digits.train[::15], digits.queries[::25]
+    model, objective = mlp((784, 12, 10), dtype=torch.float64), CrossEntropy()
+    batches = train.batches(64, dtype=torch.float64)
+    curvature = ekfac(model, objective, batches, progress=False)
+    index = TrainIndex.build(model, objective, batches, curvature, progress=False)
+    methods = three_methods(model, objective, batches, curvature, progress=False)
+    return model, objective, batches, train, queries, index, methods
+
+
+@pytest.fixture(scope="module")
+def asked(small) -> ImageInfluence:
+    model, objective, _, train, queries, index, methods = small
+    return ImageInfluence(model, objective, index, train, queries, methods)
+
+
+def test_k_fac_in_ek_fac_s_basis_is_k_fac(small) -> None:
+    model, objective, batches, _, _, _, methods = small
+    fitted = kfac(model, objective, batches, progress=False)
+    assert methods["K-FAC"].facts == fitted.facts
+    for name in fitted.layers:
+        mean = fitted.eigenvalues[name].mean()
+        torch.testing.assert_close(
+            methods["K-FAC"].eigenvalues[name], fitted.eigenvalues[name], rtol=0, atol=1e-10 * mean
+        )
+
+
+@pytest.mark.parametrize("layer", [ALL_LAYERS, "hidden1", "out"])
+@pytest.mark.parametrize("method", METHODS)
+def test_answers_are_those_of_influence_at_the_same_damping_for_all(small, asked, method, layer) -> None:
+    model, objective, batches, _, queries, index, methods = small
+    curvature = methods[method] if layer == ALL_LAYERS else methods[method].restrict([layer])
+    damping = {
+        name: 0.03 * mean for name, mean in index.curvature.mean_eigenvalues().items() if name in curvature.layers
+    }
+    if method == "gradient dot product":
+        damping = 0.0
+    truth = influence(
+        model, objective, batches, queries.batches(dtype=torch.float64), curvature, damping, progress=False
+    )
+    settings = Settings(method, damping=0.03, layer=layer)
+    for query in (0, 7, 19):
+        np.testing.assert_allclose(asked.scores(QUERY, query, settings), truth[query], rtol=1e-9, atol=1e-9)
+    for training in (0, 150, 299):
+        np.testing.assert_allclose(asked.scores(TRAINING, training, settings), truth[:, training], rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("measurement", ["margin", "logit"])
+def test_another_measurement_is_another_answer(small, asked, measurement) -> None:
+    model, objective, batches, _, queries, index, _ = small
+    truth = influence(
+        model,
+        objective,
+        batches,
+        queries.batches(dtype=torch.float64),
+        index.curvature,
+        damping_of(index.curvature, 0.1),
+        measurement=measurement,
+        progress=False,
+    )
+    scores = asked.scores(QUERY, 3, Settings("EK-FAC", measurement=measurement))
+    np.testing.assert_allclose(scores, truth[3], rtol=1e-9, atol=1e-9)
+    assert not np.allclose(scores, asked.scores(QUERY, 3, Settings("EK-FAC")))
+
+
+def test_damping_plays_no_role_for_the_gradient_dot_product(asked) -> None:
+    few = [asked.scores(QUERY, 2, Settings("gradient dot product", damping=d)) for d in (1e-4, 100.0)]
+    np.testing.assert_array_equal(*few)
+    few = [asked.scores(QUERY, 2, Settings("EK-FAC", damping=d)) for d in (1e-4, 100.0)]
+    assert not np.allclose(*few)
+
+
+def test_an_answer_holds_the_largest_scores_of_each_sign(asked) -> None:
+    settings = Settings("EK-FAC", count=5)
+    scores, answer = asked.scores(QUERY, 4, settings), asked.ask(4, settings)
+    assert [r.score for r in answer.raised] == sorted(scores, reverse=True)[:5]
+    assert [r.score for r in answer.lowered] == sorted(scores)[:5]
+    assert answer.counts == ((scores > 0).sum(), (scores < 0).sum())
+    assert answer.parts[0] == pytest.approx(sum(r.score for r in answer.raised) / scores[scores > 0].sum())
+    assert max(r.share for r in (*answer.raised, *answer.lowered)) == 1
+
+
+def test_the_number_shown_is_what_removal_costs(asked) -> None:
+    answer = asked.ask(4, Settings("K-FAC"))
+    scores = torch.tensor([r.score for r in answer.raised], dtype=torch.float64)
+    expected = -predicted_change(scores, n_train=300)
+    np.testing.assert_allclose([r.shown for r in answer.raised], expected, rtol=1e-12)
+    assert "score ÷ 300, in nats" in answer.explanation()
+    plain = asked.ask(4, Settings("gradient dot product"))
+    assert [r.shown for r in plain.raised] == [r.score for r in plain.raised]
+    assert "no unit" in plain.explanation()
+
+
+def test_every_picture_carries_the_model_s_own_prediction(small, asked) -> None:
+    model, _, _, train, _, _, _ = small
+    for ranked in asked.ask(4, Settings("EK-FAC")).raised:
+        row = ranked.picture.position
+        p = model(train.inputs[row].double()).softmax(-1)
+        assert ranked.picture.predicted == str(p.argmax().item())
+        assert ranked.picture.label_probability == pytest.approx(p[train.labels[row]].item())
+        assert ranked.picture.index == train.index[row]
+        np.testing.assert_array_equal(ranked.picture.image, train.images[row])
+
+
+def test_asking_back_ranks_the_queries(small, asked) -> None:
+    _, _, _, _, queries, _, _ = small
+    answer = asked.ask_back(17, Settings("EK-FAC", count=3))
+    scores = asked.scores(TRAINING, 17, Settings("EK-FAC"))
+    assert answer.raised[0].picture.position == scores.argmax()
+    assert answer.lowered[0].picture.position == scores.argmin()
+    assert answer.raised[0].picture.index == queries.index[scores.argmax()]
+    assert {r.picture.side for r in answer.raised} == {QUERY}
+
+
+def test_ties_go_by_position_and_zero_is_of_neither_sign() -> None:
+    raised, lowered = rank(np.array([0.0, 2.0, -1.0, 2.0, 0.0, 1.0, -1.0]), 3)
+    assert raised == [1, 3, 5]
+    assert lowered == [2, 6]
+
+
+def test_images_of_another_number_than_the_index_are_refused(small) -> None:
+    model, objective, _, train, queries, index, _ = small
+    with pytest.raises(ValueError, match="the index holds 300 training examples, and 299 training images came"):
+        ImageInfluence(model, objective, index, train[:299], queries)
+
+
+def test_a_row_that_is_not_there_is_refused(asked) -> None:
+    with pytest.raises(ValueError, match=r"query 20 was asked for; expected a row from 0 to 19"):
+        asked.ask(20, Settings("EK-FAC"))
+
+
+def test_the_shipped_factors_are_those_of_the_shipped_network(shipped) -> None:
+    """Eigenvectors may differ between machines, what they make of a vector may not."""
+    fresh = ekfac(shipped.model, shipped.objective, shipped.train, progress=False)
+    stored = shipped.index.curvature
+    assert stored.facts == fresh.facts
+    generator = torch.Generator().manual_seed(0)
+    v = {k: torch.randn(2, *shape, generator=generator, dtype=torch.float64) for k, shape in fresh.shapes.items()}
+    mine, theirs = stored.solve(v, 1e-3), fresh.solve(v, 1e-3)
+    for name in v:
+        torch.testing.assert_close(mine[name], theirs[name], rtol=1e-6, atol=1e-6 * float(theirs[name].abs().max()))
