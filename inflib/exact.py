@@ -12,6 +12,7 @@ the approximations use, so that the two check each other. A dense matrix takes D
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -93,7 +94,7 @@ def hessian(
             outputs = call(model, batch.inputs, parameters_from(fit, flat))
             return objective.loss(outputs, batch.targets).sum()
 
-        with sdpa_kernel(SDPBackend.MATH):
+        with plain_attention():
             product = vmap(lambda v, loss=loss: jvp(grad(loss), (theta,), (v,))[1], chunk_size=64)
             total += product(torch.eye(len(theta)).to(theta))
         _check_finite(fit, "Hessian rows", total, batch.index)
@@ -123,7 +124,9 @@ def gauss_newton_product(
     own = matrices_of(fit)
     for name, matrix in own.items():
         if v[name].ndim != 3 or v[name].shape[1:] != matrix.shape:
-            raise ValueError(f"v[{name!r}] has shape {tuple(v[name].shape)}; expected (K, *{tuple(matrix.shape)}).")
+            raise ValueError(
+                f"v[{name!r}] has shape {tuple(v[name].shape)}; expected (K, {matrix.shape[0]}, {matrix.shape[1]})."
+            )
     v = {name: v[name].to(matrix) for name, matrix in own.items()}  # in the layers' order
     totals = {name: torch.zeros_like(x, dtype=accumulator(x.dtype)) for name, x in v.items()}
     examples = 0
@@ -152,7 +155,7 @@ def _batch_product(fit: Fit, batch: Batch, own: Matrices, v: Matrices) -> Matric
         bent = jvp(slope, (f,), (along,))[1]  # H_out J v
         return vjp(outputs, own)[1](bent)[0]  # Jᵀ H_out J v
 
-    with sdpa_kernel(SDPBackend.MATH):
+    with plain_attention():
         return vmap(product)(v)
 
 
@@ -166,7 +169,7 @@ def bytes_of_a_product(fit: Fit, batch: Batch) -> int:
         return x
 
     own = {name: m.requires_grad_() for name, m in matrices_of(fit).items()}
-    with saved_tensors_hooks(count, lambda x: x), sdpa_kernel(SDPBackend.MATH), torch.enable_grad():
+    with saved_tensors_hooks(count, lambda x: x), plain_attention(), torch.enable_grad():
         fit.objective.check(call(fit.model, batch.inputs, as_parameters(fit, own)), batch.targets)
     return 2 * kept + 2 * sum(m.numel() * m.element_size() for m in own.values())
 
@@ -199,13 +202,14 @@ def jacobian(fit: Fit, inputs: Any) -> Tensor:
     """Per-example Jacobian of the outputs in the chosen layers' matrices, (B, F, D), by reverse mode under vmap."""
     layers = fit.layers.values()
     names = [n for layer in layers for n in (layer.weight_name, layer.bias_name) if n is not None]
-    own = {n: p.detach() for n, p in fit.model.named_parameters() if n in names}
+    every = {n: p.detach() for n, p in fit.model.named_parameters()}
+    own = {n: every[n] for n in names}
 
     def outputs(parameters: dict[str, Tensor], one: Any) -> Tensor:
-        return call(fit.model, pytree.tree_map(lambda x: x[None], one), parameters)[0].flatten()  # (F,)
+        return call(fit.model, pytree.tree_map(lambda x: x[None], one), every | parameters)[0].flatten()  # (F,)
 
     check_mode(fit.model)
-    with sdpa_kernel(SDPBackend.MATH):
+    with plain_attention():
         J = vmap(jacrev(outputs), in_dims=(None, 0))(own, inputs)  # {parameter: (B, F, *shape)}
     return torch.cat([layer.join(J).flatten(2) for layer in layers], dim=2)
 
@@ -224,6 +228,18 @@ def _root(H: Tensor) -> Tensor:
     """R (B, F, F) with R Rᵀ = H for positive semi-definite H."""
     values, vectors = torch.linalg.eigh(H)
     return vectors * values.clamp_min(0).sqrt()[:, None, :]
+
+
+@contextmanager
+def plain_attention() -> Iterator[None]:
+    """Attention by its formula: the fused kernels know neither forward mode nor a second derivative."""
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
 
 
 # --- parameters as matrices and as one vector ----------------------------------------------------------------------
@@ -246,8 +262,9 @@ def parameters_from(fit: Fit, flat: Tensor) -> dict[str, Tensor]:
 
 
 def as_parameters(fit: Fit, matrices: Matrices) -> dict[str, Tensor]:
-    """Matrices {layer: (o, i)} → {parameter name: tensor}, for ``functional_call``."""
-    return {n: p for name, layer in fit.layers.items() for n, p in layer.split(matrices[name]).items()}
+    """Matrices {layer: (o, i)} → {parameter name: tensor} for ``functional_call``, all others as they are, detached."""
+    chosen = {n: p for name, layer in fit.layers.items() for n, p in layer.split(matrices[name]).items()}
+    return {n: p.detach() for n, p in fit.model.named_parameters() if n not in chosen} | chosen
 
 
 def _check_finite(fit: Fit, what: str, rows: Tensor, batch: int) -> None:

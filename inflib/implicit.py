@@ -14,7 +14,7 @@ the query side is solved, as ``influence`` does. ``solve_with_residual`` says ho
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -36,6 +36,7 @@ from .curvature import (
 )
 from .exact import gauss_newton_product
 from .hooks import Matrices
+from .layers import select
 from .objectives import Objective
 from .solvers import Matvec, Solution, conjugate_gradients, stochastic_neumann
 
@@ -144,7 +145,13 @@ def refine_stochastic(
 def _implicit(
     curvature: Curvature, model: nn.Module, objective: Objective, data: Data, solver: Solver, how: str, progress: bool
 ) -> Implicit:
+    """G by products over ``data``, with the layers and shapes of ``curvature``, and this solver."""
     weights = hash_weights(model)
+    found = {name: layer.shape for name, layer in select(model, list(curvature.layers)).items()}
+    if found != curvature.shapes:
+        raise ValueError(
+            f"the curvature was made for layers of shapes {curvature.shapes}, the model has {found}; refit it."
+        )
 
     def product(v: Matrices) -> Matrices:
         if hash_weights(model) != weights:
@@ -154,20 +161,19 @@ def _implicit(
         return gauss_newton_product(model, objective, data, v, progress=progress)
 
     examples = sum(batch.size for batch in walk(data, name="data", progress=False))
-    method = f"exact Gauss-Newton, {curvature.facts.method} refined by {how}"
-    facts = replace(curvature.facts, method=method, examples=examples, weights=weights)
+    method = f"refined {curvature.facts.method} ({how})"
+    facts = Facts(method, "expected", draws=1, seed=0, examples=examples, weights=weights)
     return Implicit(product, solver, dict(curvature.shapes), _means(curvature, model, objective, data, progress), facts)
 
 
 def _means(
     curvature: Curvature, model: nn.Module, objective: Objective, data: Data, progress: bool
 ) -> dict[str, float]:
-    """Mean eigenvalue of each block of G: that of EK-FAC's Λ, whose trace is exact, or by one pass over the data."""
-    if curvature.facts.method not in ("K-FAC", "identity"):
-        return curvature.mean_eigenvalues()
+    """Mean eigenvalue of each block of G: that of EK-FAC's Λ, which has G's trace, or by one pass over the data."""
     facts = curvature.facts
-    exact = diagonal(model, objective, data, list(curvature.layers), facts.labels, facts.draws, facts.seed, progress)
-    return exact.mean_eigenvalues()
+    if facts.method in ("K-FAC", "identity") or facts.labels == "observed":
+        curvature = diagonal(model, objective, data, list(curvature.layers), progress=progress)
+    return curvature.mean_eigenvalues()
 
 
 def _minibatches(model: nn.Module, objective: Objective, data: Data, seed: int) -> Iterator[Matvec]:

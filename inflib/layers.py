@@ -161,6 +161,9 @@ def select(model: nn.Module, layers: LayerSpec = None, *, note: bool = False) ->
     supported = {name: module for name, module in model.named_modules() if kind_of(module) is not None}
     chosen = {name: module for name, module in supported.items() if _wants(wanted, name, module)}
     _check_patterns(model, wanted, supported, chosen)
+    if not is_untied:  # naming one user of a weight names its other users too: a layer is a weight
+        weights = {id(_weight(module)) for module in chosen.values()}
+        chosen = {name: module for name, module in supported.items() if id(_weight(module)) in weights}
     found, reasons = _group(model, chosen, is_untied, explicit=wanted is not None)
     if not found:
         raise ValueError(f"layers={layers!r} leaves no layer to fit. " + "; ".join(reasons.values()))
@@ -219,8 +222,7 @@ def _group(
     owners = _owners(model)
     groups: dict[int, list[str]] = {}
     for name, module in chosen.items():
-        weight = getattr(module, kind_of(module).weight)  # type: ignore[union-attr]
-        groups.setdefault(id(weight) if not is_untied else id(module), []).append(name)
+        groups.setdefault(id(_weight(module)) if not is_untied else id(module), []).append(name)
     found, reasons = {}, {}
     for names in groups.values():
         layer = _layer(names, chosen, is_untied)
@@ -232,6 +234,10 @@ def _group(
         else:
             reasons[layer.name] = reason
     return found, reasons
+
+
+def _weight(module: nn.Module) -> Tensor:
+    return getattr(module, kind_of(module).weight)  # type: ignore[union-attr]
 
 
 def _layer(names: list[str], chosen: dict[str, nn.Module], is_untied: bool) -> Layer:

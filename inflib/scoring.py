@@ -104,10 +104,8 @@ def predicted_change(scores: Tensor, n_train: int, remove: bool = True) -> Tenso
 
 def layers_of(model: nn.Module, curvature: Curvature) -> dict[str, Layer]:
     """The model's layers that the curvature speaks of; ValueError where the model has others or other shapes."""
-    try:
-        found = select(model, list(curvature.layers))
-    except ValueError:
-        found = select(model, Untied(list(curvature.layers)))
+    names = list(curvature.layers)
+    found = select(model, Untied(names) if curvature.facts.untied else names)
     for name, shape in curvature.shapes.items():
         if name not in found or found[name].shape != shape:
             came = found[name].shape if name in found else "no such layer"

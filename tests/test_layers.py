@@ -180,10 +180,31 @@ def test_modules_that_share_weight_and_bias_are_one_layer_under_the_first_name()
     assert not notes(Tied())
 
 
-def test_choosing_one_of_two_sharing_modules_is_refused_unless_untied() -> None:
-    with pytest.raises(ValueError, match=r"'first' shares its weight with 'second' \(Linear\).*untied\('first'\)"):
-        select(Tied(), ["first"])
+@pytest.mark.parametrize("layers", ["first", "second", ["second", "first"]])
+def test_naming_one_user_of_a_weight_means_all_of_its_users(layers: Any) -> None:
+    found = select(Tied(), layers)
+    assert list(found) == ["first"]
+    assert len(found["first"].modules) == 2
+
+
+def test_untied_makes_each_use_of_a_weight_a_layer() -> None:
     assert list(select(Tied(), untied(["first", "second"]))) == ["first", "second"]
+    assert list(select(Tied(), untied("second"))) == ["second"]
+
+
+def test_a_curvature_of_untied_layers_is_scored_with_untied_gradients() -> None:
+    """Twins: two modules that share their weight, treated as two, and two modules with equal weights."""
+    case, tied, apart = make(), Tied(), Tied()
+    apart.load_state_dict(tied.state_dict())
+    apart.second.weight = nn.Parameter(apart.first.weight.detach().clone())
+    apart.second.bias = nn.Parameter(apart.first.bias.detach().clone())
+    for layers in (["first", "second"], ["first", "middle"]):
+        scores = []
+        for model, chosen in ((tied, untied(layers)), (apart, layers)):
+            fit = ekfac(model, case.objective, case.train, layers=chosen, progress=False)
+            assert fit.facts.untied is (model is tied)
+            scores.append(influence(model, case.objective, case.train, case.queries, fit, progress=False))
+        assert torch.allclose(scores[0], scores[1], rtol=1e-10)
 
 
 def test_a_shared_weight_with_biases_of_their_own_is_refused() -> None:

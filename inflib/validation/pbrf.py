@@ -26,12 +26,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import grad_and_value, vmap
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 
 from ..batches import BYTE_BUDGET, Batch, Data, call, chunks, walk
 from ..curvature import Damping, Kronecker, ekfac, resolve_damping, unflatten
-from ..exact import as_parameters, bytes_of_a_product, matrices_of
+from ..exact import as_parameters, bytes_of_a_product, matrices_of, plain_attention
 from ..hooks import Matrices, check_mode
 from ..kfac import Fit
 from ..layers import LayerSpec
@@ -110,8 +109,8 @@ def pbrf(
     result = Proximal(change / epsilon, change, delta, reached, reached <= tolerance, epsilon)
     if not bool(result.converged.all()):
         warnings.warn(
-            f"{result}; expected {tolerance:g}. Give more max_steps or more damping, or smooth activations: on a ReLU's "
-            "kink no gradient vanishes.",
+            f"{result}; expected {tolerance:g}. Give more max_steps or more damping, or smooth activations: on a "
+            "ReLU's kink no gradient vanishes.",
             NotConvergedWarning,
             stacklevel=2,
         )
@@ -195,7 +194,7 @@ class _Problem:
 
         def function(u: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
             mine = pytree.tree_map(lambda x: x[rows], (inputs, targets))
-            with sdpa_kernel(SDPBackend.MATH):
+            with plain_attention():
                 gradient, value = both(u, mine[0], mine[1], epsilon)
             return value, gradient
 

@@ -41,7 +41,7 @@ STYLE = """<style>
 .inflib-panel .widget-checkbox .widget-label-basic { display: flex; align-items: center; gap: 6px; }
 .inflib-panel .widget-checkbox input { margin: 0; }
 .inflib-panel a { color: var(--jp-content-link-color, #0057b8); text-decoration: underline; }
-.inflib-panel .widget-toggle-buttons > .widget-label { text-align: right; }
+.inflib-panel .widget-toggle-buttons > .widget-label { text-align: right; margin-right: 8px; flex: none; }
 .inflib-panel .widget-toggle-buttons .widget-toggle-button { margin: 2px 4px 2px 0; }
 .inflib-panel .widget-toggle-buttons .mod-active { font-weight: 600;
   box-shadow: inset 0 -3px 0 var(--jp-brand-color1, #1976d2); }
@@ -60,12 +60,18 @@ body[data-jp-theme-light="false"] .inflib-panel img:not(.inflib-colour) { filter
 </style>"""
 
 
-class _Names(anywidget.AnyWidget):
-    """Shows nothing. Tells screen readers what ipywidgets keeps from them: sliders' names, pressed buttons."""
+class _Keyboard(anywidget.AnyWidget):
+    """Shows nothing. Makes ipywidgets' controls usable without a mouse and without seeing them.
+
+    Sliders get their label as a name, toggle buttons say which is pressed, and JupyterLab's single-key commands (d d
+    deletes the cell) mean nothing while a control has the focus.
+    """
 
     _esm = """
     const set = (part, key, value) => part.getAttribute(key) !== value && part.setAttribute(key, value);
     function tell(panel) {
+      panel.querySelectorAll("button, input, select, .noUi-handle").forEach(
+        control => set(control, "data-lm-suppress-shortcuts", "true"));
       for (const control of panel.querySelectorAll(".widget-slider, .widget-toggle-buttons")) {
         const name = control.querySelector(".widget-label")?.textContent ?? "";
         control.querySelectorAll(".noUi-handle, .widget-readout").forEach(part => set(part, "aria-label", name));
@@ -109,7 +115,7 @@ class Panel(W.VBox):
         status = W.VBox([self.busy, self.error])
         status.add_class("inflib-status")
         unseen = W.Layout(display="none")
-        self.children = [W.HTML(STYLE, layout=unseen), _Names(layout=unseen), top, status, *view]
+        self.children = [W.HTML(STYLE, layout=unseen), _Keyboard(layout=unseen), top, status, *view]
 
     def watch(self, control: W.Widget, answer: Callable[[], object]) -> None:
         """Call ``answer`` whenever the control's value changes, or when it is a button that is pressed."""

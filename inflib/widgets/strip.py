@@ -23,6 +23,8 @@ function card(item, send) {
   button.dataset.key = item.key;
   button.title = item.tip;
   button.setAttribute("aria-label", item.spoken);
+  // JupyterLab's own keys (d d deletes the cell) mean nothing on what has this; its parents do not count
+  button.setAttribute("data-lm-suppress-shortcuts", "true");
   button.addEventListener("click", () => send(item.key));
   const image = document.createElement("img");
   image.src = item.picture;
@@ -50,8 +52,6 @@ function render({ model, el }) {
   const strip = document.createElement("div");
   strip.className = "inflib-strip";
   strip.setAttribute("role", "group");
-  // JupyterLab's single-key commands (Enter edits the cell, d d deletes it) stay out of here
-  strip.setAttribute("data-lm-suppress-shortcuts", "true");
   const draw = () => {
     const focused = [...strip.children].indexOf(document.activeElement);
     strip.setAttribute("aria-label", model.get("label"));

@@ -172,7 +172,8 @@ browser
 # 2. **Lift that filter and find a query without influences**: where the model is certain, all numbers are tiny, although the bars are as long as ever. Why? (Its $\nabla m$ has almost vanished.)
 # 3. **Click on a proponent.** You see the queries that this training digit influences most. Does it help one query only, or a whole family? Click on one of them to go on from there.
 # 4. **Drag the damping** from one end to the other and watch which digits stay. Then do the same at *Layers: out*.
-# 5. **Change the method.** Do the pictures get any less convincing?
+# 5. **Measure the log odds** in place of the log-likelihood. Every picture stays, only the numbers change, and most where the model is certain. Why? (The gradient is $\nabla\log p/(1-p)$.)
+# 6. **Change the method.** Do the pictures get any less convincing?
 #
 # ## What the pictures show, and what they do not
 #
@@ -190,7 +191,16 @@ for name, damping in {"EK-FAC": equal, "K-FAC": equal, "gradient dot product": 0
 assert set(top.tolist()) <= ten["EK-FAC"], "the same question has got another answer"
 
 # %% [markdown]
-# TEXT
+# If a label in common were a sign of quality, the gradient dot product would win: all ten of its proponents are fives. Yet it agrees with EK-FAC on four of them only, so at least one of the
+# two is wrong about the rest, and the more convincing picture is no evidence against the other. EK-FAC and K-FAC agree on nine of ten, which is no evidence either: they make the same approximations.
+#
+# So what *do* the pictures show? The training digits whose removal is predicted to matter most, by a formula that assumes a small change, a model at its optimum, and a curvature made of two small factors for
+# each layer. They do not show:
+#
+# - **that the prediction holds.** Retraining without a digit tests it. The course does that for simple models in notebook 01 and for networks in notebook 09.
+# - **the whole.** The browser says below each heading how much of all positive, or negative, influence is in sight: for our query less than a quarter, in eight digits of two thousand.
+# - **more than this one network.** The same training program with another seed makes another network, with mistakes and influences of its own.
+# - **similarity.** Some proponents look like the query, others do not, and a neighbour in pixels may have no influence at all.
 #
 # ## The map of the course
 #

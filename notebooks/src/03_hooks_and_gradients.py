@@ -5,12 +5,12 @@
 #
 # $$\mathcal I_f(z_n) = -\nabla f(\theta)^\top\,(G+\lambda I)^{-1}\,\nabla \ell_n(\theta). \qquad [9]$$
 #
-# It needs the gradient of *every single* training example's loss $\ell_n$, and a matrix $G$ that is a mean over examples.
-# PyTorch hands out neither: `loss.backward()` gives the sum of all gradients, which tells nobody's share. Where do the
-# separate gradients come from, what shape do they have, and how do they make up $G$?
+# It needs the gradient of *every single* training example's loss $\ell_n$, and a matrix $G$ that is a mean over
+# examples. PyTorch hands out neither: `loss.backward()` gives the sum of all gradients, which tells nobody's share.
+# Where do the separate gradients come from, what shape do they have, and how do they make up $G$?
 #
-# **What you need to know.** Backpropagation in PyTorch, matrix products, expected values; from notebook 02, that $G$ is the
-# mean of $J^\top H_{\rm out} J$. Numbers in brackets are the equations of Grosse et al. 2023.
+# **What you need to know.** Backpropagation in PyTorch, matrix products, expected values; from notebook 02, that $G$
+# is the mean of $J^\top H_{\rm out} J$. Numbers in brackets are the equations of Grosse et al. 2023.
 #
 # **Time.** About 45 minutes to read; it runs in less than half a minute on two CPU cores.
 
@@ -29,8 +29,9 @@ plots.use_style()
 # %% [markdown]
 # ## A network small enough to write its matrix down
 #
-# $G$ has as many rows as the network has parameters. To be able to look at all of it we shrink the digits from 28 × 28 to
-# 7 × 7 pixels, each the mean of a 4 × 4 square, and take eight hidden units. Five hundred digits are our training set.
+# $G$ has as many rows as the network has parameters. To be able to look at all of it we shrink the digits from 28 ×
+# 28 to 7 × 7 pixels, each the mean of a 4 × 4 square, and take eight hidden units. Five hundred digits are our
+# training set.
 
 # %%
 from inflib.lab import mnist_5k
@@ -48,7 +49,8 @@ _ = plots.images(X[:10].reshape(-1, 7, 7), [f"a {c}" for c in y[:10].tolist()])
 assert X.abs().max() <= 1, "pixels should lie between −1 (paper) and 1 (ink)"
 
 # %% [markdown]
-# Coarse, but mostly still readable. The network is 49 → 8 → 10 with a ReLU between its two layers, `hidden1` and `out`.
+# Coarse, but mostly still readable. The network is 49 → 8 → 10 with a ReLU between its two layers, `hidden1` and
+# `out`.
 
 # %%
 from inflib import CrossEntropy
@@ -63,12 +65,13 @@ assert D == 8 * 50 + 10 * 9, "hidden1 has 8 rows of 49 weights and a bias, out h
 # %% [markdown]
 # ## One matrix a layer: homogeneous coordinates
 #
-# A linear layer has a weight matrix $W$ and a bias $b$, two things to differentiate. Appending the constant 1 to the layer's
-# input makes them one:
+# A linear layer has a weight matrix $W$ and a bias $b$, two things to differentiate. Appending the constant 1 to the
+# layer's input makes them one:
 #
 # $$s = W a + b = \underbrace{[\,W \;\; b\,]}_{\bar W}\underbrace{\begin{bmatrix} a\\ 1\end{bmatrix}}_{\bar a} = \bar W \bar a. \qquad [14]$$
 #
-# From here on we drop the bars: $a$ ends with a 1, and $W$ has the bias as its **last** column. `hidden1` is an 8 × 50 matrix.
+# From here on we drop the bars: $a$ ends with a 1, and $W$ has the bias as its **last** column. `hidden1` is an 8 ×
+# 50 matrix.
 
 
 # %%
@@ -87,8 +90,8 @@ assert torch.allclose(s1, model.hidden1(X), atol=1e-12), "is the 1 appended on t
 # %% [markdown]
 # ## The slow obvious way
 #
-# Give the network one example at a time, and call backward five hundred times. Slow, and certainly right: this is what
-# every faster way below has to equal.
+# Give the network one example at a time, and call backward five hundred times. Slow, and certainly right: this is
+# what every faster way below has to equal.
 
 
 # %%
@@ -102,8 +105,8 @@ slow = [torch.stack(gradients) for gradients in zip(*map(slow_gradient, range(N)
 print([tuple(gradients.shape) for gradients in slow])
 
 # %% [markdown]
-# One 8 × 50 matrix and one 10 × 9 matrix for each digit. Ordinary training sees only their mean, which is what one backward
-# pass through the mean loss returns:
+# One 8 × 50 matrix and one 10 × 9 matrix for each digit. Ordinary training sees only their mean, which is what one
+# backward pass through the mean loss returns:
 
 # %%
 mean_gradient = torch.autograd.grad(F.cross_entropy(model(X), y), model.out.weight)[0]
@@ -113,24 +116,24 @@ assert torch.allclose(mean_gradient, slow[1].mean(0)[:, :-1], atol=1e-12), "sum 
 # ## What a layer needs to know
 #
 # Why would 500 backward passes be wasteful? Because inside one layer, each gradient matrix is made of two vectors.
-# The weight $W_{jk}$ enters the loss through $s_j = \sum_k W_{jk} a_k$ and nowhere else. Call the gradient at the layer's
-# *output* $g_j = \partial\ell/\partial s_j$. The chain rule has a single path to follow:
+# The weight $W_{jk}$ enters the loss through $s_j = \sum_k W_{jk} a_k$ and nowhere else. Call the gradient at the
+# layer's *output* $g_j = \partial\ell/\partial s_j$. The chain rule has a single path to follow:
 #
 # $$\frac{\partial \ell}{\partial W_{jk}} = \frac{\partial \ell}{\partial s_j}\frac{\partial s_j}{\partial W_{jk}} = g_j\, a_k,
 # \qquad\text{that is}\qquad D\theta = g\,a^\top. \qquad [15]$$
 #
 # $D\theta$ is our name for the gradient of one example's loss in one layer's weights, kept as a matrix. It has rank
-# one: 8 + 50 numbers instead of 8 × 50. So two vectors a layer are all that we have to ask of PyTorch, the activation $a$ going in, and
-# the gradient $g$ at what comes out.
+# one: 8 + 50 numbers instead of 8 × 50. So two vectors a layer are all that we have to ask of PyTorch, the activation
+# $a$ going in, and the gradient $g$ at what comes out.
 #
-# (The paper differentiates $\log p$ where we differentiate the loss $-\log p$; its $Ds$ is our $-g$. Everything below contains $g$
-# twice or states its sign.)
+# (The paper differentiates $\log p$ where we differentiate the loss $-\log p$; its $Ds$ is our $-g$. Everything below
+# contains $g$ twice or states its sign.)
 #
 # ## First without a hook
 #
-# Write the forward pass out by hand, so that both outputs $s$ are in reach, and ask for the gradients at those. The losses may
-# be summed first: row $n$ of $s$ influences the loss of example $n$ and no other, so the gradient of the *sum* at row $n$ is
-# $g_n$. One backward pass yields all five hundred.
+# Write the forward pass out by hand, so that both outputs $s$ are in reach, and ask for the gradients at those. The
+# losses may be summed first: row $n$ of $s$ influences the loss of example $n$ and no other, so the gradient of the
+# *sum* at row $n$ is $g_n$. One backward pass yields all five hundred.
 
 # %%
 s1 = model.hidden1(X)  # (500, 8)
@@ -144,13 +147,15 @@ for f, s in zip(fast, slow, strict=True):
     assert torch.allclose(f, s, atol=1e-12), "off by 500: losses averaged. Transposed: a gᵀ in place of g aᵀ"
 
 # %% [markdown]
-# All five hundred gradients of both layers, from one forward and one backward pass. (What would break the argument is a layer that mixes the
-# examples of a batch, as BatchNorm does while training. `inflib` refuses such a model and asks for `model.eval()`.)
+# All five hundred gradients of both layers, from one forward and one backward pass. (What would break the argument is
+# a layer that mixes the examples of a batch, as BatchNorm does while training. `inflib` refuses such a model and asks
+# for `model.eval()`.)
 #
 # ## Hooks: the same for any model
 #
-# Rewriting the forward pass is no way to treat somebody else's transformer. A *forward hook* is a function that PyTorch calls
-# whenever a module has run, with the module's inputs and output. It can look at both without a change to the model.
+# Rewriting the forward pass is no way to treat somebody else's transformer. A *forward hook* is a function that
+# PyTorch calls whenever a module has run, with the module's inputs and output. It can look at both without a change
+# to the model.
 
 # %%
 seen = {}
@@ -167,9 +172,9 @@ assert torch.equal(seen["a"], h), "the hook sees the input that we computed by h
 assert torch.equal(seen["s"], s2), "and the output, before any activation function"
 
 # %% [markdown]
-# That is the whole trick. To watch every linear layer, put one hook on each, and take them off again *whatever happens
-# inside*: a forgotten hook keeps every batch in memory, and on the next run of the cell the layer has two of them. Hence the
-# `finally`.
+# That is the whole trick. To watch every linear layer, put one hook on each, and take them off again *whatever
+# happens inside*: a forgotten hook keeps every batch in memory, and on the next run of the cell the layer has two of
+# them. Hence the `finally`.
 
 # %%
 from contextlib import contextmanager
@@ -194,8 +199,8 @@ def watching(model):
 
 
 # %% [markdown]
-# Activations are read on the way forward. Then one backward pass, asked for the gradients at the layers' outputs
-# and for nothing else: no weight gradient is computed, no `.grad` is touched.
+# Activations are read on the way forward. Then one backward pass, asked for the gradients at the layers' outputs and
+# for nothing else: no weight gradient is computed, no `.grad` is touched.
 
 
 # %%
@@ -217,7 +222,8 @@ for (name, (a, g)), s in zip(pairs.items(), slow, strict=True):
 print({name: (tuple(a.shape), tuple(g.shape)) for name, (a, g) in pairs.items()})
 
 # %% [markdown]
-# And the promise about clean-up, tried with a forward pass that fails half way: no hook is left behind, no `.grad` was filled.
+# And the promise about clean-up, tried with a forward pass that fails half way: no hook is left behind, no `.grad`
+# was filled.
 
 # %%
 try:
@@ -230,10 +236,11 @@ assert all(p.grad is None for p in model.parameters()), "use torch.autograd.grad
 # %% [markdown]
 # ## `inflib.capture`
 #
-# The library's function does these steps under the same name, and takes any model and objective. Its tensors have one more axis: $a$ is
-# `(B, T, i)` and $g$ is `(B, T, o)`, with a row for every *position* at which an example uses the layer: token, pixel of a
-# convolution. A plain network has `T = 1`. `pair.matrices()` are the gradients. (Under the bonnet it copies $a$, since a later in-place operation would change it behind our back, and
-# holds on to a *gradient edge*, autograd's handle for an output, in place of the output itself.)
+# The library's function takes these steps for any model and objective. Its tensors have one
+# more axis: $a$ is `(B, T, i)` and $g$ is `(B, T, o)`, with a row for every *position* at which an example uses the
+# layer: token, pixel of a convolution. A plain network has `T = 1`. `pair.matrices()` are the gradients. (Under the
+# bonnet it copies $a$, since a later in-place operation would change it behind our back, and holds on to a *gradient
+# edge*, autograd's handle for an output, in place of the output itself.)
 
 # %%
 from inflib import capture
@@ -249,9 +256,10 @@ for name, pair in captured.items():
 # %% [markdown]
 # ## Looking at one digit
 #
-# Before the next step of algebra, a picture, of the digit about which the network is most undecided. The left column is what goes into each layer, the middle
-# one the gradient at its outputs, the right one their outer product. Take any two rows of a product: how do they
-# differ? And compare the ten bars of $g$ at `out` with the network's opinion of the digit, which is printed below.
+# Before the next step of algebra, a picture, of the digit about which the network is most undecided. The left column
+# is what goes into each layer, the middle one the gradient at its outputs, the right one their outer product. Take
+# any two rows of a product: how do they differ? And compare the ten bars of $g$ at `out` with the network's opinion
+# of the digit, which is printed below.
 
 # %%
 p = model(X).softmax(-1).detach()  # (500, 10): the network's opinion
@@ -272,8 +280,9 @@ for name, (a, g) in pairs.items():
 print(f"digit {n} is a {y[n]}; the network says", {c: f"{p[n, c]:.2f}" for c in range(10) if p[n, c] > 0.05})
 
 # %% [markdown]
-# All rows of a product are one and the same row $a^\top$, each scaled by its own number of $g$, and turned from orange to blue or back by its sign. For `hidden1` that
-# row *is* the digit (white paper is −1, ink is 1), which shows when each row is folded back into a picture:
+# All rows of a product are one and the same row $a^\top$, each scaled by its own number of $g$, and turned from
+# orange to blue or back by its sign. For `hidden1` that row *is* the digit (white paper is −1, ink is 1), which shows
+# when each row is folded back into a picture:
 
 # %%
 figure, axes = plt.subplots(1, 8, figsize=(8.4, 1.4))
@@ -284,10 +293,10 @@ for unit, ax in enumerate(axes):
 assert gradient[h[n] == 0].abs().max() == 0, "where ReLU is off no gradient passes, and the whole row is zero"
 
 # %% [markdown]
-# The same picture again and again, lighter or stronger, in both signs; units that ReLU has switched off learn nothing from this
-# digit. At `out` the bars are $g = p - e_y$: the probabilities, with 1 taken off at the true class. So there is
-# one blue bar, the true class, and a descent step raises its weights and lowers those of every other class. The bars sum to zero,
-# because $p$ sums to one.
+# The same picture again and again, lighter or stronger, in both signs; units that ReLU has switched off learn nothing
+# from this digit. At `out` the bars are $g = p - e_y$: the probabilities, with 1 taken off at the true class. So
+# there is one blue bar, the true class, and a descent step raises its weights and lowers those of every other class.
+# The bars sum to zero, because $p$ sums to one.
 
 # %%
 one_hot = torch.eye(10)
@@ -298,12 +307,14 @@ assert pairs["out"][1].sum(1).abs().max() < 1e-12, "p − e_y sums to zero"
 # ## From a matrix to a vector: vec and ⊗
 #
 # The curvature $G$ multiplies *vectors* of parameters, so the matrix $g a^\top$ has to be laid out as a vector. Two
-# orders are in use, and mixing them up is a classic mistake. The **Kronecker product** $B\otimes C$ is the block matrix whose block $(j,l)$ is $B_{jl}\,C$.
-# For two vectors it is a list of all products, the second factor running fastest.
+# orders are in use, and mixing them up is a classic mistake. The **Kronecker product** $B\otimes C$ is the block
+# matrix whose block $(j,l)$ is $B_{jl}\,C$. For two vectors it is a list of all products, the second factor running
+# fastest.
 #
-# * Stack the *columns*, as the paper and most books do: $\mathrm{vec}(g a^\top)$ holds $g a_1$, then $g a_2$, and so on. This is $a\otimes g$, and is how [15] reads in
-#   the paper: $D\theta = a\otimes g$.
-# * Lay out the *rows* one after the other, as `tensor.flatten()` does: $g_1 a$, then $g_2 a$, and so on. This is $g\otimes a$, and is what `inflib` does.
+# * Stack the *columns*, as the paper and most books do: $\mathrm{vec}(g a^\top)$ holds $g a_1$, then $g a_2$, and so
+#   on. This is $a\otimes g$, and is how [15] reads in the paper: $D\theta = a\otimes g$.
+# * Lay out the *rows* one after the other, as `tensor.flatten()` does: $g_1 a$, then $g_2 a$, and so on. This is
+#   $g\otimes a$, and is what `inflib` does.
 
 # %%
 small_a, small_g = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([10.0, 100.0])
@@ -314,9 +325,10 @@ assert torch.equal(by_columns, torch.kron(small_a, small_g)), "columns stacked: 
 assert torch.equal(by_rows, torch.kron(small_g, small_a)), "rows laid out: g ⊗ a, with a running fastest"
 
 # %% [markdown]
-# The same six numbers in another order. One fixed permutation $K$, which depends on the shape alone, leads from one to the
-# other: $a\otimes g = K\,(g\otimes a)$. Both sides of a matrix are renumbered at once, $M_{\rm columns} = K M_{\rm rows} K^\top$.
-# A permutation is orthogonal, so it changes no inner product, no norm, no eigenvalue and hence no influence score. For our digit:
+# The same six numbers in another order. One fixed permutation $K$, which depends on the shape alone, leads from one
+# to the other: $a\otimes g = K\,(g\otimes a)$. Both sides of a matrix are renumbered at once,
+# $M_{\rm columns} = K M_{\rm rows} K^\top$. A permutation is orthogonal, so it changes no inner product, no norm, no
+# eigenvalue and hence no influence score. For our digit:
 
 # %%
 a, g = (v[n] for v in pairs["hidden1"])  # (50,), (8,)
@@ -328,15 +340,17 @@ assert torch.equal(paper, ours[order][:, order]), "renumber the rows and the col
 # %% [markdown]
 # ## Two identities that carry the next notebook
 #
-# **The mixed product.** $(B\otimes C)(P\otimes Q) = BP\otimes CQ$. By blocks: block $(j,l)$ of the product is $\sum_k (B_{jk}C)(P_{kl}Q) =
-# \big(\sum_k B_{jk}P_{kl}\big)\,CQ$, and that is block $(j,l)$ of the right side. Its transpose rule $(B\otimes C)^\top=B^\top\otimes
-# C^\top$ is plain from the blocks too. With vectors for matrices it says what one example adds to $G$:
+# **The mixed product.** $(B\otimes C)(P\otimes Q) = BP\otimes CQ$. By blocks: block $(j,l)$ of the product is
+# $\sum_k (B_{jk}C)(P_{kl}Q) = \big(\sum_k B_{jk}P_{kl}\big)\,CQ$, and that is block $(j,l)$ of the right side. Its
+# transpose rule $(B\otimes C)^\top=B^\top\otimes C^\top$ is plain from the blocks too. With vectors for matrices it
+# says what one example adds to $G$:
 #
 # $$(a\otimes g)(a\otimes g)^\top = (a\otimes g)(a^\top\otimes g^\top) = aa^\top\otimes gg^\top.$$
 #
-# **A Kronecker product times a vector.** Entry $(j,k)$ of $B V C^\top$ is $\sum_{lm} B_{jl}C_{km} V_{lm}$, and $B_{jl}C_{km}$ is the entry
-# of $B\otimes C$ in row $(j,k)$ and column $(l,m)$, counted row by row. So $(B\otimes C)\,\mathrm{flatten}(V) = \mathrm{flatten}(BVC^\top)$; in the
-# paper's order, $(C\otimes B)\,\mathrm{vec}(V)=\mathrm{vec}(BVC^\top)$. The large matrix on the left need never be built.
+# **A Kronecker product times a vector.** Entry $(j,k)$ of $B V C^\top$ is $\sum_{lm} B_{jl}C_{km} V_{lm}$, and
+# $B_{jl}C_{km}$ is the entry of $B\otimes C$ in row $(j,k)$ and column $(l,m)$, counted row by row. So
+# $(B\otimes C)\,\mathrm{flatten}(V) = \mathrm{flatten}(BVC^\top)$; in the paper's order,
+# $(C\otimes B)\,\mathrm{vec}(V)=\mathrm{vec}(BVC^\top)$. The large matrix on the left need never be built.
 
 # %%
 v = torch.kron(a, g)
@@ -349,8 +363,9 @@ assert torch.allclose(torch.kron(B, C) @ V.flatten(), product.flatten()), "row-m
 assert torch.allclose(torch.kron(C, B) @ V.T.flatten(), product.T.flatten()), "column-stacked: the factors swap"
 
 # %% [markdown]
-# The first dividend comes at once. The inner product of two gradients is $\langle g_q a_q^\top, g_n a_n^\top\rangle = (g_q\cdot g_n)(a_q\cdot a_n)$, so the
-# dot products of all 250,000 pairs of gradients follow from two small tables of dot products, and no gradient is ever formed.
+# The first dividend comes at once. The inner product of two gradients is
+# $\langle g_q a_q^\top, g_n a_n^\top\rangle = (g_q\cdot g_n)(a_q\cdot a_n)$, so the dot products of all 250,000 pairs
+# of gradients follow from two small tables of dot products, and no gradient is ever formed.
 
 # %%
 a, g = pairs["hidden1"]
@@ -361,12 +376,13 @@ assert torch.allclose(dots, flat @ flat.T, atol=1e-10), "multiply the two tables
 # %% [markdown]
 # ## G, and the Fisher that equals it
 #
-# In notebook 02 the Gauss-Newton Hessian was built from Jacobians: with $J_n$ the derivative of example $n$'s ten outputs $f$ in
-# the $D$ parameters, and $H_{\rm out} = \nabla_f^2\,\ell$, the Hessian of the loss *in the outputs*,
+# In notebook 02 the Gauss-Newton Hessian was built from Jacobians: with $J_n$ the derivative of example $n$'s ten
+# outputs $f$ in the $D$ parameters, and $H_{\rm out} = \nabla_f^2\,\ell$, the Hessian of the loss *in the outputs*,
 #
 # $$G = \frac1N\sum_n J_n^\top\, H_{\rm out}\, J_n.$$
 #
-# Here it is by `torch.func`, with no hook involved: the exact matrix that the rest of this notebook is measured against.
+# Here it is by `torch.func`, with no hook involved: the exact matrix that the rest of this notebook is measured
+# against.
 
 # %%
 from torch.func import functional_call, hessian, jacrev, vmap
@@ -389,20 +405,24 @@ print(f"J {tuple(J.shape)}, G {tuple(G.shape)}, trace of G {G.trace():.2f}")
 assert torch.linalg.eigvalsh(G)[0] > -1e-12, "G has no negative eigenvalue: are H_out's and J's output axes paired?"
 
 # %% [markdown]
-# No label matters to this matrix: for cross-entropy $H_{\rm out} = \mathrm{diag}(p) - pp^\top$, without a $y$ in it. That is the key to
-# writing $G$ with gradients. Suppose the loss is a **negative log-likelihood**, $\ell = -\log p(y\,|\,f)$. The probabilities sum
-# to one whatever $f$ is; differentiate $\sum_y p(y|f) = 1$ once and twice in $f$, using $\nabla p = -p\,\nabla\ell$:
+# No label matters to this matrix: for cross-entropy $H_{\rm out} = \mathrm{diag}(p) - pp^\top$, without a $y$ in it.
+# That is the key to writing $G$ with gradients. Suppose the loss is a **negative log-likelihood**,
+# $\ell = -\log p(y\,|\,f)$. The probabilities sum to one whatever $f$ is; differentiate $\sum_y p(y|f) = 1$ once and
+# twice in $f$. Since $p=e^{-\ell}$, we have $\nabla p = -p\,\nabla\ell$, and
 #
 # $$\sum_y p\,\nabla_f\ell = 0, \qquad\qquad \sum_y p\,\big(\nabla^2_f \ell - \nabla_f\ell\,\nabla_f\ell^\top\big) = 0.$$
 #
-# The second line says $\mathbb E_{y\sim p}[\nabla_f\ell\,\nabla_f\ell^\top] = \mathbb E_{y\sim p}[\nabla^2_f\ell]$, for the label $y$ drawn from $p$, **the model's own
-# distribution**: those weights $p$ came from differentiating the model's probabilities, and no other weights will do. Multiply by $J_n^\top$ and $J_n$ from both sides, remember that
-# $J_n^\top\nabla_f\ell$ is the gradient $D\theta$ in the parameters, and average:
+# The second equation says
+# $\mathbb E_{y\sim p}[\nabla_f\ell\,\nabla_f\ell^\top] = \mathbb E_{y\sim p}[\nabla^2_f\ell]$, for the label $y$
+# drawn from $p$, **the model's own distribution**: those weights $p$ came from differentiating the model's
+# probabilities, and no other weights will do. Multiply by $J_n^\top$ and $J_n$ from both sides, remember that
+# $J_n^\top\nabla_f\ell$ is the gradient in the parameters, all layers' $D\theta$ laid out as one vector, and average:
 #
 # $$G = \frac1N\sum_n\ \mathbb E_{y\sim p(\cdot|x_n)}\big[D\theta\,D\theta^\top\big] =: F. \qquad [11]$$
 #
-# The right side is the **Fisher information**. Two conditions were used: the loss is a negative log-likelihood, and labels come from the
-# model. (A third was silent: $\mathbb E[\nabla_f^2\ell]$ is the $H_{\rm out}$ of $G$. Here and for squared error $\nabla^2_f\ell$ holds no $y$, so nothing is left to average.)
+# The right side is the **Fisher information**. Two conditions were used: the loss is a negative log-likelihood, and
+# labels come from the model. (A third was silent: $\mathbb E[\nabla_f^2\ell]$ is the $H_{\rm out}$ of $G$. Here and
+# for squared error $\nabla^2_f\ell$ holds no $y$, so nothing is left to average.)
 #
 # First at the outputs of one digit. There are ten possible labels $c$, with gradient $p - e_c$ each:
 
@@ -420,8 +440,8 @@ for kind, matrix in {"labels from the model": expected, "the data's label": obse
 # %% [markdown]
 # The label that the data happens to have gives something else altogether: a matrix of rank one.
 #
-# Now for the whole network. Ten backward passes, one a class $c$, pretend that *every* digit has label $c$. The gradients
-# are weighted by the probability that the model gives to that label.
+# Now for the whole network. Ten backward passes, one a class $c$, pretend that *every* digit has label $c$. The
+# gradients are weighted by the probability that the model gives to that label.
 
 
 # %%
@@ -436,8 +456,9 @@ error = (fisher - G).norm() / G.norm()
 assert error < 1e-12, f"expected-label Fisher ≠ G ({error:.1e}): are the labels the model's, the weights p_c?"
 
 # %% [markdown]
-# Equal to twelve digits and better: hooks and labels on one side, Jacobians and $H_{\rm out}$ on the other, with no line of code in common. The
-# library's functions are built the same two ways. `gauss_newton` goes through `torch.func`.
+# Equal to twelve digits and better: hooks and labels on one side, Jacobians and $H_{\rm out}$ on the other, with no
+# line of code in common. The library's functions are built the same two ways. `gauss_newton` goes through
+# `torch.func`.
 
 # %%
 from inflib import gauss_newton
@@ -450,9 +471,10 @@ print(exact)
 # %% [markdown]
 # ## Fewer passes: sampled labels
 #
-# Ten classes cost ten backward passes. A language model has fifty thousand classes for each token, and there the exact expectation is out of
-# reach. But an expectation can be *sampled*: draw one label for each example from the model, take the gradient, repeat if you can
-# afford it. To draw from $p$, throw a uniform number at the running sum of the probabilities.
+# Ten classes cost ten backward passes. A language model has fifty thousand classes for each token, and there the
+# exact expectation is out of reach. But an expectation can be *sampled*: draw one label for each example from the
+# model, take the gradient, repeat if you can afford it. To draw from $p$, throw a uniform number at the running sum
+# of the probabilities.
 #
 # `R` already holds the gradient of every digit for every label, so here a draw only picks rows of it.
 
@@ -476,25 +498,27 @@ frequencies = torch.stack([(labels == c).double().mean(0) for c in range(10)], 1
 assert (frequencies - p).abs().max() < 0.08, "the labels must come from the model: p, not the argmax, not the data"
 
 # %% [markdown]
-# **How fast does the error fall?** Each draw's matrix is $G$ on average, and draws are independent, so the mean squared error of a mean of $m$ draws is
-# $V/m$, where $V$ is that of a single one. Independent examples add their variances, hence with $r$ the gradient of example $n$ at a random label,
+# **How fast does the error fall?** Each draw's matrix is $G$ on average, and draws are independent, so the mean
+# squared error of a mean of $m$ draws is $\mathrm{Var}/m$, where $\mathrm{Var}$ is that of a single one. Independent
+# examples add their variances. With $r$ the gradient of example $n$ at a random label, and $\|rr^\top\|=\|r\|^2$,
 #
-# $$V = \mathbb E\,\|F_1-G\|^2 = \frac1{N^2}\sum_n \Big(\mathbb E\|r\|^4 - \big\|\mathbb E\,rr^\top\big\|^2\Big),$$
+# $$\mathrm{Var} = \mathbb E\,\|F_1-G\|^2 = \frac1{N^2}\sum_n \Big(\mathbb E\|r\|^4 - \big\|\mathbb E\,rr^\top\big\|^2\Big),$$
 #
-# which needs only the inner products of an example's ten possible gradients. No fit, no free constant:
+# which needs only the inner products of an example's ten possible gradients, as
+# $\|\mathbb E\,rr^\top\|^2=\sum_{c,k}p_cp_k\,(r_c\cdot r_k)^2$. No fit, no free constant:
 
 # %%
 gram = torch.einsum("cnd,knd->nck", R, R)  # (500, 10, 10)
 fourth = (p * gram.diagonal(dim1=1, dim2=2).square()).sum(1)  # E‖r‖⁴
 square = torch.einsum("nc,nk,nck->n", p, p, gram.square())  # ‖E rrᵀ‖²
-V = (fourth - square).sum() / N**2
-one_draw = (V.sqrt() / G.norm()).item()
+variance = (fourth - square).sum() / N**2
+one_draw = (variance.sqrt() / G.norm()).item()
 print(f"predicted relative error of one draw {one_draw:.3f}, of a hundred {one_draw / 10:.3f}")
 assert fourth.ge(square).all(), "a variance is not negative: square the norm twice for E‖r‖⁴"
 
 # %% [markdown]
-# Now the experiment, five times over: draw a hundred labels for every digit, and follow the error of the running mean. The empirical
-# Fisher, with the data's labels, stands beside it; it has nothing to draw.
+# Now the experiment, five times over: draw a hundred labels for every digit, and follow the error of the running
+# mean. The empirical Fisher, with the data's labels, stands beside it; it has nothing to draw.
 
 # %%
 errors, kept = torch.zeros(5, 100), {}
@@ -511,9 +535,10 @@ print({f"{m} draws": f"{errors[:, m - 1].mean():.3f}" for m in (1, 10, 100)}, f"
 assert 0.75 < errors[:, -1].mean() * 10 / one_draw < 1.25, "the error must fall as 1/√draws: are draws fresh each time?"
 
 # %% [markdown]
-# Side by side, the block of $G$ that belongs to the layer `out`: 90 × 90, ten groups of nine, one group for each class. Above the matrices, below what they have more or
-# less than $G$, all on one colour scale. Look at the lower row for two things: grain, which more draws should wash away; and whether the last picture holds anything that is *not*
-# grain.
+# Side by side, the block of $G$ that belongs to the layer `out`: 90 × 90, ten groups of nine, one group for each
+# class. Above the matrices, below what they have more or less than $G$, all on one colour scale. Look at the lower
+# row for two things: grain, which more draws should wash away; and whether the last picture holds anything that is
+# *not* grain.
 
 # %%
 block = slice(400, 490)
@@ -531,9 +556,10 @@ print({title: f"{value:.3f}" for title, value in block_error.items()})
 assert block_error["1 draw"] > block_error["10 draws"] > block_error["100 draws"], "more draws, smaller error"
 
 # %% [markdown]
-# The matrix of a single draw is off in both directions at once, here too much and there too little; after a hundred draws the eye finds nothing left.
-# The lower right picture is different: along the diagonal it is blue throughout. The empirical Fisher is not a noisy version of $G$. It is
-# smaller in size almost everywhere: less orange where $G$ is orange, less blue where it is blue.
+# The matrix of a single draw is off in both directions at once, here too much and there too little; after a hundred
+# draws the eye finds nothing left. The lower right picture is different: along the diagonal it is blue throughout.
+# The empirical Fisher is not a noisy version of $G$. It is smaller in size almost everywhere: less orange where $G$
+# is orange, less blue where it is blue.
 #
 # The same as a curve. Both axes are logarithmic; a fall as $1/\sqrt m$ is a straight line of slope −½.
 
@@ -541,7 +567,7 @@ assert block_error["1 draw"] > block_error["10 draws"] > block_error["100 draws"
 m = torch.arange(1, 101)
 figure, ax = plt.subplots()
 ax.loglog(m, errors.T, color=plots.BLUE, alpha=0.5, linewidth=1, label=["sampled, five repeats"] + [None] * 4)
-ax.loglog(m, one_draw / m.sqrt(), color="black", linestyle="--", label="predicted: √(V / draws)")
+ax.loglog(m, one_draw / m.sqrt(), color="black", linestyle="--", label="predicted: √(Var / draws)")
 ax.axhline(observed_error, color=plots.ORANGE, label="observed (empirical Fisher)")
 ax.set(xlabel="draws per example", ylabel="‖F − G‖ / ‖G‖ (no unit)")
 ax.set_yticks([0.02, 0.05, 0.1, 0.2, 0.5], labels=["0.02", "0.05", "0.1", "0.2", "0.5"])
@@ -553,9 +579,10 @@ assert -0.6 < slope < -0.4, "independent draws: the error falls as 1/√draws"
 assert observed_error > errors[:, 0].max(), "more than one draw's noise: a bias"
 
 # %% [markdown]
-# Sampled labels keep to the predicted line, some a little below it, some above. The observed line is flat: its error is a *bias*, about twice the error of a single draw here, and neither data nor patience
-# removes it. Its cause shows at the outputs. A label from the model makes $\|p-e_y\|^2$ large with just the probability that the model is
-# wrong in its own opinion; the data's label is mostly the one that training has fitted, and for it $p-e_y$ has shrunk.
+# Sampled labels keep to the predicted line, some a little below it, some above. The observed line is flat: its error
+# is a *bias*, about twice the error of a single draw here, and neither data nor patience removes it. Its cause shows
+# at the outputs. A label from the model makes $\|p-e_y\|^2$ large with just the probability that the model is wrong
+# in its own opinion; the data's label is mostly the one that training has fitted, and for it $p-e_y$ has shrunk.
 
 # %%
 own = (p[:, :, None] - one_hot).square().sum(1)  # (500, 10): ‖p − e_c‖² for every label c
@@ -568,9 +595,10 @@ assert empirical.trace() < G.trace()
 # %% [markdown]
 # ## Does it matter for the scores?
 #
-# An honest question, since what we want is scores and not matrices. Take fifty digits that the network has not seen as queries, and score all training digits with each
-# matrix, **with the same damping for all**: a tenth of the mean eigenvalue of exact $G$ in each layer. How well do the scores agree with those from
-# exact $G$? (Pearson's correlation over the training set, averaged over the queries.)
+# An honest question, since what we want is scores and not matrices. Take fifty digits that the network has not seen
+# as queries, and score all training digits with each matrix, **with the same damping for all**: a tenth of the mean
+# eigenvalue of exact $G$ in each layer. How well do the scores agree with those from exact $G$? (Pearson's
+# correlation over the training set, averaged over the queries.)
 
 # %%
 from inflib import damping_of, influence
@@ -606,15 +634,17 @@ assert abs(table["observed"][1] - table["1 sampled"][1]) < 0.03, "and yet scores
 assert abs(table["observed"][0] - observed_error) < 1e-12, "inflib's empirical Fisher is ours"
 
 # %% [markdown]
-# Ten draws are enough for nearly everything. And note the awkward last line: observed labels, with twice the matrix error of one draw,
-# give scores that agree with the exact ones *as well as one draw does*. Bias and noise hurt scores differently, and a correlation alone does not tell
-# a wrong formula from an honest estimate. The course returns to this in notebook 10. `inflib` computes expected labels where classes are few, draws labels where they are many, and offers observed labels because
-# published work uses them.
+# Ten draws are enough for nearly everything. And note the awkward last line: observed labels, with twice the matrix
+# error of one draw, give scores that agree with the exact ones *as well as one draw does*. Bias and noise hurt scores
+# differently, and a correlation alone does not tell a wrong formula from an honest estimate. The course returns to
+# this in notebook 10. `inflib` computes expected labels where classes are few, draws labels where they are many, and
+# offers observed labels because published work uses them.
 #
 # ## A trap: one backward pass of $\sum_c \sqrt{p_c}\,\log p_c$
 #
-# Ten backward passes for ten classes invite a saving. We want $\sum_c p_c\,\nabla\log p_c\,\nabla\log p_c^\top$; so why not give each $\log p_c$ the weight
-# $\sqrt{p_c}$ (held constant), add them up, call backward **once**, and multiply the result by itself? Multiply out what it computes:
+# Ten backward passes for ten classes invite a saving. We want $\sum_c p_c\,\nabla\log p_c\,\nabla\log p_c^\top$; so
+# why not give each $\log p_c$ the weight $\sqrt{p_c}$ (held constant), add them up, call backward **once**, and
+# multiply the result by itself? Multiply out what it computes:
 #
 # $$\Big(\sum_c\sqrt{p_c}\,\nabla\log p_c\Big)\Big(\sum_{k}\sqrt{p_k}\,\nabla\log p_k\Big)^\top = \underbrace{\sum_c p_c\nabla\log p_c\nabla\log p_c^\top}_{\text{the Fisher}} +
 # \underbrace{\sum_{c\ne k}\sqrt{p_cp_k}\,\nabla\log p_c\nabla\log p_k^\top}_{\text{cross terms}}.$$
@@ -626,11 +656,13 @@ f = torch.zeros(2, requires_grad=True)  # logits with p = (½, ½)
 log_p = f.log_softmax(0)
 trick = torch.autograd.grad((log_p.detach().exp().sqrt() * log_p).sum(), f)[0]
 half = torch.tensor([0.5, 0.5])
-print("trick\n", torch.outer(trick, trick), "\ndiag(p) − ppᵀ\n", half.diag() - torch.outer(half, half))
+print("trick        ", (torch.outer(trick, trick).round(decimals=6) + 0.0).tolist())  # + 0.0: no −0.0
+print("diag(p) − ppᵀ", (half.diag() - torch.outer(half, half)).tolist())
 assert trick.abs().max() < 1e-12, "∇log p₁ = (½, −½) and ∇log p₂ = (−½, ½): equal weights cancel"
 
 # %% [markdown]
-# A matrix of zeros where the curvature is ¼. On our network the trick is one weighted sum of the rows in `R`, and the damage is this:
+# A matrix of zeros where the curvature is ¼. On our network the trick is one weighted sum of the rows in `R`, and the
+# damage is this:
 
 # %%
 one_pass = torch.einsum("nc,cnd->nd", p.sqrt(), R)  # Σ_c √p_c ∇ℓ_c, the single backward pass
@@ -640,9 +672,10 @@ print(f"relative error {trick_error:.3f}, trace {trick.trace():.2f} where G has 
 assert trick_error > errors[:, 0].max(), "the cross terms are no rounding: further off than any single draw of labels"
 
 # %% [markdown]
-# The exact saving does not exist, since $H_{\rm out}$ has rank nine and one pass carries one vector. The right use of the square root is
-# one pass *for each* class, with the seed $s_c = \sqrt{p_c}\,(p-e_c)$ at the logits: $\sum_c s_cs_c^\top = H_{\rm out}$. These are the `seeds` of
-# `inflib.CrossEntropy` (which writes them with the opposite sign, and their squares do not care).
+# The exact saving does not exist, since $H_{\rm out}$ has rank nine and one pass carries one vector. The right use of
+# the square root is one pass *for each* class, with the seed $s_c = \sqrt{p_c}\,(p-e_c)$ at the logits:
+# $\sum_c s_cs_c^\top = H_{\rm out}$. These are the `seeds` of `inflib.CrossEntropy` (which writes them with the
+# opposite sign, and their squares do not care).
 
 # %%
 seeds = torch.stack(list(CrossEntropy().seeds(model(X).detach())))  # (10, 500, 10)
@@ -651,18 +684,20 @@ assert torch.allclose(torch.einsum("cni,cnj->nij", seeds, seeds), H_out, atol=1e
 # %% [markdown]
 # ## Summary
 #
-# A layer's gradient for one example is the outer product of what went in, $a$ (with a 1 for the bias), and the loss gradient at what came out, $g$; a forward
-# hook reads the first, and one backward pass to the layers' outputs yields the second for the whole batch. Laid out as a vector it is $a\otimes g$ by columns or $g\otimes a$ by rows, equal up to a
-# fixed permutation. The Gauss-Newton Hessian is the second moment of such gradients if the loss is a negative log-likelihood and the labels come from the model.
-# Labels can be summed over exactly or drawn, with an error that falls as $1/\sqrt{\text{draws}}$; the data's own labels give another matrix. Next: $G$ is made of Kronecker products $aa^\top\otimes gg^\top$, and notebook 04 uses that to
-# invert it.
+# A layer's gradient for one example is the outer product of what went in, $a$ (with a 1 for the bias), and the loss
+# gradient at what came out, $g$; a forward hook reads the first, and one backward pass to the layers' outputs yields
+# the second for the whole batch. Laid out as a vector it is $a\otimes g$ by columns or $g\otimes a$ by rows, equal up
+# to a fixed permutation. The Gauss-Newton Hessian is the second moment of such gradients if the loss is a negative
+# log-likelihood and the labels come from the model. Labels can be summed over exactly or drawn, with an error that
+# falls as $1/\sqrt{\text{draws}}$; the data's own labels give another matrix. Next: $G$ is made of Kronecker products
+# $aa^\top\otimes gg^\top$, and notebook 04 uses that to invert it.
 #
 # ## Exercises
 #
 # ### 1. The bias column (easy, 5 minutes)
 #
-# Without calling autograd again: write `bias_gradients(pair)`, which takes what `capture` returns for a layer and gives every example's
-# gradient of the *bias*, `(B, o)`.
+# Without calling autograd again: write `bias_gradients(pair)`, which takes what `capture` returns for a layer and
+# gives every example's gradient of the *bias*, `(B, o)`.
 
 
 # %%
@@ -700,13 +735,15 @@ check_bias_gradients(lambda pair: pair.g[:, 0])
 # %% [markdown]
 # ### 2. A layer used twice (medium, 10 minutes)
 #
-# A layer with weights `(3, 5)` reads five positions of an example, as it would read five tokens; the example's loss depends on all of them. Given $a$ `(B, T, i)` and $g$ `(B, T, o)`,
-# write `summed(a, g)`: the gradients `(B, o, i)`. What is the rank of such a gradient?
+# A layer with weights `(3, 5)` reads five positions of an example, as it would read five tokens; the example's loss
+# depends on all of them. Given $a$ `(B, T, i)` and $g$ `(B, T, o)`, write `summed(a, g)`: the gradients `(B, o, i)`.
+# What is the rank of such a gradient?
 
 
 # %%
 def check_summed(answer):
-    layer, x = nn.Linear(5, 3, bias=False), torch.randn(4, 5, 5, generator=torch.Generator().manual_seed(1))
+    layer = mlp((5, 3), bias=False, seed=1, dtype=torch.float64).out
+    x = torch.randn(4, 5, 5, generator=torch.Generator().manual_seed(1))  # (B, T, i)
     s = layer(x)  # (B, T, o)
     g = torch.autograd.grad(s.tanh().sum((1, 2)).square().sum(), s, retain_graph=True)[0]
     losses = s.tanh().sum((1, 2)).square()
@@ -722,8 +759,8 @@ def check_summed(answer):
 # %% [markdown]
 # <details><summary>Solution</summary>
 #
-# Each use adds its own path to the chain rule, so the gradient is $\sum_t g_t a_t^\top$, a matrix product over positions. Its rank is at most
-# the smallest of T, o and i, here 3.
+# Each use adds its own path to the chain rule, so the gradient is $\sum_t g_t a_t^\top$, a matrix product over
+# positions. Its rank is at most the smallest of T, o and i, here 3.
 #
 # ```python
 # def summed(a, g):
@@ -744,8 +781,9 @@ check_summed(summed)
 # %% [markdown]
 # ### 3. A loss that is no log-likelihood (medium, 15 minutes)
 #
-# Somebody trains with *twice* the cross-entropy, $\ell = -2\log p$, and draws labels from the softmax as before. By what factor does the second moment of
-# the gradients differ from the $G$ of this loss? Set `factor`, after deriving it; the check computes both.
+# Somebody trains with *twice* the cross-entropy, $\ell = -2\log p$, and draws labels from the softmax as before. By
+# what factor does the second moment of the gradients differ from the $G$ of this loss? Set `factor`, after deriving
+# it; the check computes both.
 
 
 # %%
@@ -761,8 +799,8 @@ def check_factor(factor):
 # %% [markdown]
 # <details><summary>Solution</summary>
 #
-# Every gradient doubles, so the second moment is four times the Fisher. $H_{\rm out}$ doubles, so $G$ is twice the Fisher. Their ratio is 2: scaling
-# a loss is harmless to its minimum, and not to the identity F = G.
+# Every gradient doubles, so the second moment is four times the Fisher. $H_{\rm out}$ doubles, so $G$ is twice the
+# Fisher. Their ratio is 2: scaling a loss is harmless to its minimum, and not to the identity F = G.
 #
 # ```python
 # factor = 2
@@ -777,27 +815,29 @@ check_factor(factor)
 # %% [markdown]
 # ### 4. Rescue the trap (harder, 20 minutes)
 #
-# One backward pass can give an *unbiased* estimate of the Fisher, of all classes at once, if the weights are chosen well. Write `weights(p, generator)`, which returns random weights `(N, 10)` such
-# that the second moment of $\sum_c w_c\nabla\ell_c$ is the Fisher on average. What do the cross terms need?
+# One backward pass can give an *unbiased* estimate of the Fisher, of all classes at once, if the weights are chosen
+# well. Write `weights(p, generator)`, which returns random weights `(N, 10)` such that the second moment of
+# $\sum_c w_c\nabla\ell_c$ is the Fisher on average. What do the cross terms need?
 
 
 # %%
 def check_weights(answer):
     generator, total = torch.Generator().manual_seed(2), torch.zeros(D, D)
+    assert not torch.equal(answer(p, generator), answer(p, generator)), "fixed weights keep the cross terms: draw them"
     for _ in range(200):
         one_pass = torch.einsum("nc,cnd->nd", answer(p, generator), R)
         total += one_pass.T @ one_pass / (200 * N)
-    error = ((total - G).norm() / G.norm()).item()
-    assert error < 2 * trick_error / 3, f"error {error:.2f}: are the weights still all of one sign, or not random?"
-    assert error < 0.06, f"error {error:.2f}: close; E[w_c²] must be p_c, so is the root of p missing or doubled?"
+    error, size = ((total - G).norm() / G.norm()).item(), (total.trace() / G.trace()).item()
+    assert 0.9 < size < 1.1, f"the trace is {size:.2f} times that of G: E[w_c²] must be p_c and E[w_c w_k] zero"
+    assert error < 0.06, f"error {error:.2f}: E[w_c w_k] must vanish for c ≠ k: one sign for each class, not each digit"
     print(f"right: error after 200 draws below 0.06; one draw of labels has {one_draw:.2f}")
 
 
 # %% [markdown]
 # <details><summary>Solution</summary>
 #
-# $\mathbb E[w_c w_k]$ must be $p_c$ for $c=k$ and 0 otherwise: independent signs do it, $w_c=\pm\sqrt{p_c}$. (A drawn label is another answer: $w$ is 1 at that
-# label and 0 elsewhere, whose cross terms are always 0.)
+# $\mathbb E[w_c w_k]$ must be $p_c$ for $c=k$ and 0 otherwise: independent signs do it, $w_c=\pm\sqrt{p_c}$. (A drawn
+# label is another answer: $w$ is 1 at that label and 0 elsewhere, whose cross terms are always 0.)
 #
 # ```python
 # def weights(p, generator):
@@ -820,8 +860,13 @@ check_weights(weights)
 # %% [markdown]
 # ## References
 #
-# * R. Grosse et al. 2023, *Studying Large Language Model Generalization with Influence Functions*, [arXiv 2308.03296](https://arxiv.org/abs/2308.03296): the equations in brackets.
-# * J. Martens 2020, *New Insights and Perspectives on the Natural Gradient Method*, [arXiv 1412.1193](https://arxiv.org/abs/1412.1193): when the Fisher is the Gauss-Newton Hessian.
-# * F. Kunstner, L. Balles, P. Hennig 2019, *Limitations of the Empirical Fisher Approximation for Natural Gradient Descent*, [arXiv 1905.12558](https://arxiv.org/abs/1905.12558): what observed labels break.
-# * I. Goodfellow 2015, *Efficient Per-Example Gradient Computations*, [arXiv 1510.01799](https://arxiv.org/abs/1510.01799): gradients of rank one.
-# * F. Dangel et al. 2025, *Kronecker-factored Approximate Curvature (KFAC) From Scratch*, [arXiv 2507.05127](https://arxiv.org/abs/2507.05127): the two flattening conventions, with code.
+# * R. Grosse et al. 2023, *Studying Large Language Model Generalization with Influence Functions*,
+#   [arXiv 2308.03296](https://arxiv.org/abs/2308.03296): the equations in brackets.
+# * J. Martens 2020, *New Insights and Perspectives on the Natural Gradient Method*,
+#   [arXiv 1412.1193](https://arxiv.org/abs/1412.1193): when the Fisher is the Gauss-Newton Hessian.
+# * F. Kunstner, L. Balles, P. Hennig 2019, *Limitations of the Empirical Fisher Approximation for Natural Gradient
+#   Descent*, [arXiv 1905.12558](https://arxiv.org/abs/1905.12558): what observed labels break.
+# * I. Goodfellow 2015, *Efficient Per-Example Gradient Computations*,
+#   [arXiv 1510.01799](https://arxiv.org/abs/1510.01799): gradients of rank one.
+# * F. Dangel et al. 2025, *Kronecker-factored Approximate Curvature (KFAC) From Scratch*,
+#   [arXiv 2507.05127](https://arxiv.org/abs/2507.05127): the two flattening conventions, with code.

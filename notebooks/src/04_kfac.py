@@ -1,13 +1,15 @@
 # %% [markdown]
 # # 04 · How can a d × d matrix be inverted at all?
 #
-# **The question.** The influence score $-\nabla f^\top(G+\lambda I)^{-1}\nabla\ell_n$ needs the inverse of a matrix with a row and a column for *every weight of the
-# network*. A small network has fifty thousand weights, a large language model fifty billion. Written down, the matrix would not fit on
-# all the disks in the world. What can be assumed about $G$ that makes its inverse affordable, and what does each assumption cost?
+# **The question.** The influence score $-\nabla f^\top(G+\lambda I)^{-1}\nabla\ell_n$ needs the inverse of a matrix
+# with a row and a column for *every weight of the network*. A small network has fifty thousand weights, a large
+# language model fifty billion. Written down, the matrix would not fit on all the disks in the world. What can be
+# assumed about $G$ that makes its inverse affordable, and what does each assumption cost?
 #
-# **What you need to know.** From notebook 03: a layer's gradient for one example is $D\theta = g a^\top$, laid out row by row as $g\otimes a$; the identities $(B\otimes C)(P\otimes Q)=BP\otimes CQ$ and
-# $(B\otimes C)\,\mathrm{flatten}(V)=\mathrm{flatten}(BVC^\top)$; $G$ is the mean of $D\theta D\theta^\top$ over examples and over labels
-# drawn from the model. From linear algebra: eigenvalues of symmetric matrices.
+# **What you need to know.** From notebook 03: a layer's gradient for one example is $D\theta = g a^\top$, laid out
+# row by row as $g\otimes a$; the identities $(B\otimes C)(P\otimes Q)=BP\otimes CQ$ and
+# $(B\otimes C)\,\mathrm{flatten}(V)=\mathrm{flatten}(BVC^\top)$; $G$ is the mean of $D\theta D\theta^\top$ over
+# examples and over labels drawn from the model. From linear algebra: eigenvalues of symmetric matrices.
 #
 # **Time.** About 45 minutes to read; it runs in less than half a minute on two CPU cores.
 
@@ -24,8 +26,8 @@ torch.set_default_dtype(torch.float64)  # before any model is built
 plots.use_style()
 
 # %% [markdown]
-# The network of notebook 03 again: digits of 7 × 7 pixels, 49 → 8 → 10, five hundred training examples. It is small enough for the
-# truth to be known.
+# The network of notebook 03 again: digits of 7 × 7 pixels, 49 → 8 → 10, five hundred training examples. It is small
+# enough for the truth to be known.
 
 # %%
 from inflib import CrossEntropy
@@ -50,9 +52,9 @@ assert sum(p.numel() for p in model.parameters()) == 490, "8 × 50 and 10 × 9, 
 # %% [markdown]
 # ## The bill
 #
-# A layer with $o$ outputs and $i$ inputs (the bias's 1 among them) has $P = o\,i$ parameters. Its part of $G$ alone has $P^2$ entries of four bytes each, in single
-# precision. To solve with it one factorises it first; Cholesky's method takes $P^3/3$ operations. Look for the line at which this stops being
-# possible.
+# A layer with $o$ outputs and $i$ inputs (the bias's 1 among them) has $P = o\,i$ parameters. Its part of $G$ alone
+# has $P^2$ entries of four bytes each, in single precision. To solve with it one factorises it first; Cholesky's
+# method takes $P^3/3$ operations. Look for the line at which this stops being possible.
 
 # %%
 layers = {  # name: (o, i)
@@ -69,15 +71,16 @@ for name, (o, i) in layers.items():
 assert 4 * (64 * 785) ** 2 < 80e9 < 4 * (3072 * 769) ** 2, "P² numbers of 4 bytes: a GPU of 80 GB stops in between"
 
 # %% [markdown]
-# Ten gigabytes for an MNIST layer; a single layer of GPT-2, the smallest there is, wants 22 terabytes; and the last line is beyond any
-# machine. Structure has to be found in $G$, and K-FAC (Kronecker-factored approximate curvature, Martens & Grosse 2015) makes two assumptions to get it. We switch them on
-# one at a time.
+# Ten gigabytes for an MNIST layer; a single layer of GPT-2 in its smallest size wants 22 terabytes; and the last line
+# is beyond any machine. Structure has to be found in $G$, and K-FAC (Kronecker-factored approximate curvature,
+# Martens & Grosse 2015) makes two assumptions to get it. We switch them on one at a time.
 #
 # ## The truth, and a ruler
 #
-# Everything is compared with the exact $G$, in two ways. The **matrix error** is $\|\hat G-G\|/\|G\|$ in Frobenius norm. The **score correlation** asks what
-# we are really after: the scores of all training digits for fifty queries, computed with $\hat G$ and with $G$, correlated query by query, and averaged. All
-# solve with *the same damping*, a tenth of the mean eigenvalue of $G$'s block in each layer. (K-FAC's own mean eigenvalue is another number. Let each
+# Everything is compared with the exact $G$, in two ways. The **matrix error** is $\|\hat G-G\|/\|G\|$ in Frobenius
+# norm. The **score correlation** asks what we are really after: the scores of all training digits for fifty queries,
+# computed with $\hat G$ and with $G$, correlated query by query, and averaged. All solve with *the same damping*, a
+# tenth of the mean eigenvalue of $G$'s block in each layer. (K-FAC's own mean eigenvalue is another number. Let each
 # method take a tenth of its own, and you compare dampings.)
 
 # %%
@@ -119,8 +122,8 @@ assert abs(correlation(2 * truth + 1, truth) - 1) < 1e-12, "Pearson's correlatio
 # %% [markdown]
 # ## Assumption one: layers do not talk to each other
 #
-# Keep the diagonal blocks of $G$, one for each layer, and call everything else zero. Then each layer is solved by itself: for $L$ equal layers the
-# bill falls $L$-fold in memory and $L^2$-fold in time.
+# Keep the diagonal blocks of $G$, one for each layer, and call everything else zero. Then each layer is solved by
+# itself: for $L$ equal layers the bill falls $L$-fold in memory and $L^2$-fold in time.
 
 # %%
 blocks = {"hidden1": slice(0, 400), "out": slice(400, 490)}
@@ -151,21 +154,23 @@ assert 0.4 < block_error < 0.8, "what is dropped is no trifle"
 assert block_correlation > 0.9, "and still the scores hardly notice"
 
 # %% [markdown]
-# They are not pale: an output weight and the hidden weights below it act on the same logits, and $G$ knows. (The empty band in the first square is a hidden unit that no digit switches on; we shall meet it again.) Measured by norm, the strips are six tenths of $G$, and
-# we have put zeros in their place. Yet the scores keep a correlation of about 0.95. We shall see why in a moment. First, the other
-# assumption *without* this one.
+# They are not pale: an output weight and the hidden weights below it act on the same logits, and $G$ knows. (The
+# empty band in the first square is a hidden unit that no digit switches on; we shall meet it again.) Measured by
+# norm, the strips are six tenths of $G$, and we have put zeros in their place. Yet the scores keep a correlation of
+# about 0.95. We shall see why in a moment. First, the other assumption *without* this one.
 #
 # ## Assumption two: activations and gradients are independent
 #
-# Let $\mathbb E$ be the mean over examples and over labels from the model. Between layers $\ell$ and $m$ (the same or not), $G$ has the block
+# Let $\mathbb E$ be the mean over examples and over labels from the model. Between layers $\ell$ and $m$ (the same or
+# not), $G$ has the block
 #
 # $$\mathbb E\big[D\theta_\ell\,D\theta_m^\top\big] = \mathbb E\big[(g_\ell\otimes a_\ell)(g_m\otimes a_m)^\top\big] = \mathbb E\big[g_\ell g_m^\top\otimes a_\ell a_m^\top\big]
 # \;\approx\; \mathbb E\big[g_\ell g_m^\top\big]\otimes\mathbb E\big[a_\ell a_m^\top\big].$$
 #
-# The first step is the row-major form of [15], the second the mixed product. The third is the assumption: an entry on the left is
-# $\mathbb E[g_jg_l\,a_ka_m]$, an entry on the right $\mathbb E[g_jg_l]\,\mathbb E[a_ka_m]$. The two agree if the products of gradients are
-# *uncorrelated* with the products of activations, in particular if $g$ and $a$ are independent; the error is exactly their covariance. Nothing suggests that
-# this is so: $g$ is computed from $a$.
+# The first step is the row-major form of [15], the second the mixed product. The third is the assumption: an entry on
+# the left is $\mathbb E[g_jg_l\,a_ka_m]$, an entry on the right $\mathbb E[g_jg_l]\,\mathbb E[a_ka_m]$. The two agree
+# if the products of gradients are *uncorrelated* with the products of activations, in particular if $g$ and $a$ are
+# independent; the error is exactly their covariance. Nothing suggests that this is so: $g$ is computed from $a$.
 #
 # Collect $a$, and $g$ for each of the ten possible labels, as in notebook 03.
 
@@ -211,11 +216,12 @@ assert independent_error < block_error, "a smaller error in the matrix than drop
 assert independent_correlation < block_correlation, "but a larger one in the scores"
 
 # %% [markdown]
-# ### Is it a fact about these data?
+# ### Is the assumption false, or are the data few?
 #
-# Would the error be there if $a$ and $g$ really were independent, merely because five hundred examples are few? Make them independent and see: give each digit's $a$ the
-# $g$ of *another* digit, chosen by a random permutation. Each shuffle destroys the tie between the two, and keeps both sets of vectors as they are. If
-# the unshuffled matrix lies no further from the product than the shuffled ones do, the assumption is as good as true.
+# Would the error be there if $a$ and $g$ really were independent, merely because five hundred examples are few? Make
+# them independent and see: give each digit's $a$ the $g$ of *another* digit, chosen by a random permutation. Each
+# shuffle destroys the tie between the two, and keeps both sets of vectors as they are. If the unshuffled matrix lies
+# no further from the product than the shuffled ones do, the assumption is as good as true.
 
 # %%
 A, S = {k: mean_aa(k, k) for k in a}, {k: mean_gg(k, k) for k in a}
@@ -242,11 +248,12 @@ for layer, part in blocks.items():
     assert real > 1.5 * max(shuffled), f"{layer}: real pairs must lie further out; is a shuffled along with g?"
 
 # %% [markdown]
-# The real pairs lie several times further out than any shuffled ones. So $a$ and $g$ do depend on each other, and the assumption is false, measurably, if not by much.
+# The real pairs lie several times further out than any shuffled ones. So $a$ and $g$ do depend on each other, and the
+# assumption is false, measurably, if not by much.
 #
-# Shuffling also tells what K-FAC *is*. Average over all shuffles, and every $a$ meets every $g$ equally often: the result is
-# $S\otimes A$ exactly. K-FAC is the true curvature of an imaginary data set of $N^2$ examples in which all inputs of a layer are matched with all output
-# gradients. For sixty digits, cyclic shifts produce every match once:
+# Shuffling also tells what K-FAC *is*. Average over all shuffles, and every $a$ meets every $g$ equally often: the
+# result is $S\otimes A$ exactly. K-FAC is the true curvature of an imaginary data set of $N^2$ examples in which all
+# inputs of a layer are matched with all output gradients. For sixty digits, cyclic shifts produce every match once:
 
 # %%
 few = 60
@@ -261,12 +268,13 @@ assert torch.allclose(total / few, torch.kron(S_few, A_few), atol=1e-12), "the l
 # %% [markdown]
 # ## Both: K-FAC
 #
-# With both assumptions each layer's block is a Kronecker product of two small matrices, the second moments of activations and of output gradients:
+# With both assumptions each layer's block is a Kronecker product of two small matrices, the second moments of
+# activations and of output gradients:
 #
 # $$G_\ell\approx S\otimes A,\qquad A=\mathbb E[aa^\top]\;(i\times i),\qquad S=\mathbb E[gg^\top]\;(o\times o). \qquad [16]$$
 #
-# The paper stacks columns and writes $A\otimes S$; `inflib`, row-major, has $S\otimes A$ in `to_dense`. The library's `kfac` makes the same two sums in one pass over the
-# data.
+# The paper stacks columns and writes $A\otimes S$; `inflib`, row-major, has $S\otimes A$ in `to_dense`. The library's
+# `kfac` makes the same two sums in one pass over the data.
 
 # %%
 from inflib import kfac
@@ -284,8 +292,9 @@ print(f"{sum(o * o + i * i for o, i in curvature.shapes.values())} numbers in pl
 # %% [markdown]
 # ### Who pays what
 #
-# The matrix errors of the two assumptions do not mix. K-FAC differs from $G$ in the strips, by all of $G$; and inside the squares, by the
-# independence error. These are different entries, so the *squares* of the errors add up, as in Pythagoras' theorem:
+# The matrix errors of the two assumptions do not mix. K-FAC differs from $G$ in the strips, by all of $G$; and inside
+# the squares, by the independence error. These are different entries, so the *squares* of the errors add up, as in
+# Pythagoras' theorem:
 
 # %%
 dropped, inside = (G - block_G).norm() ** 2, (block_G - K).norm() ** 2
@@ -295,7 +304,8 @@ for layer, part in blocks.items():
     print(f"inside the block of {layer:8} relative error {matrix_error(K[part, part], G[part, part]):.3f}")
 
 # %% [markdown]
-# For the scores no such sum rule holds, so compare all four combinations. Does the matrix error order the three approximations as the scores do?
+# For the scores no such sum rule holds, so compare all four combinations. Does the matrix error order the three
+# approximations as the scores do?
 
 # %%
 rungs = {"exact G": G, "blocks only": block_G, "independence only": independent, "both: K-FAC": K}
@@ -305,14 +315,19 @@ for name, row in table.items():
 assert table["both: K-FAC"][1] < min(independent_correlation, block_correlation), "both cost more than either"
 
 # %% [markdown]
-# No. The matrix column blames the dropped strips for nearly everything, the scores blame the independence. Why? Ask what a score
-# measures. Take a pair of training gradients $r$ and $r'$, with labels from the model, each having second moment $G$. Write $M=(G+\lambda I)^{-1}$ for the true inverse and $\hat M$ for an approximate one. Averaged over
-# all pairs, the product of the true score with the approximate one is
+# No. The matrix column blames the dropped strips for nearly everything, the scores blame the independence. Why? Ask
+# what a score measures. Take a pair of training gradients $r$ and $r'$, with labels from the model, each having
+# second moment $G$. Write $M=(G+\lambda I)^{-1}$ for the true inverse and $\hat M$ for an approximate one. Averaged
+# over all pairs, the product of the true score with the approximate one is
 #
 # $$\mathbb E\big[(r^\top M r')(r^\top\hat M r')\big]=\mathrm{tr}\big(M\,G\,\hat M\,G\big)=\big\langle G^{1/2}MG^{1/2},\;G^{1/2}\hat MG^{1/2}\big\rangle .$$
 #
-# (Write the product as a trace, $r^\top M r'r'^\top\hat M r$, and take the mean over $r'$, then over $r$.) So the correlation of scores should be the *cosine of the angle* between $G^{1/2}MG^{1/2}$ and
-# $G^{1/2}\hat MG^{1/2}$. And the first of these has the eigenvalues $\mu/(\mu+\lambda)$ if $G$ has $\mu$: **every direction above the damping counts the same**, be its $\mu$ ten times $\lambda$ or a thousand times. A Frobenius norm of $G$ itself is ruled by the handful of largest $\mu$.
+# (Write the product as $r^\top M\,r'r'^\top\,\hat M r$ and take the mean over $r'$, then over $r$.) With labels from
+# the model the mean gradient is zero, hence also the mean score, so the correlation of the two scores should be the
+# *cosine of the angle* between $G^{1/2}MG^{1/2}$ and $G^{1/2}\hat MG^{1/2}$. For one $\lambda$ the first of these has
+# the eigenvalues $\mu/(\mu+\lambda)$ where $G$ has $\mu$: **every direction above the damping counts the same**, be
+# its $\mu$ ten times $\lambda$ or a thousand times. A Frobenius norm of $G$ itself is ruled by the handful of largest
+# $\mu$.
 
 
 # %%
@@ -337,24 +352,29 @@ for name, value in predicted.items():
     assert abs(value - table[name][1]) < 0.03, f"{name}: G on both sides of the inverse, and λ by layer?"
 
 # %% [markdown]
-# The three predicted correlations agree with those of the actual scores to within 0.01 or so, though the scores were taken with real labels and unseen queries. So this is
-# the ruler that scores use. How different it is from the Frobenius norm of $G$:
+# The three predicted correlations agree with those of the actual scores to within 0.01 or so, though the scores were
+# taken with real labels and unseen queries. So this is the ruler that scores use. How different it is from the
+# Frobenius norm of $G$:
 
 # %%
 μ = torch.linalg.eigvalsh(G).flip(0).clamp_min(0)  # largest first
 share = (μ[:10].square().sum() / μ.square().sum()).item()
-counted = (μ / (μ + λ.mean())).square()
+counted = (μ / (μ + λ.mean())).square()  # one λ will do to count
 share_in_scores = (counted[:10].sum() / counted.sum()).item()
 print(f"ten largest eigenvalues: {share:.1%} of ‖G‖², {share_in_scores:.1%} of what the scores see")
 assert share > 0.9 > 0.2 > share_in_scores, "the norm of G hears ten directions, the scores hear many"
 
 # %% [markdown]
-# That explains why the matrix error is a poor guide. Why dropping the strips is so *harmless*, a short argument shows. Split a direction $v$ into its layers' parts $v_\ell$. By the inequality of Cauchy and Schwarz,
+# That explains why the matrix error is a poor guide. Why dropping the strips is so *harmless*, a short argument
+# shows. Split a direction $v$ into its layers' parts $v_\ell$. By the inequality of Cauchy and Schwarz,
 #
 # $$v^\top G v=\Big\|\sum_{\ell=1}^{L} G^{1/2}v_\ell\Big\|^2\le L\sum_\ell\big\|G^{1/2}v_\ell\big\|^2 = L\;v^\top G_{\rm blocks}\,v .$$
 #
-# The blocks alone never understate a direction's curvature by more than the number of layers, two here. So no eigenvalue of $G^{1/2}\hat MG^{1/2}$ can exceed 2 (they should lie between 0 and 1): no direction gets
-# more than about twice its due. A Kronecker product carries no such guarantee. The largest eigenvalue found:
+# The blocks alone never understate a direction's curvature by more than the number of layers $L$, two here. Damping
+# included, $G_{\rm blocks}+\lambda I\succeq\frac1L(G+\lambda I)$; an inverse turns the inequality round,
+# $\hat M\preceq L\,M$; so the eigenvalues of $G^{1/2}\hat MG^{1/2}$, which ought to lie between 0 and 1, cannot
+# exceed $L$. No direction enters the scores with more than twice its due. A Kronecker product carries no such
+# guarantee. The largest eigenvalue found:
 
 # %%
 largest = {name: torch.linalg.eigvals(inverse(matrix) @ G).real.max().item() for name, matrix in rungs.items()}
@@ -375,11 +395,13 @@ assert table["blocks only"][0] > 2 * table["independence only"][0], "the strips 
 assert block_correlation > independent_correlation + 0.03, "and least in the scores"
 
 # %% [markdown]
-# That of the blocks: on the left nearly as long as K-FAC's, on the right by far the shortest. Measure what you want to know: a matrix error is not a score error.
+# That of the blocks: on the left nearly as long as K-FAC's, on the right by far the shortest. Measure what you want
+# to know: a matrix error is not a score error.
 #
 # ## Inverting it
 #
-# Now the reward. By the mixed product, $(S\otimes A)(S^{-1}\otimes A^{-1}) = SS^{-1}\otimes AA^{-1} = I$. Together with the second identity of notebook 03 ($A$ is symmetric):
+# Now the reward. By the mixed product, $(S\otimes A)(S^{-1}\otimes A^{-1}) = SS^{-1}\otimes AA^{-1} = I$. Together
+# with the second identity of notebook 03 ($A$ is symmetric):
 #
 # $$(S\otimes A)^{-1}\,\mathrm{flatten}(V) = (S^{-1}\otimes A^{-1})\,\mathrm{flatten}(V) = \mathrm{flatten}\big(S^{-1}\,V\,A^{-1}\big). \qquad [17]$$
 #
@@ -397,16 +419,16 @@ assert torch.allclose(small.flatten(), dense, atol=1e-10), (
 )
 
 # %% [markdown]
-# With the *real* factors it fails, for neither has an inverse. This is no accident of rounding. Each null direction has
-# a reason, and most networks have some of each kind. First, the gradients $p-e_y$ at the logits sum to zero, so $S$ of a softmax layer maps the
-# vector of ones to zero: adding the same number to all logits changes nothing.
+# With the *real* factors it fails, for neither has an inverse. This is no accident of rounding. Each null direction
+# has a reason, and most networks have some of each kind. First, the gradients $p-e_y$ at the logits sum to zero, so
+# $S$ of a softmax layer maps the vector of ones to zero: adding the same number to all logits changes nothing.
 
 # %%
 assert (S["out"] @ torch.ones(10)).abs().max() < 1e-12, "p − e_y sums to zero for every label"
 
 # %% [markdown]
-# Second, a pixel that no digit ever touches is always −1, and the bias's input is always 1. The layer cannot tell a change of that
-# pixel's weight from a change of the bias.
+# Second, a pixel that no digit ever touches is always −1, and the bias's input is always 1. The layer cannot tell a
+# change of that pixel's weight from a change of the bias.
 
 # %%
 blank = (X == -1).all(0).nonzero().flatten()
@@ -426,17 +448,21 @@ assert S["hidden1"].diagonal()[dead].abs().max() == 0, "no gradient passes a dea
 # %% [markdown]
 # ## Damping, and why it wants the eigenbasis
 #
-# Damping repairs this, and notebook 02 showed that it is more than a repair: the proximal objective's Hessian *is* $G+\lambda I$. But $S\otimes A+\lambda I$ is not a Kronecker product of anything, and [17] no longer applies.
-# Eigenvectors help. Write $S=Q_S\,\mathrm{diag}(\sigma)\,Q_S^\top$ and $A=Q_A\,\mathrm{diag}(\alpha)\,Q_A^\top$. The mixed product, twice, gives
+# Damping repairs this, and notebook 02 showed that it is more than a repair: the proximal objective's Hessian *is*
+# $G+\lambda I$. But $S\otimes A+\lambda I$ is not a Kronecker product of anything, and [17] no longer applies.
+# Eigenvectors help. Write $S=Q_S\,\mathrm{diag}(\sigma)\,Q_S^\top$ and $A=Q_A\,\mathrm{diag}(\alpha)\,Q_A^\top$. The
+# mixed product, twice, gives
 #
 # $$S\otimes A=(Q_S\otimes Q_A)\,\mathrm{diag}(\sigma\otimes\alpha)\,(Q_S\otimes Q_A)^\top .$$
 #
-# $Q=Q_S\otimes Q_A$ is orthogonal, since $QQ^\top = Q_SQ_S^\top\otimes Q_AQ_A^\top=I$. Therefore $\lambda I=Q\,(\lambda I)\,Q^\top$ in *this* basis as in any other, and adding it only shifts the
-# diagonal: the eigenvalues become $\sigma_j\alpha_k+\lambda$. Undo the rotation on both sides:
+# $Q=Q_S\otimes Q_A$ is orthogonal, since $QQ^\top = Q_SQ_S^\top\otimes Q_AQ_A^\top=I$. Therefore
+# $\lambda I=Q\,(\lambda I)\,Q^\top$ in *this* basis as in any other, and adding it only shifts the diagonal: the
+# eigenvalues become $\sigma_j\alpha_k+\lambda$. Undo the rotation on both sides:
 #
 # $$(S\otimes A+\lambda I)^{-1}\,\mathrm{flatten}(V)=\mathrm{flatten}\Big(Q_S\Big[\frac{Q_S^\top V Q_A}{\sigma\alpha^\top+\lambda}\Big]Q_A^\top\Big),$$
 #
-# with the division entry by entry. Two eigenproblems, of size $o$ and $i$, and any number of dampings afterwards for nothing.
+# with the division entry by entry. Two eigenproblems, of size $o$ and $i$, and any number of dampings afterwards for
+# nothing.
 
 
 # %%
@@ -465,8 +491,8 @@ for layer, part in blocks.items():
     assert torch.allclose(found, solved[layer], atol=1e-10), f"{layer}: inflib's solve is the same formula"
 
 # %% [markdown]
-# What does $\lambda$ do to the spectrum? The curves are the 400 eigenvalues of the block of `hidden1`, largest first, exact and by K-FAC. Look for how
-# many lie under the line.
+# What does $\lambda$ do to the spectrum? The curves are the 400 eigenvalues of the block of `hidden1`, largest first,
+# exact and by K-FAC. Look for how many lie under the line.
 
 # %%
 part = blocks["hidden1"]
@@ -485,18 +511,22 @@ print("eigenvalues above λ, of 400:", above)
 assert max(above.values()) < 120, "damping decides about all the others"
 
 # %% [markdown]
-# About a quarter of the 400 directions stand above the line. In those the inverse divides by the curvature. In all others it divides by $\lambda$, more or less, that is, treats them as the plain
-# dot product of gradients would. With $\lambda\to0$ the division by next to nothing would let the directions about which the data say least dominate every score.
+# About a quarter of the 400 directions stand above the line. In those the inverse divides by the curvature. In all
+# others it divides by $\lambda$, more or less, that is, treats them as the plain dot product of gradients would. With
+# $\lambda\to0$ the division by next to nothing would let the directions about which the data say least dominate every
+# score.
 #
 # ### Not factor by factor
 #
-# K-FAC as an *optimiser* usually damps each factor, so that it may go on using [17]: $(S+\tfrac{\sqrt\lambda}{\pi}I)\otimes(A+\pi\sqrt\lambda I)$, with
-# $\pi^2=\frac{\mathrm{tr}A/i}{\mathrm{tr}S/o}$ to balance the two. Multiply out:
+# K-FAC as an *optimiser* usually damps each factor, so that it may go on using [17]:
+# $(S+\tfrac{\sqrt\lambda}{\pi}I)\otimes(A+\pi\sqrt\lambda I)$, with $\pi^2=\frac{\mathrm{tr}A/i}{\mathrm{tr}S/o}$ to
+# balance the two. Multiply out:
 #
 # $$S\otimes A+\lambda I\;+\;\underbrace{\pi\sqrt\lambda\;S\otimes I+\tfrac{\sqrt\lambda}{\pi}\,I\otimes A}_{\text{nobody asked for these}}.$$
 #
-# In the eigenbasis the direction $(j,k)$ is damped by $\lambda+\pi\sqrt\lambda\,\sigma_j+\tfrac{\sqrt\lambda}\pi\alpha_k$ and not by $\lambda$: always more. How much more? One point is one of the
-# 400 directions of `hidden1`; at 1 stands what was asked for.
+# In the eigenbasis the direction $(j,k)$ is damped by
+# $\lambda+\pi\sqrt\lambda\,\sigma_j+\tfrac{\sqrt\lambda}\pi\alpha_k$ and not by $\lambda$: always more. How much
+# more? One point is one of the 400 directions of `hidden1`; at 1 stands what was asked for.
 
 # %%
 number = damping["hidden1"]
@@ -515,9 +545,11 @@ assert (effective >= number * (1 - 1e-12)).all(), "extra terms are positive semi
 
 
 # %% [markdown]
-# Five times the damping asked for is typical. The row of points at the top, above a hundred, are the directions along the one large eigenvector of $A$, which is the mean input: there the term $\tfrac{\sqrt\lambda}{\pi}\alpha_k$ is huge, and
-# it spills over into a direction in which there is no curvature at all (top left: the dead unit's). No choice of $\lambda$ undoes this, since the factor differs from
-# point to point. For an optimiser this is a cheaper step that is a little too short. For scores it is an error:
+# Five times the damping asked for is typical. The row of points at the top, above a hundred, are the directions along
+# the one large eigenvector of $A$, which is the mean input: there the term $\tfrac{\sqrt\lambda}{\pi}\alpha_k$ is
+# huge, and it spills over into a direction in which there is no curvature at all (top left: the dead unit's). No
+# choice of $\lambda$ undoes this, since the factor differs from point to point. For an optimiser this is a cheaper
+# step that is a little too short. For scores it is an error:
 
 
 # %%
@@ -538,8 +570,10 @@ assert by_factor < in_eigenbasis, "the same λ in name, a larger one in effect"
 #
 # ## The bill, again
 #
-# For a layer $(o, i)$ K-FAC keeps two factors and their eigenvectors, $2(o^2+i^2)$ numbers. The symmetric eigenproblem of size $n$ takes about $9n^3$ operations (Golub & Van Loan), once. A solve is four small
-# matrix products: $Q_S^\top V$ and $Q_S(\cdot)$ take $2o^2i$ each, $VQ_A$ and $(\cdot)Q_A^\top$ take $2oi^2$ each, a product and a sum being two operations. PyTorch can count along:
+# For a layer $(o, i)$ K-FAC keeps two factors and their eigenvectors, $2(o^2+i^2)$ numbers. The symmetric
+# eigenproblem of size $n$ takes about $9n^3$ operations (Golub & Van Loan), once. A solve is four small matrix
+# products: $Q_S^\top V$ and $Q_S(\cdot)$ take $2o^2i$ each, $VQ_A$ and $(\cdot)Q_A^\top$ take $2oi^2$ each, a product
+# and a sum being two operations. PyTorch can count along:
 
 # %%
 from torch.utils.flop_counter import FlopCounterMode
@@ -581,20 +615,26 @@ assert all(row[1] < 25 * 4 * P for row, P in zip(large, parameters[2:], strict=T
 )
 
 # %% [markdown]
-# K-FAC's: it takes some eight to twenty times the layer's own bytes, so if you can hold the layer, you can nearly hold its inverse. That is how more than $10^{17}$ bytes become some
-# $10^{10}$. The price is what we measured above: most of the matrix's norm, and about a fifth of the score correlation on this network.
+# K-FAC's: it takes some eight to twenty times the layer's own bytes, so if you can hold the layer, you can nearly
+# hold its inverse. That is how more than $10^{17}$ bytes become some $10^{10}$. The price is what we measured above:
+# most of the matrix's norm, and about a fifth of the score correlation on this network.
 #
 # ## Where K-FAC is exact
 #
-# An approximation should be tested where it is *none*: there an implementation has to agree to all digits, and a transposed or forgotten factor has nowhere to
-# hide. Both assumptions were statements about $\mathbb E[gg^\top\otimes aa^\top]$, so ask when that expectation splits into two.
+# An approximation should be tested where it is *none*: there an implementation has to agree to all digits, and a
+# transposed or forgotten factor has nowhere to hide. Both assumptions were statements about
+# $\mathbb E[gg^\top\otimes aa^\top]$, so ask when that expectation splits into two.
 #
-# **One datum** (or copies of it). With a single input $a$ is a constant and leaves the expectation: $\mathbb E_y[gg^\top]\otimes aa^\top$. Labels still vary, and may.
+# **One datum** (or copies of it). With a single input $a$ is a constant and leaves the expectation:
+# $\mathbb E_y[gg^\top]\otimes aa^\top$. Labels still vary, and may.
 #
-# **A deep linear network with squared error.** Without activation functions, $f = W_L\cdots W_1 a$. Squared error has $H_{\rm out}=I$, whose seeds are $e_c$ for each output $c$ (notebook 03), and
-# they are carried back by the weights above alone, $g = (W_L\cdots W_{\ell+1})^\top e_c$: the same for *every* example. Now $g$ leaves the expectation over examples.
+# **A deep linear network with squared error.** Without activation functions, $f = W_L\cdots W_1 a$. Squared error has
+# $H_{\rm out}=I$, whose seeds are $e_c$ for each output $c$ (notebook 03), and they are carried back by the weights
+# above alone, $g = (W_L\cdots W_{\ell+1})^\top e_c$: the same for *every* example. Now $g$ leaves the expectation
+# over examples.
 #
-# In both cases each layer's block is exact. (The strips between layers are not zero. A network of one layer has none.)
+# In both cases each layer's block is exact. (The strips between layers are not zero. A network of one layer has
+# none.)
 
 # %%
 from inflib import SquaredError
@@ -623,9 +663,9 @@ for name, case in cases.items():
     print(f"{name:28} equal to 1e-10, matrix and scores")
 
 # %% [markdown]
-# Agreement to ten digits, in the scores as well, means little unless the test *can* fail. So leave each exact case by one step: two digits for one; a ReLU between
-# the linear layers; cross-entropy on the linear network, whose $H_{\rm out}$ depends on the example; the data's labels, whose $g$ contains the
-# example's residual.
+# Agreement to ten digits, in the scores as well, means little unless the test *can* fail. So leave each exact case by
+# one step: two digits for one; a ReLU between the linear layers; cross-entropy on the linear network, whose
+# $H_{\rm out}$ depends on the example; the data's labels, whose $g$ contains the example's residual.
 
 # %%
 relu = mlp((49, 8, 6, 10), seed=1, dtype=torch.float64)
@@ -655,20 +695,25 @@ assert matrix_error(factors.to_dense(), whole) < 1e-10, (
 )
 linear_whole = gauss_newton(linear, SquaredError(), [(X, targets)], progress=False).to_dense()
 print(f"strips of the deep linear network: {matrix_error(truth_blocks, linear_whole):.3f} of its G")
+assert matrix_error(truth_blocks, linear_whole) > 0.1, "with several layers only the blocks are exact"
 
 # %% [markdown]
 # ## Summary
 #
-# $G$ cannot be written down for a real network, so K-FAC assumes that layers do not interact, and that a layer's inputs and output gradients are independent; each block
-# is then $S\otimes A$. On this network the first assumption costs most of the matrix error and little of the scores' correlation, the second the reverse: scores weigh every direction above the damping alike.
-# The inverse needs two small eigenproblems, and damping belongs in their common eigenbasis, where $\lambda I$ stays $\lambda I$. The blocks are exact for one datum and for deep linear networks with squared error, and every implementation should be tested there.
-# Notebook 05 keeps the eigenbasis and asks for better eigenvalues in it.
+# $G$ cannot be written down for a real network, so K-FAC assumes that layers do not interact, and that a layer's
+# inputs and output gradients are independent; each block is then $S\otimes A$. On this network the first assumption
+# costs most of the matrix error and little of the scores' correlation, the second the reverse: scores weigh every
+# direction above the damping alike. The inverse needs two small eigenproblems, and damping belongs in their common
+# eigenbasis, where $\lambda I$ stays $\lambda I$. The blocks are exact for one datum and for deep linear networks
+# with squared error, and every implementation should be tested there. Notebook 05 keeps the eigenbasis and asks for
+# better eigenvalues in it.
 #
 # ## Exercises
 #
 # ### 1. The mean eigenvalue (easy, 5 minutes)
 #
-# Default damping is a tenth of the mean eigenvalue. Write `mean_eigenvalue(S, A)` for $S\otimes A$, without building it or solving an eigenproblem.
+# Default damping is a tenth of the mean eigenvalue. Write `mean_eigenvalue(S, A)` for $S\otimes A$, without building
+# it or solving an eigenproblem.
 
 
 # %%
@@ -684,8 +729,8 @@ def check_mean_eigenvalue(answer):
 # %% [markdown]
 # <details><summary>Solution</summary>
 #
-# The eigenvalues are $\sigma_j\alpha_k$, their sum $\big(\sum\sigma_j\big)\big(\sum\alpha_k\big)$. K-FAC's means are not those of $G$, which is why comparisons
-# here pass one set of numbers to all methods.
+# The eigenvalues are $\sigma_j\alpha_k$, their sum $\big(\sum\sigma_j\big)\big(\sum\alpha_k\big)$. K-FAC's means are
+# not those of $G$, which is why comparisons here pass one set of numbers to all methods.
 #
 # ```python
 # def mean_eigenvalue(S, A):
@@ -706,8 +751,8 @@ check_mean_eigenvalue(mean_eigenvalue)
 # %% [markdown]
 # ### 2. Exact, with cross-entropy and all the data (medium, 10 minutes)
 #
-# Find weights for a single softmax layer, 49 → 10, with which K-FAC is exact on all five hundred digits. Write `exact_weights()`, returning a
-# weight `(10, 49)` and a bias `(10,)`. What must not depend on the example?
+# Find weights for a single softmax layer, 49 → 10, with which K-FAC is exact on all five hundred digits. Write
+# `exact_weights()`, returning a weight `(10, 49)` and a bias `(10,)`. What must not depend on the example?
 
 
 # %%
@@ -725,7 +770,8 @@ def check_exact_weights(answer):
 # %% [markdown]
 # <details><summary>Solution</summary>
 #
-# With all weights zero, $p$ is the softmax of the bias, whatever the digit. Any bias will do.
+# With all weights zero, $p$ is the softmax of the bias, whatever the digit. Any bias will do. (Ten equal rows of weights
+# work too: they add the same number to all logits.)
 #
 # ```python
 # def exact_weights():
@@ -746,8 +792,9 @@ check_exact_weights(exact_weights)
 # %% [markdown]
 # ### 3. Is S ⊗ A the best Kronecker product? (harder, 20 minutes)
 #
-# Write `nearest(M, o, i)`, which returns the two factors `(o, o)` and `(i, i)` of the Kronecker product closest to the block `M` in Frobenius norm. Hint: Van Loan and Pitsianis rearrange the entries
-# $M_{(jk),(lm)}$ into a matrix with rows $(j,l)$ and columns $(k,m)$. What does $S\otimes A$ become? Which matrix is the closest of rank one?
+# Write `nearest(M, o, i)`, which returns the two factors `(o, o)` and `(i, i)` of the Kronecker product closest to
+# the block `M` in Frobenius norm. Hint: Van Loan and Pitsianis rearrange the entries $M_{(jk),(lm)}$ into a matrix
+# with rows $(j,l)$ and columns $(k,m)$. What does $S\otimes A$ become? Which matrix is the closest of rank one?
 
 
 # %%
@@ -767,8 +814,9 @@ def check_nearest(answer):
 # %% [markdown]
 # <details><summary>Solution</summary>
 #
-# Rearranged, $S\otimes A$ has the entry $S_{jl}A_{km}$ in row $(j,l)$ and column $(k,m)$: rank one. The closest matrix of rank one comes from the largest singular value. K-FAC is close to that optimum, and the
-# optimum is not far enough ahead to be worth the search: it is the *shape* of a Kronecker product that limits both.
+# Rearranged, $S\otimes A$ has the entry $S_{jl}A_{km}$ in row $(j,l)$ and column $(k,m)$: rank one. The closest
+# matrix of rank one comes from the largest singular value. K-FAC is close to that optimum, and the optimum is not far
+# enough ahead to be worth the search: it is the *shape* of a Kronecker product that limits both.
 #
 # ```python
 # def nearest(M, o, i):
@@ -793,8 +841,13 @@ check_nearest(nearest)
 # %% [markdown]
 # ## References
 #
-# * J. Martens, R. Grosse 2015, *Optimizing Neural Networks with Kronecker-factored Approximate Curvature*, [arXiv 1503.05671](https://arxiv.org/abs/1503.05671): K-FAC, both assumptions, factored damping and $\pi$.
-# * R. Grosse et al. 2023, *Studying Large Language Model Generalization with Influence Functions*, [arXiv 2308.03296](https://arxiv.org/abs/2308.03296): the equations in brackets.
-# * A. Bernacchia, M. Lengyel, G. Hennequin 2018, *Exact Natural Gradient in Deep Linear Networks*, NeurIPS: why the deep linear network is exact.
-# * F. Dangel et al. 2025, *Kronecker-factored Approximate Curvature (KFAC) From Scratch*, [arXiv 2507.05127](https://arxiv.org/abs/2507.05127): exact cases as tests.
-# * C. Van Loan, N. Pitsianis 1993, *Approximation with Kronecker Products*; G. Golub, C. Van Loan, *Matrix Computations*: the nearest product, and operation counts.
+# * J. Martens, R. Grosse 2015, *Optimizing Neural Networks with Kronecker-factored Approximate Curvature*,
+#   [arXiv 1503.05671](https://arxiv.org/abs/1503.05671): K-FAC, both assumptions, factored damping and $\pi$.
+# * R. Grosse et al. 2023, *Studying Large Language Model Generalization with Influence Functions*,
+#   [arXiv 2308.03296](https://arxiv.org/abs/2308.03296): the equations in brackets.
+# * A. Bernacchia, M. Lengyel, G. Hennequin 2018, *Exact Natural Gradient in Deep Linear Networks*, NeurIPS: why the
+#   deep linear network is exact.
+# * F. Dangel et al. 2025, *Kronecker-factored Approximate Curvature (KFAC) From Scratch*,
+#   [arXiv 2507.05127](https://arxiv.org/abs/2507.05127): exact cases as tests.
+# * C. Van Loan, N. Pitsianis 1993, *Approximation with Kronecker Products*; G. Golub, C. Van Loan, *Matrix
+#   Computations*: the nearest product, and operation counts.

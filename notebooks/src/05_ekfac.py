@@ -93,24 +93,26 @@ assert torch.allclose(rebuilt, torch.kron(S, A), atol=1e-12), (
 # Write the exact block in K-FAC's basis, $U^\top G_\ell U$. If K-FAC were exact, this matrix would be diagonal, with
 # $\lambda_S\lambda_A$ along its diagonal. There are thus two ways to be wrong: entries *off* the diagonal, which no choice of
 # eigenvalues can mend, and a diagonal that *differs*, which can be mended at once. In the left picture look for what stands off
-# the diagonal, in the right one for how far the points lie from the line.
+# the diagonal, in the right one for how far the points lie from the line at 1.
 
 # %%
 in_basis = U.T @ G_hidden @ U
 truth = in_basis.diagonal()  # what U's columns really see: uᵀ G u
+order = truth.argsort(descending=True)[:150]
 figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.6))
-plots.matrix(left, in_basis[-60:, -60:].abs().sqrt(), "√|UᵀGU|, the last 60 rows")
-plots.against(right, Λ_kfac.flatten().clamp_min(1e-12), truth.clamp_min(1e-12), what="eigenvalue")
-right.set(
-    xscale="log", yscale="log", xlabel="K-FAC's eigenvalue λ_S λ_A", ylabel="exact uᵀGu", title="each eigenvector"
-)
-ratio = (truth / Λ_kfac.flatten())[truth > truth.mean()]
-print(f"among the largest, exact / K-FAC runs from {ratio.min():.2f} to {ratio.max():.2f}")
+plots.matrix(left, in_basis[order[:50]][:, order[:50]].abs().sqrt(), "√|UᵀGU|, the 50 largest", limit=1)
+ratio = truth[order] / Λ_kfac.flatten()[order]
+right.axhline(1, color=plots.GREY, linewidth=0.8, linestyle="--")
+right.scatter(Λ_kfac.flatten()[order], ratio, s=10)
+right.set(xscale="log", xlabel="K-FAC's eigenvalue λ_S λ_A", ylabel="exact uᵀGu / K-FAC's", title="the 150 largest")
+print(f"exact / K-FAC runs from {ratio.min():.2f} to {ratio.max():.2f}")
 assert ratio.min() < 0.8, "K-FAC should overstate some large eigenvalues: is G built with the same labels?"
+assert (order[:5] % 50 == 49).all() and (Q_A[:-1, -1] @ F.normalize(X.mean(0), dim=0)).abs() > 0.9, "not the mean image"
 
 # %% [markdown]
-# The diagonal stands out, so the eigenvectors are useful, but it is not alone. And on the right the points scatter: K-FAC's
-# eigenvalues are right in order of magnitude and wrong in detail, its largest mostly too large. The reason is
+# The diagonal stands out, so the eigenvectors are useful, but it is not alone: the few largest are coupled to all the others.
+# On the right, K-FAC's eigenvalues are right in order of magnitude and wrong in detail. The handful far to the right
+# (all made with $A$'s top eigenvector, which is nearly the mean image) are good to a few per cent; the many behind them are off by tens of per cent, some up, some down. The reason is
 # the second assumption of notebook 04: a product $\lambda_S\lambda_A$ would be right if $g$ and $a$ were independent.
 #
 # ## The correction
@@ -521,70 +523,144 @@ Ladder({name: rungs_of(network, ladders[name]) for name, network in networks.ite
 #
 # ## Exercises
 #
-# **1. The transposed basis** (easy, 10 minutes). Two published libraries rotate with $Q_S V Q_A^\top$ where $Q_S^\top V Q_A$ is meant.
-# Write `transposed(V, λ)`, equation 21 with that mistake (undone the same way at the end), and measure the relative error
-# of the solve and the correlation of the result with the correct one. Why did nobody get an error message?
+# Write each function in a new cell and call its check. The solution is folded away, and the cell after it runs it.
 #
-# <details><summary>Solution</summary>
+# ### 1. The damped inverse by hand (easy, 10 minutes)
 #
-# Run the next cell. The transposed matrices are orthogonal too, so shapes fit, lengths are kept and nothing is infinite: the
-# answer is wrong without a sign of it. A comparison with the dense solve notices at once, and so does a non-symmetric
-# $Q$ in a test of $\Lambda$.
-#
-# </details>
+# Write `solve_out(V, λ)`: equation 21 for the layer `out`, from `ek.Q_S`, `ek.Q_A` and `ek.eigenvalues`, for one matrix $V$ of shape (10, 9).
+# The check knows four ways to get it wrong, none of which raises an error by itself.
 
 
 # %%
-def transposed(V, λ):
-    return Q_S.T @ ((Q_S @ V @ Q_A.T) / (Λ + λ)) @ Q_A
+def check_solve_out(answer):
+    S_, A_, Λ_ = ek.Q_S["out"], ek.Q_A["out"], ek.eigenvalues["out"]
+    V, damp = v["out"][0], λ["out"]
+    came, truth = answer(V, damp), ek.solve(v, λ)["out"][0]
+    transposed = S_.T @ ((S_ @ V @ A_.T) / (Λ_ + damp)) @ A_
+    assert not torch.allclose(came, transposed), "transposed: into the basis it is Q_Sᵀ V Q_A, out of it Q_S · Q_Aᵀ"
+    assert not torch.allclose(came, S_ @ ((S_.T @ V @ A_) * (Λ_ + damp)) @ A_.T), "that multiplies; an inverse divides"
+    assert not torch.allclose(came, S_ @ ((S_.T @ V @ A_) / Λ_ + damp) @ A_.T), "λ is added to Λ, not to the quotient"
+    assert not torch.allclose(came, (S_.T @ V @ A_) / (Λ_ + damp)), "still in the basis: rotate back"
+    assert torch.allclose(came, truth, atol=1e-10), "another mistake: compare with ek.solve step by step"
+    alike = torch.corrcoef(torch.stack([transposed.flatten(), truth.flatten()]))[0, 1]
+    print(f"right. The transposed rotation would have had correlation {alike:.2f} with it, and no error message")
 
-
-number = λ["hidden1"]
-gradient = v["hidden1"][0]
-right = ek.solve(v, λ)["hidden1"][0]
-wrong = transposed(gradient, number)
-alike = torch.corrcoef(torch.stack([wrong.flatten(), right.flatten()]))[0, 1]
-print(f"relative error {(wrong - right).norm() / right.norm():.2f}, correlation {alike:.2f}")
-assert (wrong - right).norm() > 0.1 * right.norm(), "if they agree, Q is symmetric, or the rotation was not transposed"
 
 # %% [markdown]
-# **2. One damping for all layers** (medium, 15 minutes). Give every layer the damping of `hidden1`, in place of its own, and
-# compute EK-FAC's scores. How well do they correlate with those at the right damping, in total and in the layer `out` alone
-# (`keep=("layer",)`)? Why is the total a poor check?
-#
 # <details><summary>Solution</summary>
 #
-# Run the next cell. The total hides the mistake behind the layer that was right; the layer's own share shows it.
+# Transposed matrices are orthogonal too: shapes fit, lengths are kept, nothing is infinite. Only a comparison with a dense solve, or
+# a non-symmetric $Q$ in a test of $\Lambda$, notices.
 #
+# ```python
+# def solve_out(V, λ):
+#     Q_S, Q_A, Λ = ek.Q_S["out"], ek.Q_A["out"], ek.eigenvalues["out"]
+#     return Q_S @ ((Q_S.T @ V @ Q_A) / (Λ + λ)) @ Q_A.T
+#
+#
+# check_solve_out(solve_out)
+# ```
 # </details>
 
-# %%
-same = dict.fromkeys(λ, λ["hidden1"])
-good, bad = (influence(model, objective, train, ask, ek, d, keep=("layer",)) for d in (λ, same))  # (50, 500, 2)
-total, out = correlation(bad.sum(-1), good.sum(-1)), (bad - good)[..., 1].norm() / good[..., 1].norm()
-print(f"total: correlation {total:.3f}; layer out: relative difference {out:.2f}")
-assert total > 0.95, "the total should look fine: did you change hidden1 as well?"
-assert out > 0.05, "out should differ: is λ['out'] equal to λ['hidden1']?"
+
+# %% jupyter={"source_hidden": true}
+def solve_out(V, λ):
+    Q_S, Q_A, Λ = ek.Q_S["out"], ek.Q_A["out"], ek.eigenvalues["out"]
+    return Q_S @ ((Q_S.T @ V @ Q_A) / (Λ + λ)) @ Q_A.T
+
+
+check_solve_out(solve_out)
 
 # %% [markdown]
-# **3. Another basis** (harder, 20 minutes). The optimality of Λ holds for *any* orthogonal $U$. Take the identity as the basis: what is
-# the best diagonal, which curvature of `inflib` is it, and how does Pythagoras read for it? Check that its matrix error in
-# `hidden1` is larger than EK-FAC's.
+# ### 2. One damping for all layers (medium, 15 minutes)
 #
-# <details><summary>Solution</summary>
-#
-# In the identity basis the best diagonal is the diagonal of G itself: `inflib.diagonal`. Its squared error is the sum of all squared
-# off-diagonal entries of G, which is large, since neighbouring pixels go together.
-#
-# </details>
+# Suppose a program damps every layer by the λ of `hidden1`. Write `unnoticed()`, which returns two numbers: the mean correlation
+# over queries of the *total* EK-FAC scores so computed with the right ones, and the relative size $\lVert\text{difference}\rVert /
+# \lVert\text{right}\rVert$ of the error in the scores of the layer `out` alone. `influence(..., keep=("layer",))` keeps layers apart, in the
+# order of `ek.layers`. Which of the two would make a good test?
+
 
 # %%
-best = torch.diag(G_hidden.diagonal())
-ours_too = ladder["diagonal"].to_dense()[:400, :400]
-assert torch.allclose(best, ours_too, atol=1e-12), "inflib.diagonal is E[Dθ²] with labels from the model"
-off = (G_hidden - best).norm() / G_hidden.norm()
-print(f"relative error of the diagonal {error(best):.3f}, of EK-FAC {error_ekfac:.3f}")
-assert abs(error(best) - off) < 1e-12 and off > error_ekfac, "only off-diagonal entries should be left in the error"
+def check_unnoticed(answer):
+    total, out = (float(number) for number in answer())
+    print(f"total: correlation {total:.3f}; layer out: relative error {out:.2f}")
+    assert out > 1e-6, "no error in out: are both dampings λ['hidden1'], or both right?"
+    assert total > 0.95, "the total should look fine: did hidden1 get another damping as well?"
+    assert 0.05 < out < 1, "is the error measured in out, the last of the layers?"
+
+
+# %% [markdown]
+# <details><summary>Solution</summary>
+#
+# The total hides the mistake behind the layer that was right; a layer's own share shows it at once.
+#
+# ```python
+# def unnoticed():
+#     same = dict.fromkeys(λ, λ["hidden1"])
+#     good, bad = (influence(model, objective, train, ask, ek, d, keep=("layer",)) for d in (λ, same))  # (50, 500, 2)
+#     return correlation(bad.sum(-1), good.sum(-1)), (bad - good)[..., 1].norm() / good[..., 1].norm()
+#
+#
+# check_unnoticed(unnoticed)
+# ```
+# </details>
+
+
+# %% jupyter={"source_hidden": true}
+def unnoticed():
+    same = dict.fromkeys(λ, λ["hidden1"])
+    good, bad = (influence(model, objective, train, ask, ek, d, keep=("layer",)) for d in (λ, same))  # (50, 500, 2)
+    return correlation(bad.sum(-1), good.sum(-1)), (bad - good)[..., 1].norm() / good[..., 1].norm()
+
+
+check_unnoticed(unnoticed)
+
+# %% [markdown]
+# ### 3. Another basis (harder, 20 minutes)
+#
+# The optimality of Λ holds for *any* orthogonal $U$. Write `best_in(U)`: the matrix closest to `G_hidden` among all with the
+# eigenvectors in the columns of $U$. The check tries the identity as the basis, K-FAC's basis, and a random one. Before you run it:
+# which basis would make the error zero, and what would it cost?
+
+
+# %%
+def check_best_in(answer):
+    basis = torch.linalg.qr(torch.randn(400, 400, generator=torch.Generator().manual_seed(0)))[0]
+    for name, Q in {"identity": torch.eye(400), "random": basis, "K-FAC's": U}.items():
+        came = answer(Q)
+        inside = Q.T @ came @ Q
+        assert (inside - torch.diag(inside.diagonal())).norm() < 1e-8, "its eigenvectors are not U's columns"
+        assert name != "K-FAC's" or not torch.allclose(inside.diagonal(), Λ_kfac.flatten()), (
+            "those are K-FAC's own values"
+        )
+        assert torch.allclose(inside.diagonal(), (Q.T @ G_hidden @ Q).diagonal(), atol=1e-10), "the best is uᵀGu"
+        print(f"{name:9} basis: relative error {error(came):.3f}")
+    identity = torch.diag(G_hidden.diagonal())
+    assert torch.allclose(identity, ladder["diagonal"].to_dense()[:400, :400], atol=1e-12), "inflib.diagonal is this"
+
+
+# %% [markdown]
+# <details><summary>Solution</summary>
+#
+# The best diagonal is always that of $U^\top G U$. In the identity basis it is `inflib.diagonal`. The error is zero in the
+# basis of G's own eigenvectors, which is what an exact eigendecomposition of a $D \times D$ matrix would have to find.
+#
+# ```python
+# def best_in(U):
+#     return U @ torch.diag((U.T @ G_hidden @ U).diagonal()) @ U.T
+#
+#
+# check_best_in(best_in)
+# ```
+# </details>
+
+
+# %% jupyter={"source_hidden": true}
+def best_in(U):
+    return U @ torch.diag((U.T @ G_hidden @ U).diagonal()) @ U.T
+
+
+check_best_in(best_in)
 
 # %% [markdown]
 # ## References

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from itertools import zip_longest
 from pathlib import Path
 
 import nbformat
 from build import read_source
+
+
+def first_difference(ours: str, theirs: str) -> tuple[str, str]:
+    """The first pair of lines that differ; empty where one text has ended."""
+    pairs = zip_longest(ours.splitlines(), theirs.splitlines(), fillvalue="")
+    return next((pair for pair in pairs if pair[0] != pair[1]), (ours, theirs))
 
 
 def differences(source: Path, notebook: Path) -> list[str]:
@@ -18,6 +25,7 @@ def differences(source: Path, notebook: Path) -> list[str]:
     for n, (w, s) in enumerate(zip(written, saved, strict=False), 1):
         for field in ("cell_type", "source", "metadata", "id"):
             if w[field] != s[field]:
-                found.append(f"cell {n}: its {field} is {s[field]!r}, the source's is {w[field]!r}: {remedy}")
+                ours, theirs = first_difference(str(s[field]), str(w[field]))
+                found.append(f"cell {n}: its {field} has {ours!r} where the source has {theirs!r}: {remedy}")
                 break
     return found

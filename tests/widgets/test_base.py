@@ -1,4 +1,4 @@
-"""Panels say when they are busy, show what goes wrong, and have a still; pictures, numbers and tables come out right."""
+"""Panels say when they are busy, show what goes wrong and have a still; pictures, numbers, tables come out right."""
 
 from __future__ import annotations
 

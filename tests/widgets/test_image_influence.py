@@ -1,4 +1,4 @@
-"""What the browser answers is what inflib computes: every method at the same damping, ranked, with the ties in order."""
+"""What the browser answers is what inflib computes: each method at the same damping, ranked, ties in order."""
 
 from __future__ import annotations
 
