@@ -9,7 +9,8 @@ changes from one pass to the next is refused rather than misaligned.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -40,7 +41,8 @@ def walk(data: Data, *, name: str = "data", progress: bool = True, what: str = "
     there is nothing to walk over.
     """
     batches, index, start = _undisturbed(data, name), 0, 0
-    for item in _bar(batches, data, what) if progress else batches:
+    total = len(data) if isinstance(data, Sized) else None
+    for item in bar(batches, total, what) if progress else batches:
         if not (isinstance(item, (tuple, list)) and len(item) == 2):
             raise TypeError(
                 f"{name}: batch {index} is {_say(item)}; expected a pair (inputs, targets). "
@@ -288,14 +290,17 @@ def _undisturbed(data: Data, name: str) -> Iterator[Any]:
         yield item
 
 
-def _bar(batches: Iterator[Any], data: Data, what: str) -> Iterable[Any]:
-    """tqdm, where installed, shown only for what takes longer than two seconds."""
+def bar(steps: Iterable[Any], total: int | None, what: str, unit: str = "batch") -> Iterable[Any]:
+    """``steps`` behind a tqdm bar, where that is installed, shown only for what takes longer than two seconds.
+
+    The environment variable TQDM_DISABLE=1 silences it everywhere (tqdm's notebook bar would not listen to it).
+    """
     try:
         from tqdm.auto import tqdm
     except ImportError:
-        return batches
-    total = len(data) if hasattr(data, "__len__") else None  # type: ignore[arg-type]
-    return tqdm(batches, total=total, desc=what, unit="batch", leave=False, delay=2.0)
+        return steps
+    silent = bool(os.environ.get("TQDM_DISABLE"))
+    return tqdm(steps, total=total, desc=what, unit=unit, leave=False, delay=2.0, disable=silent)
 
 
 def _say(value: Any) -> str:

@@ -150,7 +150,7 @@ class Kronecker:
                 f"layer {name!r}: all its eigenvalues are 0 (no gradient reaches it), so relative damping is 0 too; "
                 "expected damping > 0. Give it as a number, or leave the layer out with layers=."
             )
-        if number == 0 and low <= high * torch.finfo(values.dtype).eps:
+        if number == 0 and low <= 10 * high * torch.finfo(values.dtype).eps:
             raise ValueError(
                 f"layer {name!r}: damping 0 with a singular curvature (smallest eigenvalue {low:.3g}, largest "
                 f"{high:.3g}); expected damping > 0. Leave it at None (0.1 · mean eigenvalue) or use relative(0.01)."

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ..batches import bar
 from ..objectives import Objective, per_example
 from .data import FOLDER, content_sha256
 
@@ -66,7 +67,7 @@ def train(
     shuffle = torch.Generator().manual_seed(seed)
     losses: list[float] = []
     with _seeded(seed, device):
-        for epoch in _bar(range(epochs), progress):
+        for epoch in bar(range(epochs), epochs, "training", "epoch") if progress else range(epochs):
             order = torch.randperm(len(inputs), generator=shuffle, device="cpu").to(device)
             total = torch.zeros((), dtype=torch.float64, device=device)
             for rows in order.split(batch_size):
@@ -226,17 +227,6 @@ def _seeded(seed: int, device: torch.device) -> Iterator[None]:
             with torch.cuda.device(device):
                 torch.cuda.manual_seed(seed)
         yield
-
-
-def _bar(epochs: Iterable[int], progress: bool) -> Iterable[int]:
-    """tqdm, where installed, shown only for what takes longer than two seconds."""
-    if not progress:
-        return epochs
-    try:
-        from tqdm.auto import tqdm
-    except ImportError:
-        return epochs
-    return tqdm(epochs, desc="training", unit="epoch", leave=False, delay=2.0)
 
 
 def _name(loss: Loss) -> str:

@@ -96,6 +96,7 @@ def _newton(problem: _Linear, theta: Tensor, weights: Tensor, tolerance: float, 
         norm = gradient.flatten(1).norm(dim=1)  # (M,)
         going = (norm > tolerance).nonzero().squeeze(1)
         if len(going) == 0:
+            problem.check_minimum(theta, weights, gradient)
             return Refit(theta, norm, step)
         if step == max_steps or not moved:
             break
@@ -106,8 +107,8 @@ def _newton(problem: _Linear, theta: Tensor, weights: Tensor, tolerance: float, 
         step += 1
     raise RuntimeError(
         f"{len(going)} of {len(theta)} refits stopped at a gradient norm of up to {float(norm.max()):.2g} after {step} "
-        f"Newton steps; expected {tolerance:.2g}. Classes that a hyperplane separates have no minimum at l2=0: give "
-        "l2 > 0. A tolerance below rounding (1e-15 × the inputs' scale) cannot be met either."
+        f"Newton steps; expected {tolerance:.2g}. Give a start nearer to the minimum, features of comparable scale, or "
+        "a tolerance above rounding (1e-16 × the inputs' scale)."
     )
 
 
@@ -160,6 +161,17 @@ class _Linear:
             )
         return -torch.cholesky_solve(gradient.reshape(M, C * d, 1), factor).reshape(M, C, d)
 
+    def check_minimum(self, theta: Tensor, weights: Tensor, gradient: Tensor) -> None:
+        """Raise RuntimeError where the gradient vanishes only because θ runs off to infinity."""
+        if self.l2 > 0:
+            return  # the minimum is at most ‖gradient‖ / l2 away
+        left = self.newton_direction(theta, weights, gradient).flatten(1).norm(dim=1)
+        if bool((left > 1e-3 * theta.flatten(1).norm(dim=1)).any()):
+            raise RuntimeError(
+                "there is no minimum: the weights grow without end, because a hyperplane separates the classes; "
+                "expected l2 > 0 for such data."
+            )
+
     def halve(
         self, theta: Tensor, direction: Tensor, weights: Tensor, value: Tensor, gradient: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, bool]:
@@ -170,8 +182,9 @@ class _Linear:
         for _ in range(30):
             tried = torch.where(moved[:, None, None], theta, theta + size[:, None, None] * direction)
             new_value, new_gradient = self.value(tried, weights), self.gradient(tried, weights)
-            better = (new_value < value) | (new_gradient.flatten(1).norm(dim=1) < norm)
-            accept = better & ~moved
+            lower = new_value < value
+            level = new_value <= value + 4 * torch.finfo(value.dtype).eps * value.abs()
+            accept = (lower | (level & (new_gradient.flatten(1).norm(dim=1) < norm))) & ~moved
             theta = torch.where(accept[:, None, None], tried, theta)
             value = torch.where(accept, new_value, value)
             gradient = torch.where(accept[:, None, None], new_gradient, gradient)

@@ -184,7 +184,7 @@ class Answer:
         remarks = " ".join(text for text in (self.explanation(), self.warning()) if text)
         return (
             f"<p>{escape(self.method())}</p>"
-            f'<table><tr><td valign="top" align="left">{subject}</td><td valign="top" align="left">{lists}</td></tr>'
+            f"<table><tr><td {_LEFT}>{subject}</td><td {_LEFT}>{lists}</td></tr>"
             f"</table><p><small>{escape(remarks)}</small></p>"
         )
 
@@ -222,6 +222,11 @@ class Answer:
         }
 
 
+# JupyterLab's own style overrules the attributes, and GitHub takes the style out
+_LEFT = 'valign="top" align="left" style="vertical-align:top;text-align:left"'
+_CENTRE = 'valign="top" align="center" style="vertical-align:top;text-align:center"'
+
+
 def _still_row(few: Sequence[Ranked]) -> str:
     """The pictures of one list, side by side."""
     cells = []
@@ -229,9 +234,9 @@ def _still_row(few: Sequence[Ranked]) -> str:
         colour, width = (POSITIVE if r.shown > 0 else NEGATIVE), max(2, round(56 * r.share))
         model = f"model {escape(r.picture.predicted)}"
         cells.append(
-            f'<td valign="top" align="center"><img src="{picture(r.picture.image)}" width="56" height="56" '
+            f'<td {_CENTRE}><img src="{picture(r.picture.image)}" width="56" height="56" '
             f'alt="{escape(r.picture.side)} {r.picture.index}" style="image-rendering:pixelated"><br>'
-            f'<b>{signed(r.shown)}</b><div style="height:5px;width:{width}px;background:{colour}"></div>'
+            f'<b>{signed(r.shown)}</b><div style="height:5px;width:{width}px;margin:auto;background:{colour}"></div>'
             f"<small>label {escape(r.picture.label)}<br>{f'<b>{model}</b>' if r.picture.wrong else model}"
             f"<br>#{r.picture.index}</small></td>"
         )

@@ -159,8 +159,8 @@ assert gap[epsilon.abs() <= 1 / N].max() < gap[[0, -1]].min() / 4, "a tangent is
 # ## Ridge regression: every step in closed form
 #
 # A real prediction problem, small enough to be exact: from the *upper* half of a digit, tell how much ink its *lower*
-# half has. The upper half is averaged over a grid of 2 × 7 patches; a last feature is always 1 and carries the bias.
-# Three hundred digits.
+# half has. The upper half is averaged over a grid of 2 × 7 patches, as a share between 0 and 1; a last feature is
+# always 1 and carries the bias. Three hundred digits.
 
 # %%
 N = 300
@@ -185,9 +185,7 @@ H = X.T @ X / N + alpha * torch.eye(X.shape[1])
 theta = torch.linalg.solve(H, X.T @ y / N)  # (15,)
 residual = X @ theta - y  # (300,), per cent
 gradients = residual[:, None] * X  # (300, 15): row n is ∇ℓ_n
-assert (gradients.mean(0) + alpha * theta).norm() < 1e-10, (
-    "not at the minimum: is α in H, and 1/N in front of both sums?"
-)
+assert (gradients.mean(0) + alpha * theta).norm() < 1e-10, "not at the minimum: is α in H, and 1/N in both sums?"
 print(f"ink of the lower half: spread {y.std():.1f}, residuals {residual.std():.1f} (per cent)")
 
 # %% [markdown]
@@ -220,7 +218,9 @@ assert cosine.min() > 1 - 1e-9, "if the cosine is −1, one of the two minus sig
 # we can find out how wrong, by solving [2] for every $\varepsilon$.
 #
 # Write $\theta^\star(\varepsilon) = \theta^\star + \Delta$, and $x$, $r$ for the example's features and residual at
-# $\theta^\star$. At $\theta^\star+\Delta$ the residual is $r + x^\top\Delta$, so the gradient of [2] is zero when
+# $\theta^\star$. At $\theta^\star+\Delta$ the residual is $r + x^\top\Delta$, and
+# $\nabla\mathcal J = H(\theta^\star+\Delta) - b = H\Delta$, because $H\theta^\star = b$. So the gradient of [2] is zero
+# when
 #
 # $$H\Delta + \varepsilon\,x\,(r + x^\top\Delta) = 0 \qquad\Longrightarrow\qquad \Delta = -\varepsilon\,H^{-1}x\,(r + x^\top\Delta).$$
 #
@@ -238,9 +238,7 @@ assert cosine.min() > 1 - 1e-9, "if the cosine is −1, one of the two minus sig
 # %%
 leverage = (X * torch.linalg.solve(H, X.T).T).sum(1) / N  # (300,)
 exact = predicted / (1 - leverage)[:, None]
-assert torch.allclose(exact, actual, rtol=1e-8, atol=1e-10), (
-    "for ε = −1/N the denominator is 1 − h; 1 + h is for ε = +1/N"
-)
+assert torch.allclose(exact, actual, rtol=1e-8, atol=1e-10), "at ε = −1/N the denominator is 1 − h, at +1/N it is 1 + h"
 print(f"leverage: mean {leverage.mean():.3f}, largest {leverage.max():.3f}; their sum is {leverage.sum():.1f}")
 
 # %% [markdown]
@@ -265,9 +263,8 @@ assert ((leverage > 0) & (leverage < 1)).all(), "outside 0 to 1: a factor N is m
 # %%
 own_predicted, own_actual = (X * predicted).sum(1), (X * actual).sum(1)
 fig, axes = plt.subplots(1, 2, figsize=(8.4, 3.6), sharex=True, sharey=True)
-for ax, x, title in zip(
-    axes, (own_predicted, own_predicted / (1 - leverage)), ("first order [6]", "divided by 1 − h"), strict=True
-):
+panels = (("first order [6]", own_predicted), ("divided by 1 − h", own_predicted / (1 - leverage)))
+for ax, (title, x) in zip(axes, panels, strict=True):
     plots.against(ax, x, own_actual, what="change of own guess (per cent ink)", colour=None, c=leverage, cmap="viridis")
     ax.set_title(title)
 fig.colorbar(axes[1].collections[0], ax=axes, label="leverage h")
@@ -288,9 +285,10 @@ assert torch.allclose(short, leverage, atol=1e-8), "the missing share of the cha
 #   would mean that the example counts as much as all the data together.
 # - To delete an example, $\varepsilon = -1/N$: expect a change of $-\text{score}/N$. To have it twice:
 #   $+\text{score}/N$.
-# - The query function $f$ is a **measurement** $m$ that one would like to see high, by default the log-likelihood of
-#   the query's label, $-\ell$. Then score $> 0$ means that more weight on this example *raises* the query's likelihood:
-#   a **proponent**. Score $< 0$: an **opponent**. Whoever takes the query's *loss* for $f$ gets the other sign.
+# - The query function $f$ is called a **measurement**: something that one would like to see high, by default the
+#   log-likelihood of the query's label, $-\ell$. Then score $> 0$ means that more weight on this example *raises* the
+#   query's likelihood: a **proponent**. Score $< 0$: an **opponent**. Whoever takes the query's *loss* for $f$ gets the
+#   other sign.
 #
 # In `inflib` the same ridge regression is a linear layer. Its curvature $C$ is the mean over the *examples* only, here
 # $\frac1N X^\top X$, and whatever is added to the diagonal is the `damping`, an argument of the inverse. So the ridge
@@ -313,9 +311,7 @@ assert torch.allclose(C.to_dense() + alpha * torch.eye(15), H), "C is the data's
 # digits as their own queries, the diagonal is what we just plotted.
 
 # %%
-scores = influence(
-    model, SquaredError(), train, train, C, damping=alpha, measurement="logit", progress=False
-)  # (300, 300)
+scores = influence(model, SquaredError(), train, train, C, damping=alpha, measurement="logit", progress=False)
 change = predicted_change(scores, n_train=N)  # if each example were removed
 assert torch.allclose(change, X @ predicted.T, atol=1e-9), "scores are −∇fᵀH⁻¹∇ℓ; removal multiplies them by −1/N"
 assert torch.allclose(change.diagonal(), own_predicted, atol=1e-9), "the diagonal: each digit asked about itself"
@@ -449,8 +445,8 @@ assert (own_actual / own_predicted).min() > 1, "every example's own change is la
 # The left cloud is a line. On the right, the ends bend away: the examples that move their own logit most move it
 # further than predicted, and they are the ones with the lighter colour. The reason is as before. With
 # $h = \frac1N p(1-p)\,x^\top H^{-1}x$, dividing by $1-h$ gives the first Newton step of the *refit's own* objective, in
-# which the example's curvature is gone too. For a quadratic that step was exact. Here it should at least straighten the
-# picture.
+# which the example's curvature is gone too (the algebra is that of the ridge, with $\sqrt{p(1-p)}\,x$ in place of $x$).
+# For a quadratic that step was exact. Here it should at least straighten the picture.
 
 # %%
 straightened = predicted_logit / (1 - leverage)

@@ -86,12 +86,12 @@ def test_a_linear_model_with_squared_error_has_the_closed_form() -> None:
         X = torch.cat([case.x, torch.ones(9, 1)], dim=1)
         H = X.T @ X / 9 + 0.05 * torch.eye(4) + epsilon * torch.outer(x, x)
         error = problem.outputs()[n] - case.y[n]
-        expected = -epsilon * torch.outer(error, torch.linalg.solve(H, x))
+        expected = -epsilon * torch.outer(error, torch.linalg.solve(H, x)).detach()
         assert_close(found.delta["fc0"][row], expected, 1e-8)
         after = case.query_x @ (case.model.fc0.weight + expected[:, :-1]).T + case.model.fc0.bias + expected[:, -1]
         before = case.model(case.query_x)
         change = 0.5 * ((before - case.query_y) ** 2 - (after - case.query_y) ** 2).sum(1)
-        assert_close(found.change[:, row], change, 1e-7)
+        assert_close(found.change[:, row], change.detach(), 1e-7)
     assert_close(found.response, found.change / epsilon, 1e-15)
 
 
@@ -101,12 +101,13 @@ def test_the_response_tends_to_influence_with_the_exact_damped_matrix(name: str)
     problem = case.problem
     numbers, which = numbers_for(problem), [1, 4, 9]
     exact = problem.influence(problem.gauss_newton(), numbers, case.query_x, case.query_y)[:, which]
-    errors = [
-        difference(respond(case, which, numbers, epsilon=epsilon, tolerance=1e-7).response, exact)
-        for epsilon in (1e-2, 1e-3, 1e-4)
-    ]
-    assert errors[1] == pytest.approx(errors[0] / 10, rel=0.3)  # of first order in ε
-    assert errors[2] < 1e-3
+    responses = {
+        epsilon: respond(case, which, numbers, epsilon=epsilon, tolerance=1e-6).response
+        for epsilon in (1e-2, 1e-3, -1e-3)
+    }
+    errors = {epsilon: difference(response, exact) for epsilon, response in responses.items()}
+    assert errors[1e-3] == pytest.approx(errors[1e-2] / 10, rel=0.3)  # of first order in ε
+    assert_close((responses[1e-3] + responses[-1e-3]) / 2, exact, 1e-3)
 
 
 def test_the_response_agrees_with_the_librarys_own_refined_scores_in_sign_and_units() -> None:
@@ -174,19 +175,19 @@ def test_models_of_every_kind_respond_as_the_exact_matrix_says(animal: str) -> N
     assert_close(found.response, exact, 1e-3)
 
 
-# --- what it says when it cannot --------------------------------------------------------------------------------------
+# --- what it says when it cannot ----------------------------------------------------------------------------
 
 
 def test_what_did_not_converge_is_said() -> None:
     case = make(widths=(3, 5, 5, 3), n=8)
-    numbers = numbers_for(case.problem, 1e-3)
-    with pytest.warns(NotConvergedWarning, match=r"0 of 2 converged.*expected 1e-08"):
-        found = respond(case, [0, 1], numbers, epsilon=0.1, tolerance=1e-8, max_steps=2)
+    numbers = numbers_for(case.problem)
+    with pytest.warns(NotConvergedWarning, match=r"0 of 2 converged.*expected 1e-06"):
+        found = respond(case, [0, 1], numbers, epsilon=0.1, tolerance=1e-6, max_steps=2)
     assert not bool(found.converged.any())
-    assert bool((found.gradient_norm > 1e-8).all())
+    assert bool((found.gradient_norm > 1e-6).all())
     with warnings.catch_warnings():
         warnings.simplefilter("error", NotConvergedWarning)
-        found = respond(case, [0, 1], numbers, epsilon=0.1, tolerance=1e-8, max_steps=500)
+        found = respond(case, [0, 1], numbers, epsilon=0.1, tolerance=1e-6)
     assert "2 of 2 converged" in repr(found)
 
 
