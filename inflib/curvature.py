@@ -4,8 +4,8 @@ Identity, diagonal, K-FAC and EK-FAC are one class, ``Kronecker``: an orthogonal
 
     C v = Q_S [Λ ⊙ (Q_Sᵀ V Q_A)] Q_Aᵀ          (C + λI)⁻¹ v = Q_S [(Q_Sᵀ V Q_A) / (Λ + λ)] Q_Aᵀ
 
-with different Λ and Q (Grosse et al. 2023, eq. 21). ``Dense`` and ``BlockDense`` hold matrices (see exact.py). Damping λ
-belongs to ``solve``, one number per layer, so that trying another refits nothing; default 0.1 · mean(Λ) in each layer.
+with different Λ and Q (Grosse et al. 2023, eq. 21). ``Dense`` and ``BlockDense`` hold matrices (see exact.py). Damping
+λ belongs to ``solve``, one number per layer, so that trying another refits nothing; default 0.1 · mean(Λ).
 """
 
 from __future__ import annotations

@@ -193,8 +193,8 @@ def check_mode(model: nn.Module) -> None:
     for name, module in model.named_modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
             raise RuntimeError(
-                f"module {name!r} ({type(module).__name__}) keeps no running statistics, so an example's output depends "
-                "on its batch in eval mode too; expected one output per example. Use track_running_stats=True, or a "
+                f"module {name!r} ({type(module).__name__}) keeps no running statistics, so an "
+                "example's output depends on its batch in eval mode too; expected one output per example. Use track_running_stats=True, or a "
                 "LayerNorm or GroupNorm."
             )
         if not module.training:
@@ -239,7 +239,7 @@ def check_capture(
         if a.ndim != 3 or g.ndim != 3 or a.shape[:2] != g.shape[:2] or (g.shape[2], a.shape[2]) != layer.shape:
             raise ValueError(
                 f"layer {name!r} ({type(layer.modules[0]).__name__}): its activations (B, T, i) came as "
-                f"{tuple(a.shape)}, its output gradients (B, T, o) as {tuple(g.shape)}; expected (o, i) = {layer.shape}, "
+                f"{tuple(a.shape)}, its output gradients (B, T, o) as {tuple(g.shape)}; expected {layer.shape}, "
                 "the shape of its weight matrix, and equal B and T. Its type is registered wrongly: see "
                 "inflib.register, and its transposed=."
             )

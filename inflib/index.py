@@ -87,7 +87,7 @@ class TrainIndex:
 
         curvature: another one in the same eigenbasis (K-FAC beside EK-FAC), or an identity; None for the index's own.
         layers:    exact names of some of the layers; None for all. Relative damping is each layer's own either way.
-        examples:  positions of some training examples, (N',) columns in that order, or a mask (N,) of bool; None for all.
+        examples:  positions of some training examples, (N',) columns in that order, or a bool mask (N,); None for all.
         """
         curvature, split = self._in_basis(curvature), kept(keep)
         if layers is not None:

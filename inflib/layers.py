@@ -129,7 +129,7 @@ def positions_last(module: nn.Module, x: Tensor) -> Tensor:
     """(B, ..., d) → (B, T, d): every axis between the first and the last counts positions."""
     if x.ndim < 2:
         raise ValueError(
-            f"a {type(module).__name__} was given an input of shape {tuple(x.shape)}; expected a batch (B, ..., features). "
+            f"a {type(module).__name__} was given an input of shape {tuple(x.shape)}; expected (B, ..., features). "
             "Give batches of examples: DataLoader(dataset, batch_size=...), or x[None] for a single one."
         )
     return x.reshape(x.shape[0], -1, x.shape[-1])

@@ -233,7 +233,7 @@ def _table_html(comparison: Comparison) -> str:
         f'<th style="padding:1px 10px">{text}</th>' for text in ("", "matrix error", "solve error", "scores")
     )
     rows = "".join(
-        f'<tr><td style="text-align:left">{escape(rung)}{" *" if row.indefinite else ""}</td>{cell}{row.matrix:.2f}</td>'
+        f'<tr><td style="text-align:left">{escape(rung)}{" *" * row.indefinite}</td>{cell}{row.matrix:.2f}</td>'
         f"{cell}{row.solve:.2f}</td>{cell}{row.scores:.2f}</td></tr>"
         for rung, row in comparison.rows.items()
     )
