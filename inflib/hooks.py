@@ -194,8 +194,8 @@ def check_mode(model: nn.Module) -> None:
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
             raise RuntimeError(
                 f"module {name!r} ({type(module).__name__}) keeps no running statistics, so an "
-                "example's output depends on its batch in eval mode too; expected one output per example. Use track_running_stats=True, or a "
-                "LayerNorm or GroupNorm."
+                "example's output depends on its batch in eval mode too; expected one output per example. "
+                "Use track_running_stats=True, or a LayerNorm or GroupNorm."
             )
         if not module.training:
             continue

@@ -6,6 +6,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
@@ -84,7 +85,7 @@ def batches(x: Any, y: Tensor, splits: list[int] | int) -> list[tuple[Any, Tenso
     if isinstance(splits, int):
         splits = list(range(splits, len(y), splits))
     ends = [0, *splits, len(y)]
-    cut = [slice(a, b) for a, b in zip(ends[:-1], ends[1:], strict=True)]
+    cut = [slice(a, b) for a, b in pairwise(ends)]
     return [(pytree.tree_map(lambda t, s=s: t[s], x), y[s]) for s in cut]
 
 
