@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sized
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -41,8 +41,7 @@ def walk(data: Data, *, name: str = "data", progress: bool = True, what: str = "
     there is nothing to walk over.
     """
     batches, index, start = _undisturbed(data, name), 0, 0
-    total = len(data) if isinstance(data, Sized) else None
-    for item in bar(batches, total, what) if progress else batches:
+    for item in bar(batches, _length(data), what) if progress else batches:
         if not (isinstance(item, (tuple, list)) and len(item) == 2):
             raise TypeError(
                 f"{name}: batch {index} is {_say(item)}; expected a pair (inputs, targets). "
@@ -301,6 +300,14 @@ def bar(steps: Iterable[Any], total: int | None, what: str, unit: str = "batch")
         return steps
     silent = bool(os.environ.get("TQDM_DISABLE"))
     return tqdm(steps, total=total, desc=what, unit=unit, leave=False, delay=2.0, disable=silent)
+
+
+def _length(data: Data) -> int | None:
+    """len(data), where it is known: a loader has one only if its sampler does."""
+    try:
+        return len(data)  # type: ignore[arg-type]
+    except (TypeError, NotImplementedError):
+        return None
 
 
 def _say(value: Any) -> str:

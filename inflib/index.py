@@ -95,7 +95,7 @@ class TrainIndex:
         inverse = curvature.inverse_eigenvalues(damping)
         few = {name: prepared[name] for name in inverse}
         many = {name: _rows(self.rotated[name], examples) for name in inverse}
-        swap = _count(few) > _count(many)  # the form is symmetric: build matrices for the smaller side
+        swap = 0 < _count(many) < _count(few)  # the form is symmetric: build matrices for the smaller side
         if swap:
             few, many = many, few
         size = sum(values.numel() * values.element_size() for values in inverse.values())

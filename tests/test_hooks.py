@@ -451,7 +451,7 @@ def test_a_batch_axis_that_is_not_first_is_refused_with_the_shapes() -> None:
 
 
 def test_an_example_without_a_batch_axis_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"Linear was given an input of shape \(3,\); expected a batch.*DataLoader"):
+    with pytest.raises(ValueError, match=r"Linear was given an input of shape \(3,\); expected \(B.*DataLoader"):
         capture(Plain(), CrossEntropy(), torch.randn(3), torch.tensor([0]))
 
 

@@ -246,40 +246,36 @@ def test_scores_are_the_derivative_of_the_measurement_when_an_example_is_upweigh
         assert_close(change / epsilon, scores[:, n], 1e-3)
 
 
-def softmax_regression(x: Tensor, y: Tensor, weights: Tensor, l2: float, start: Tensor) -> Tensor:
-    """argmin Σ w_n ℓ_n + ½ l2 ‖W‖² by Newton's method, W (C, i+1)."""
+def softmax_regression(x: Tensor, y: Tensor, weights: Tensor, l2: float) -> Tensor:
+    """argmin Σ w_n ℓ_n + ½ l2 ‖W‖² for each row of weights (M, N) by Newton's method, (M, C, i+1)."""
     a = torch.cat([x, torch.ones(len(x), 1)], dim=1)
+    shape = (3, a.shape[1])
 
-    def objective(flat: Tensor) -> Tensor:
-        W = flat.reshape(start.shape)
-        loss = torch.stack([LOSSES["CrossEntropy"](W @ a[k], y[k]) for k in range(len(y))])
-        return (weights * loss).sum() + l2 / 2 * (flat**2).sum()
+    def objective(flat: Tensor, w: Tensor) -> Tensor:
+        losses = torch.func.vmap(lambda row, y: LOSSES["CrossEntropy"](flat.reshape(shape) @ row, y))(a, y)
+        return (w * losses).sum() + l2 / 2 * (flat**2).sum()
 
-    flat = start.flatten()
-    for _ in range(12):
-        step = torch.linalg.solve(torch.func.hessian(objective)(flat), torch.func.grad(objective)(flat))
+    flat = torch.zeros(len(weights), 3 * a.shape[1])
+    for _ in range(15):
+        slope = torch.func.vmap(torch.func.grad(objective))(flat, weights)
+        step = torch.linalg.solve(torch.func.vmap(torch.func.hessian(objective))(flat, weights), slope)
         flat = flat - step
-        if float(step.norm()) < 1e-13:
-            break
-    return flat.reshape(start.shape)
+    assert float(step.norm()) < 1e-12
+    return flat.reshape(len(weights), *shape)
 
 
 @pytest.fixture(scope="module")
 def logistic(float64: None) -> dict[str, Any]:
     """Softmax regression at its minimum, with every example's leave-one-out refit."""
     generator = torch.Generator().manual_seed(4)
-    n, l2 = 20, 0.02
+    n, l2 = 60, 0.02
     x = torch.randn(n, 2, generator=generator)
     y = ((x[:, 0] + 0.7 * torch.randn(n, generator=generator)) > 0).long() + (x[:, 1] > 0.8).long()
-    uniform = torch.full((n,), 1 / n)
-    W = softmax_regression(x, y, uniform, l2, torch.zeros(3, 3))
+    weights = torch.full((n + 1, n), 1 / n)
+    weights[torch.arange(n), torch.arange(n)] = 0
+    *refits, W = softmax_regression(x, y, weights, l2)
     model = nn.Linear(2, 3)
     _set(model, W)
-    refits = []
-    for k in range(n):
-        weights = uniform.clone()
-        weights[k] = 0
-        refits.append(softmax_regression(x, y, weights, l2, W))
     query_x = torch.randn(5, 2, generator=generator)
     query_y = torch.tensor([0, 1, 2, 0, 1])
     return dict(model=model, x=x, y=y, W=W, l2=l2, refits=refits, query_x=query_x, query_y=query_y)
@@ -287,7 +283,7 @@ def logistic(float64: None) -> dict[str, Any]:
 
 def _log_likelihood(W: Tensor, x: Tensor, y: Tensor) -> Tensor:
     a = torch.cat([x, torch.ones(len(x), 1)], dim=1)
-    return torch.stack([-LOSSES["CrossEntropy"](W @ a[k], y[k]) for k in range(len(y))])
+    return -torch.func.vmap(lambda row, y: LOSSES["CrossEntropy"](W @ row, y))(a, y)
 
 
 def test_scores_predict_leave_one_out_refits_of_logistic_regression(logistic: dict[str, Any]) -> None:
@@ -295,7 +291,7 @@ def test_scores_predict_leave_one_out_refits_of_logistic_regression(logistic: di
     queries = [(logistic["query_x"], logistic["query_y"])]
     C = gauss_newton(model, CrossEntropy(), [(x, y)], progress=False)
     scores = influence(model, CrossEntropy(), [(x, y)], queries, C, l2, progress=False)
-    predicted = predicted_change(scores, n_train=20)
+    predicted = predicted_change(scores, n_train=len(y))
     before = _log_likelihood(logistic["W"], *queries[0])
     actual = torch.stack([_log_likelihood(W, *queries[0]) - before for W in logistic["refits"]], dim=1)
     correlation = float(torch.corrcoef(torch.stack([predicted.flatten(), actual.flatten()]))[0, 1])

@@ -163,7 +163,7 @@ def test_a_number_of_steps_that_makes_no_sense_is_refused(steps: float) -> None:
 
 
 @given(seed=st.integers(0, 2**20), rank=st.integers(1, D), tolerance=st.sampled_from([1e-1, 1e-3, 1e-8]))
-@drawn(25)
+@drawn(12)
 def test_lissa_reaches_the_tolerance_it_states(seed: int, rank: int, tolerance: float) -> None:
     C, v = positive(seed, 1.0, rank), vectors(seed=seed)
     x, residual, _ = lissa(dense(C), stacks(v), NUMBERS, tolerance=tolerance)
@@ -213,11 +213,13 @@ def test_power_iteration_finds_the_largest_eigenvalue_from_below() -> None:
 
 
 def noisy(C: Tensor, size: float, seed: int) -> Iterator:
-    """Products with C plus a random positive part, whose mean is C + ``size`` · the identity's share taken off."""
+    """Products with a random positive matrix whose mean is C: C^½ W C^½ for W with mean I and noise of that size."""
     generator = torch.Generator().manual_seed(seed)
+    values, Q = torch.linalg.eigh(C)
+    root = Q * values.clamp_min(0).sqrt() @ Q.T
     while True:
-        w = torch.randn(D, D, generator=generator) * size**0.5
-        part = (1 - size) * C + C @ (w @ w.T / D) / 2 + (w @ w.T / D) @ C / 2  # mean C
+        w = torch.randn(D, D, generator=generator)
+        part = root @ ((1 - size) * torch.eye(D) + size * w @ w.T / D) @ root
         yield lambda v, part=part: stacks(flat(v) @ part)
 
 
@@ -229,15 +231,15 @@ def test_stochastic_neumann_averages_the_noise_of_its_minibatches_away() -> None
         difference(
             flat(
                 stochastic_neumann(
-                    dense(C), stacks(v), NUMBERS, minibatches=noisy(C, 0.1, 0), preconditioner=P, steps=k, rate=0.1
+                    dense(C), stacks(v), NUMBERS, minibatches=noisy(C, 0.5, 0), preconditioner=P, steps=k, rate=0.1
                 ).x
             ),
             right,
         )
-        for k in (0, 100, 10_000)
+        for k in (0, 50, 1600)
     ]
-    assert wrong[1] < 0.3 * wrong[0]
-    assert wrong[2] < 0.2 * wrong[1]
+    assert wrong[1] < 0.5 * wrong[0]
+    assert wrong[2] < 0.4 * wrong[1]
 
 
 def test_stochastic_neumann_that_diverges_raises() -> None:

@@ -64,11 +64,13 @@ def fit_linear(
     """Minimise (1/N) Σ w_n ℓ(θ x_n, y_n) + ½ l2 ‖θ‖² to a gradient norm of ``tolerance``, for each of M weightings.
 
     inputs:  (N, d) float64, with a column of ones where a bias is wanted (it is decayed like every other weight).
-    weights: (M, N); None is one weighting, all ones. start: (C, d) or (M, C, d), for instance the fit to all examples.
+    targets: as the objective wants them for outputs (N, C): classes (N,), or numbers (N, C).
+    weights: (M, N); None is one weighting, all ones.
+    start:   (C, d) or (M, C, d), for instance the fit to all examples; None starts at 0.
 
     Newton's method with step halving, all M in one batch; for SquaredError one step is the closed form. Raises
-    RuntimeError where a gradient norm stays above the tolerance (classes that a line separates, at l2 = 0), and
-    ValueError for a singular Hessian.
+    RuntimeError where a gradient norm stays above the tolerance or the weights run off to infinity (classes that a
+    hyperplane separates, at l2 = 0), and ValueError for a singular Hessian.
     """
     if inputs.ndim != 2 or inputs.dtype != torch.float64:
         raise ValueError(f"inputs are {inputs.dtype} {tuple(inputs.shape)}; expected float64 (N, d): inputs.double().")
@@ -120,11 +122,13 @@ class _Linear:
         self.N, self.d = inputs.shape
 
     def start(self, M: int, theta: Tensor | None) -> Tensor:
-        """(M, C, d), a copy; zeros where no start was given, with C found out from the objective's own checks."""
+        """(M, C, d), a copy; zeros where no start was given, with C read off the targets."""
         if theta is None:
             width = self.y.shape[1] if self.y.ndim > 1 else 1 if self.y.is_floating_point() else int(self.y.max()) + 1
             theta = torch.zeros(width, self.d).to(self.X)
-        return theta.to(self.X).expand(M, *theta.shape[-2:]).clone()
+        theta = theta.to(self.X).expand(M, *theta.shape[-2:]).clone()
+        self.objective.check(self.outputs(theta[:1]), self.y)
+        return theta
 
     def outputs(self, theta: Tensor) -> Tensor:
         """θ x_n, (M·N, C)."""

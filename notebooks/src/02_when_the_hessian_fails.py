@@ -55,7 +55,7 @@ assert grad(mean_loss)(minimum).norm() < 1e-12, "a b must equal the mean target,
 assert sigma[0].abs() < 1e-12, "one eigenvalue should be zero: is the Hessian taken at the minimum?"
 
 # %% [markdown]
-# The point $(2, ½)$ is a minimum, and one eigenvalue of its Hessian is zero: $H$ is **singular**. Derive it. With
+# The point (2, ½) is a minimum, and one eigenvalue of its Hessian is zero: $H$ is **singular**. Derive it. With
 # $v = (b, a)$, the gradient of the output $ab$,
 #
 # $$\nabla\ell_n = (ab-y_n)\,v, \qquad \nabla^2\ell_n = v v^\top + (ab - y_n)\begin{pmatrix}0&1\\1&0\end{pmatrix}.$$
@@ -91,7 +91,7 @@ ax.legend(loc="upper right")
 assert values[(a * b - 1).abs() < 0.01].max() < values[(a * b - 1).abs() > 0.1].min(), "the valley is ab = 1"
 
 # %% [markdown]
-# The whole valley moves, as a curve. "Where does the point $(2, ½)$ go?" has no answer: any point of the dashed curve
+# The whole valley moves, as a curve. "Where does the point (2, ½) go?" has no answer: any point of the dashed curve
 # is a minimum of the new objective. Step 2 of notebook 01's table needed $H$ invertible, and this is what its failure
 # looks like: not one curve $\theta(\varepsilon)$, but infinitely many.
 #

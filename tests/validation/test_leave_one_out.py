@@ -210,6 +210,8 @@ def test_inputs_and_weights_of_the_wrong_kind_are_refused() -> None:
     X, y = data("CrossEntropy")
     with pytest.raises(ValueError, match=r"torch.float32 \(60, 5\); expected float64 \(N, d\)"):
         fit_linear(CrossEntropy(), X.float(), y, 1e-2)
+    with pytest.raises(ValueError, match=r"Bernoulli got targets of shape \(60,\); expected \(60, 1\)"):
+        fit_linear(Bernoulli(), X, torch.ones(60), 1e-2)
     with pytest.raises(ValueError, match=r"weights have shape \(59,\); expected \(M, 60\)"):
         fit_linear(CrossEntropy(), X, y, 1e-2, torch.ones(59))
     with pytest.raises(ValueError, match=r"which=\[60\]; expected positions of training examples, 0 to 59"):

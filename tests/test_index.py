@@ -1,0 +1,214 @@
+"""TrainIndex gives what ``influence`` gives, whatever is asked of it, without a pass over the training data."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from networks import Case, batches, cases, drawn, make, snapshot, zoo
+from oracle import assert_close
+from test_curvature import drawn_damping
+from torch import Tensor
+
+from inflib import (
+    TrainIndex,
+    diagonal,
+    ekfac,
+    gauss_newton,
+    identity,
+    influence,
+    kfac,
+    relative,
+    self_influence,
+)
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+
+def build(case: Case, curvature: Any = None) -> TrainIndex:
+    curvature = curvature or ekfac(case.model, case.objective, case.train, progress=False)
+    return TrainIndex.build(case.model, case.objective, case.train, curvature, progress=False)
+
+
+def scored(case: Case, curvature: Any, damping: Any = None, **options: Any) -> Tensor:
+    return influence(case.model, case.objective, case.train, case.queries, curvature, damping, progress=False, **options)
+
+
+@given(cases(), st.integers(0, 1000))
+@drawn(15)
+def test_scores_are_those_of_influence(case: Case, seed: int) -> None:
+    index, numbers = build(case), drawn_damping(case, seed)
+    found = index.influence(case.model, case.objective, case.queries, damping=numbers)
+    assert_close(found, scored(case, index.curvature, numbers), 1e-12)
+    split = index.influence(case.model, case.objective, case.queries, damping=numbers, keep=("layer",))
+    assert_close(split, scored(case, index.curvature, numbers, keep=("layer",)), 1e-12)
+    assert len(index) == len(case.y)
+
+
+@pytest.mark.parametrize("damping", [None, 0.3, {"fc0": 0.01, "fc1": 4.0}, relative(0.5)])
+@pytest.mark.parametrize("measurement", [None, "margin", lambda f, y: f[:, 1]])
+def test_every_damping_and_measurement_agrees_with_influence(damping: Any, measurement: Any) -> None:
+    case = make(n=9)
+    index = build(case)
+    found = index.influence(case.model, case.objective, case.queries, damping=damping, measurement=measurement)
+    assert_close(found, scored(case, index.curvature, damping, measurement=measurement), 1e-12)
+
+
+def test_curvatures_that_share_the_eigenbasis_answer_from_one_index() -> None:
+    case = make(n=9)
+    fits = {f: f(case.model, case.objective, case.train, progress=False) for f in (ekfac, kfac, identity)}
+    for own in (ekfac, kfac):
+        index = build(case, fits[own])
+        prepared = index.prepare(case.model, case.objective, case.queries)
+        for other in (ekfac, kfac, identity):
+            assert_close(index.scores(prepared, fits[other]), scored(case, fits[other]), 1e-12)
+
+
+def test_the_identitys_and_the_diagonals_own_indexes() -> None:
+    case = make(n=9)
+    for fit in (identity, diagonal):
+        curvature = fit(case.model, case.objective, case.train, progress=False)
+        index = build(case, curvature)
+        assert_close(
+            index.influence(case.model, case.objective, case.queries, damping=0.2), scored(case, curvature, 0.2), 1e-12
+        )
+
+
+def test_some_of_the_layers_give_their_share() -> None:
+    case = make(widths=(3, 4, 4, 3), n=8)
+    index = build(case)
+    prepared = index.prepare(case.model, case.objective, case.queries)
+    split = scored(case, index.curvature, keep=("layer",))
+    assert_close(index.scores(prepared, layers="fc1"), split[..., 1], 1e-12)
+    assert_close(index.scores(prepared, layers=["fc2", "fc0"]), split[..., 0] + split[..., 2], 1e-12)
+    both = index.scores(prepared, layers=["fc2", "fc0"], keep=("layer",))
+    assert_close(both, split[..., [0, 2]], 1e-12)  # the curvature's order, not the list's
+    restricted = index.curvature.restrict(["fc1"])
+    assert_close(index.scores(prepared, restricted), split[..., 1], 1e-12)
+
+
+@pytest.mark.parametrize(
+    "examples", [[3, 0, 5], torch.tensor([3, 0, 5]), range(2, 7), [4], [], torch.arange(9) % 2 == 0, [True] * 9]
+)
+def test_some_of_the_examples_give_their_columns(examples: Any) -> None:
+    case = make(n=9)
+    index = build(case)
+    prepared = index.prepare(case.model, case.objective, case.queries)
+    whole = scored(case, index.curvature)
+    at = torch.as_tensor(list(examples))
+    columns = whole[:, at.long() if at.dtype != torch.bool else at]
+    found = index.scores(prepared, examples=examples)
+    assert found.shape == columns.shape
+    assert_close(found, columns, 1e-12)
+
+
+def test_a_mask_of_another_length_is_refused() -> None:
+    case = make(n=9)
+    index = build(case)
+    prepared = index.prepare(case.model, case.objective, case.queries)
+    with pytest.raises(IndexError, match="mask"):
+        index.scores(prepared, examples=torch.ones(8, dtype=torch.bool))
+    with pytest.raises(IndexError):
+        index.scores(prepared, examples=[9])
+
+
+@pytest.mark.parametrize("max_bytes", [1, 300, 10**9])
+def test_more_queries_than_training_examples_takes_the_other_side_and_agrees(max_bytes: int) -> None:
+    case = make(n=3, queries=11, splits=[2])
+    index = build(case)
+    prepared = index.prepare(case.model, case.objective, case.queries)
+    assert_close(index.scores(prepared, max_bytes=max_bytes), scored(case, index.curvature), 1e-12)
+    split = index.scores(prepared, max_bytes=max_bytes, keep=("layer",))
+    assert_close(split, scored(case, index.curvature, keep=("layer",)), 1e-12)
+    assert_close(index.scores(prepared, examples=[1]), scored(case, index.curvature)[:, [1]], 1e-12)
+
+
+@pytest.mark.parametrize("damping", [None, 0.3, {"fc0": 0.01, "fc1": 4.0}])
+def test_self_influence_agrees_with_the_pass_over_the_data(damping: Any) -> None:
+    case = make(n=9)
+    index = build(case)
+    expected = self_influence(case.model, case.objective, case.train, index.curvature, damping, progress=False)
+    assert_close(index.self_influence(damping=damping), expected, 1e-12)
+    other = kfac(case.model, case.objective, case.train, progress=False)
+    expected = self_influence(case.model, case.objective, case.train, other, damping, progress=False)
+    assert_close(index.self_influence(other, damping), expected, 1e-12)
+
+
+def test_prepared_queries_are_used_again_and_again_without_the_model() -> None:
+    case = make(n=9)
+    index = build(case)
+    prepared = index.prepare(case.model, case.objective, batches(case.query_x, case.query_y, 1), "margin")
+    calls = []
+    case.model.register_forward_hook(lambda *_: calls.append(1))
+    found = [index.scores(prepared, damping=number) for number in (0.1, 1.0)]
+    again = index.scores(prepared, damping=0.1)
+    assert not calls
+    assert torch.equal(again, found[0])
+    assert not torch.equal(found[0], found[1])
+
+
+def test_nbytes_counts_what_is_held() -> None:
+    index = build(make(n=9))
+    assert index.nbytes == 9 * (4 + 4 + 5 + 3) * 8
+
+
+def test_building_and_asking_leave_the_model_as_it_was() -> None:
+    case = zoo("residual")
+    curvature = ekfac(case.model, case.objective, case.train, layers=case.layers, progress=False)
+    before = snapshot(case.model)
+    build(case, curvature).influence(case.model, case.objective, case.queries)
+    assert snapshot(case.model) == before
+
+
+# --- what is refused ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("animal", ["tokens", "called twice"])
+def test_layers_applied_several_times_are_refused_with_what_to_use(animal: str) -> None:
+    case = zoo(animal)
+    curvature = ekfac(case.model, case.objective, case.train, progress=False)
+    with pytest.raises(ValueError, match=r"is applied \d times an example.*Use inflib.influence"):
+        build(case, curvature)
+
+
+def test_a_curvature_without_an_eigenbasis_is_refused() -> None:
+    case = make()
+    with pytest.raises(TypeError, match=r"needs an eigenbasis; Dense has none. Use ekfac or kfac"):
+        build(case, gauss_newton(case.model, case.objective, case.train, progress=False))
+
+
+@pytest.mark.parametrize("fit", [ekfac, kfac, diagonal])
+def test_a_curvature_in_another_basis_is_refused(fit: Any) -> None:
+    case = make(n=9)
+    index = build(case)
+    prepared = index.prepare(case.model, case.objective, case.queries)
+    other = fit(case.model, case.objective, batches(case.x[:5], case.y[:5], 3), progress=False)
+    with pytest.raises(ValueError, match=r"has another eigenbasis than this index; expected one fitted with the same"):
+        index.scores(prepared, other)
+    with pytest.raises(ValueError, match=r"another eigenbasis"):
+        index.self_influence(other)
+
+
+def test_unknown_layers_are_refused() -> None:
+    case, deeper = make(n=9), make(widths=(3, 4, 4, 3), n=9)
+    index = build(case)
+    prepared = index.prepare(case.model, case.objective, case.queries)
+    with pytest.raises(ValueError, match=r"'fc9' is not a layer of this curvature; expected one of fc0, fc1"):
+        index.scores(prepared, layers=["fc9"])
+    other = ekfac(deeper.model, deeper.objective, deeper.train, progress=False)
+    with pytest.raises(ValueError, match=r"layer 'fc2' is not in this index, which has \['fc0', 'fc1'\]; build it anew"):
+        index.scores(prepared, other)
+
+
+def test_data_that_changes_its_order_is_refused_on_both_sides() -> None:
+    case = make(n=20)
+    dataset = torch.utils.data.TensorDataset(case.x, case.y)
+    shuffled = torch.utils.data.DataLoader(dataset, batch_size=4, shuffle=True)
+    index = build(case)
+    with pytest.raises(ValueError, match=r"train does not keep its order"):
+        TrainIndex.build(case.model, case.objective, shuffled, index.curvature)
+    with pytest.raises(ValueError, match=r"queries does not keep its order"):
+        index.prepare(case.model, case.objective, shuffled)

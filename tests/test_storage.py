@@ -1,0 +1,176 @@
+"""A curvature comes back from its file as it went in, for its own model and for no other."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from networks import Tied, make
+from oracle import assert_close
+from torch import nn
+
+from inflib import diagonal, ekfac, gauss_newton, identity, influence, kfac, load, save, untied
+from inflib.storage import read_safetensors, write_safetensors
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+
+@pytest.mark.parametrize("fit", [ekfac, kfac, diagonal, identity])
+@pytest.mark.parametrize("labels", ["expected", "sampled"])
+def test_a_curvature_comes_back_the_same_function(fit: Any, labels: str, tmp_path: Path) -> None:
+    case = make(n=8)
+    before = fit(case.model, case.objective, case.train, labels=labels, draws=2, seed=5, progress=False)
+    path = tmp_path / "factors.safetensors"
+    save(before, path)
+    after = load(path, case.model)
+    assert after.facts == before.facts
+    assert after.layers == before.layers
+    assert after.shapes == before.shapes
+    assert after.default_damping == before.default_damping
+    for part in ("eigenvalues", "Q_S", "Q_A"):
+        one, two = getattr(before, part), getattr(after, part)
+        assert list(one) == list(two)
+        assert all(torch.equal(one[name], two[name]) for name in one)
+    assert_close(after.to_dense(), before.to_dense(), 1e-14)  # stored row by row, so rounded differently
+    one, two = (
+        influence(case.model, case.objective, case.train, case.queries, c, progress=False) for c in (before, after)
+    )
+    assert_close(one, two, 1e-12)
+
+
+def test_layers_come_back_in_the_models_order(tmp_path: Path) -> None:
+    case = make(widths=(2,) + (3,) * 11 + (2,), n=3)  # fc10 sorts before fc2
+    curvature = ekfac(case.model, case.objective, case.train, progress=False)
+    save(curvature, tmp_path / "f")
+    assert load(tmp_path / "f", case.model).layers == tuple(case.layers)
+
+
+def test_some_layers_only_and_untied_layers_come_back(tmp_path: Path) -> None:
+    case, model = make(), Tied()
+    for layers in ("middle", untied(["first", "second"])):
+        curvature = ekfac(model, case.objective, case.train, layers=layers, progress=False)
+        save(curvature, tmp_path / "f")
+        after = load(tmp_path / "f", model)
+        assert after.facts == curvature.facts
+        assert_close(after.to_dense(), curvature.to_dense(), 1e-14)
+
+
+def test_a_float32_curvature_keeps_its_dtype(tmp_path: Path) -> None:
+    case = make()
+    model = case.model.float()
+    curvature = ekfac(model, case.objective, [(case.x.float(), case.y)], progress=False)
+    save(curvature, tmp_path / "f")
+    assert load(tmp_path / "f", model).eigenvalues["fc0"].dtype == torch.float32
+
+
+def test_an_existing_file_is_replaced_whole_and_nothing_else_is_left(tmp_path: Path) -> None:
+    case, other = make(seed=1), make(seed=2)
+    path = tmp_path / "f"
+    for c in (case, other):
+        save(ekfac(c.model, c.objective, c.train, progress=False), path)
+    assert load(path, other.model).layers == ("fc0", "fc1")
+    assert [p.name for p in tmp_path.iterdir()] == ["f"]
+
+
+def test_a_failed_write_keeps_the_old_file_and_leaves_no_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = make()
+    path = tmp_path / "f"
+    save(ekfac(case.model, case.objective, case.train, progress=False), path)
+    before = path.read_bytes()
+
+    def fails(*_: Any) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr("safetensors.torch.save_file", fails)
+    with pytest.raises(OSError, match="disk full"):
+        save(kfac(case.model, case.objective, case.train, progress=False), path)
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["f"]
+
+
+# --- what is refused ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    case = make()
+    save(ekfac(case.model, case.objective, case.train, progress=False), tmp_path / "factors.safetensors")
+    return tmp_path / "factors.safetensors"
+
+
+def test_other_weights_are_refused_with_both_hashes_and_the_fix(saved: Path) -> None:
+    model = make().model
+    fitted_at = load(saved, model).facts.weights
+    with torch.no_grad():
+        model.fc0.bias[1] += 1e-9
+    with pytest.raises(ValueError, match=rf"was fitted at weights with hash {fitted_at}, this model's are .*fit again"):
+        load(saved, model)
+
+
+def test_a_model_trained_further_is_refused(saved: Path) -> None:
+    case = make()
+    optimiser = torch.optim.SGD(case.model.parameters(), 1e-3)
+    nn.functional.cross_entropy(case.model(case.x), case.y).backward()
+    optimiser.step()
+    with pytest.raises(ValueError, match=r"expected the same. Load the checkpoint it was fitted at"):
+        load(saved, case.model)
+
+
+def test_other_shapes_are_refused_with_the_shapes(saved: Path) -> None:
+    with pytest.raises(ValueError, match=r"another model: layer 'fc0': .* made for \(4, 4\), the model has \(6, 4\)"):
+        load(saved, make(widths=(3, 6, 3)).model)
+
+
+def test_other_layers_are_refused(saved: Path) -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3))
+    with pytest.raises(ValueError, match=r"was saved for another model: layers='fc0' matches no layer.*'0', '2'"):
+        load(saved, model)
+
+
+def test_another_dtype_is_refused(saved: Path) -> None:
+    with pytest.raises(ValueError, match=r"was fitted at weights with hash"):
+        load(saved, make().model.float())
+
+
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"nothing.safetensors does not exist; expected a file written by inflib"):
+        load(tmp_path / "nothing.safetensors", make().model)
+
+
+@pytest.mark.parametrize("damage", ["cut short", "other bytes", "empty"])
+def test_a_damaged_file_is_refused(saved: Path, damage: str) -> None:
+    whole = saved.read_bytes()
+    saved.write_bytes({"cut short": whole[:-100], "other bytes": b"not a safetensors file", "empty": b""}[damage])
+    with pytest.raises(ValueError, match=r"factors.safetensors is damaged or no safetensors file .*inflib.save"):
+        load(saved, make().model)
+
+
+def test_a_file_of_another_format_is_refused(saved: Path) -> None:
+    tensors, metadata = read_safetensors(saved)
+    write_safetensors(tensors, {**metadata, "format": "inflib curvature 0"}, saved)
+    with pytest.raises(ValueError, match=r"of format 'inflib curvature 0'; expected 'inflib curvature 1'. Fit and save"):
+        load(saved, make().model)
+    write_safetensors({"weight": torch.ones(3)}, {}, saved)
+    with pytest.raises(ValueError, match=r"of format None; expected"):
+        load(saved, make().model)
+
+
+def test_the_file_says_what_it_holds(saved: Path) -> None:
+    """Readable by anyone: shapes, label kind, seed and the weights' hash are in the file's own metadata."""
+    tensors, metadata = read_safetensors(saved)
+    assert json.loads(metadata["layers"]) == {"fc0": [4, 4], "fc1": [3, 5]}
+    facts = json.loads(metadata["facts"])
+    assert facts["method"] == "EK-FAC"
+    assert facts["labels"] == "expected"
+    assert (facts["draws"], facts["seed"], facts["examples"]) == (1, 0, 7)
+    assert len(facts["weights"]) == 32
+    assert sorted(tensors) == sorted(f"{part}/fc{k}" for part in ("eigenvalues", "Q_S", "Q_A") for k in (0, 1))
+
+
+def test_only_factored_curvatures_are_saved(tmp_path: Path) -> None:
+    case = make()
+    with pytest.raises(TypeError, match=r"save got a Dense; expected a Kronecker curvature"):
+        save(gauss_newton(case.model, case.objective, case.train, progress=False), tmp_path / "f")  # type: ignore[arg-type]
