@@ -166,6 +166,30 @@ def cases(
     )
 
 
+class Positions(nn.Module):
+    """A perceptron applied at every position of (B, T, d), the outputs averaged over positions."""
+
+    def __init__(self, inner: nn.Sequential):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x).mean(1)
+
+
+@st.composite
+def sequences(draw: st.DrawFn) -> Case:
+    """Random perceptrons over one to five positions, more than inputs or fewer."""
+    case = draw(cases())
+    positions, seed = draw(st.integers(1, 5)), draw(st.integers(0, 2**20))
+    generator = torch.Generator().manual_seed(seed)
+    case.model, case.layers = Positions(case.model), [f"inner.{name}" for name in case.layers]
+    for side in ("x", "query_x"):
+        n, d = getattr(case, side).shape
+        setattr(case, side, torch.randn(n, positions, d, generator=generator, dtype=torch.float64))
+    return case
+
+
 # --- the zoo: what real models do to a layer ------------------------------------------------------------------------------
 
 

@@ -303,7 +303,9 @@ def test_another_dtype_than_the_models_is_refused_with_how_to_convert(where: str
     case = make(n=8)
     bad = [(case.x.float(), case.y)]
     curvature = ekfac(case.model, case.objective, case.train, progress=False)
-    with pytest.raises(ValueError, match=r"inputs are torch.float32, the model is torch.float64; expected one dtype.*x.to"):
+    with pytest.raises(
+        ValueError, match=r"inputs are torch.float32, the model is torch.float64; expected one dtype.*x.to"
+    ):
         if where == "ekfac":
             ekfac(case.model, case.objective, bad, progress=False)
         elif where == "gauss_newton":
@@ -316,7 +318,9 @@ def test_another_dtype_than_the_models_is_refused_with_how_to_convert(where: str
 @pytest.mark.parametrize("fit", [inflib.ekfac, inflib.gauss_newton, inflib.hessian])
 def test_another_device_than_the_models_is_refused_with_how_to_move(fit: Callable) -> None:
     case = make(n=8)
-    with pytest.raises(ValueError, match=r"inputs are on meta, the model is on cpu; expected one device. Move the batches"):
+    with pytest.raises(
+        ValueError, match=r"inputs are on meta, the model is on cpu; expected one device. Move the batches"
+    ):
         fit(case.model, case.objective, [(case.x.to("meta"), case.y)], progress=False)
 
 

@@ -291,7 +291,9 @@ def test_exact_and_approximate_fits_draw_the_same_labels_from_the_same_seed() ->
 
 @given(cases(examples=(2, 7)), st.sampled_from(["expected", "observed"]), st.randoms(use_true_random=False))
 @drawn(12)
-def test_batching_and_order_do_not_matter_for_expected_and_observed_labels(case: Case, labels: str, random: Any) -> None:
+def test_batching_and_order_do_not_matter_for_expected_and_observed_labels(
+    case: Case, labels: str, random: Any
+) -> None:
     order = list(range(len(case.y)))
     random.shuffle(order)
     one = ekfac(case.model, case.objective, case.train, labels=labels, progress=False)
@@ -302,7 +304,9 @@ def test_batching_and_order_do_not_matter_for_expected_and_observed_labels(case:
             assert float(other.eigenvalues[name].sum()) == pytest.approx(
                 float(one.eigenvalues[name].sum()), rel=1e-11, abs=1e-25
             )
-        a, b = (kfac(case.model, case.objective, t, labels=labels, progress=False).to_dense() for t in (case.train, train))
+        a, b = (
+            kfac(case.model, case.objective, t, labels=labels, progress=False).to_dense() for t in (case.train, train)
+        )
         assert float((a - b).norm()) <= 1e-11 * float(a.norm()) + 1e-28
 
 

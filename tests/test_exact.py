@@ -127,7 +127,9 @@ def test_the_hessian_is_that_of_the_mean_loss(case: Case) -> None:
     assert_close(found.to_dense(), case.problem.hessian(), 1e-11)
 
 
-@pytest.mark.parametrize("animal", ["tied modules", "called twice", "tokens", "two inputs", "inputs by name", "all frozen"])
+@pytest.mark.parametrize(
+    "animal", ["tied modules", "called twice", "tokens", "two inputs", "inputs by name", "all frozen"]
+)
 def test_the_hessian_is_right_however_the_layers_are_used(animal: str) -> None:
     case = zoo(animal, n=3)
     found = hessian(case.model, case.objective, case.train, progress=False)

@@ -319,7 +319,9 @@ def test_a_running_statistic_or_cache_that_the_forward_pass_updates_is_put_back(
             self.last = x.mean(0)
             return self.inner(x)
 
-    model = nn.Sequential(Counts(), nn.Unflatten(1, (1, 3)), nn.InstanceNorm1d(1, track_running_stats=True), nn.Flatten())
+    model = nn.Sequential(
+        Counts(), nn.Unflatten(1, (1, 3)), nn.InstanceNorm1d(1, track_running_stats=True), nn.Flatten()
+    )
     model.append(nn.Linear(3, 3))
     case = make()
     before = snapshot(model)
@@ -377,7 +379,9 @@ def test_batchnorm_in_eval_mode_is_right_and_one_without_statistics_is_refused()
     case.model, case.layers = model, ["0", "3"]
     assert_close(captured(case), case.problem.gradients(), 1e-12)
     model[1] = nn.BatchNorm1d(4, track_running_stats=False).eval()
-    with pytest.raises(RuntimeError, match=r"'1' \(BatchNorm1d\) keeps no running statistics.*track_running_stats=True"):
+    with pytest.raises(
+        RuntimeError, match=r"'1' \(BatchNorm1d\) keeps no running statistics.*track_running_stats=True"
+    ):
         ekfac(model, case.objective, case.train, progress=False)
 
 

@@ -34,7 +34,9 @@ def build(case: Case, curvature: Any = None) -> TrainIndex:
 
 
 def scored(case: Case, curvature: Any, damping: Any = None, **options: Any) -> Tensor:
-    return influence(case.model, case.objective, case.train, case.queries, curvature, damping, progress=False, **options)
+    return influence(
+        case.model, case.objective, case.train, case.queries, curvature, damping, progress=False, **options
+    )
 
 
 @given(cases(), st.integers(0, 1000))
@@ -199,7 +201,9 @@ def test_unknown_layers_are_refused() -> None:
     with pytest.raises(ValueError, match=r"'fc9' is not a layer of this curvature; expected one of fc0, fc1"):
         index.scores(prepared, layers=["fc9"])
     other = ekfac(deeper.model, deeper.objective, deeper.train, progress=False)
-    with pytest.raises(ValueError, match=r"layer 'fc2' is not in this index, which has \['fc0', 'fc1'\]; build it anew"):
+    with pytest.raises(
+        ValueError, match=r"layer 'fc2' is not in this index, which has \['fc0', 'fc1'\]; build it anew"
+    ):
         index.scores(prepared, other)
 
 

@@ -92,7 +92,11 @@ def test_sums_of_two_shards_add_up_to_the_whole(labels: str) -> None:
 
 def test_sums_are_float64_for_float64_and_float32_for_less() -> None:
     case = make()
-    for dtype, kept in ((torch.float64, torch.float64), (torch.float32, torch.float32), (torch.bfloat16, torch.float32)):
+    for dtype, kept in (
+        (torch.float64, torch.float64),
+        (torch.float32, torch.float32),
+        (torch.bfloat16, torch.float32),
+    ):
         train = [(x.to(dtype), y) for x, y in case.train]
         found = second_moments(case.model.to(dtype), case.objective, train, progress=False)
         assert all(s.dtype == kept for s in (*found.A_sum.values(), *found.S_sum.values()))
@@ -143,7 +147,9 @@ def test_kfac_is_exact_where_theory_says_so(which: str) -> None:
         # S has the rank of H_out, A that of one example, so only one network per loss has this property
         assert torch.linalg.matrix_rank(second_moments(case.model, case.objective, case.train).A("fc0")) == 1
     G = case.problem.gauss_newton()
-    assert_close(kfac(case.model, case.objective, case.train, progress=False).to_dense(), case.problem.block_diagonal(G), 1e-10)
+    assert_close(
+        kfac(case.model, case.objective, case.train, progress=False).to_dense(), case.problem.block_diagonal(G), 1e-10
+    )
 
 
 def test_kfac_is_not_exact_in_general() -> None:
@@ -156,7 +162,9 @@ def test_kfac_is_not_exact_in_general() -> None:
 
 def test_one_linear_layer_with_squared_error_is_exact_as_a_whole() -> None:
     case = make("SquaredError", (4, 3), 8)
-    assert_close(kfac(case.model, case.objective, case.train, progress=False).to_dense(), case.problem.gauss_newton(), 1e-10)
+    assert_close(
+        kfac(case.model, case.objective, case.train, progress=False).to_dense(), case.problem.gauss_newton(), 1e-10
+    )
 
 
 @pytest.mark.parametrize("labels", ["expected", "sampled", "observed"])

@@ -23,7 +23,9 @@ class Blocks(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(
-            nn.ModuleDict({"attn": nn.Linear(3, 3), "mlp": nn.ModuleDict({"up": nn.Linear(3, 4), "down": nn.Linear(4, 3)})})
+            nn.ModuleDict(
+                {"attn": nn.Linear(3, 3), "mlp": nn.ModuleDict({"up": nn.Linear(3, 4), "down": nn.Linear(4, 3)})}
+            )
             for _ in range(2)
         )
         self.head = nn.Linear(3, 3)

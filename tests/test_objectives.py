@@ -51,7 +51,9 @@ def test_one_output_may_come_without_an_axis_of_its_own(name: str) -> None:
 
 def test_squared_error_sums_over_every_axis_but_the_first() -> None:
     f, y = torch.randn(2, 3, 4), torch.randn(2, 3, 4)
-    expected = torch.stack([sum((f[n, t, c] - y[n, t, c]) ** 2 / 2 for t in range(3) for c in range(4)) for n in (0, 1)])
+    expected = torch.stack(
+        [sum((f[n, t, c] - y[n, t, c]) ** 2 / 2 for t in range(3) for c in range(4)) for n in (0, 1)]
+    )
     assert_close(SquaredError().loss(f, y), expected, 1e-14)
 
 
@@ -192,7 +194,9 @@ def test_sampled_gradients_have_the_expected_second_moment_in_the_limit() -> Non
 def test_the_default_measurement_is_the_log_likelihood(name: str, measurement: str | None) -> None:
     f, y = some(name)
     objective = OBJECTIVES[name]()
-    assert_close(objective.measure(measurement, f, y), -torch.stack([LOSSES[name](f[k], y[k]) for k in range(5)]), 1e-13)
+    assert_close(
+        objective.measure(measurement, f, y), -torch.stack([LOSSES[name](f[k], y[k]) for k in range(5)]), 1e-13
+    )
 
 
 def test_margin_is_the_log_odds_of_the_target_class() -> None:
@@ -281,7 +285,9 @@ def test_an_objective_without_seeds_or_sampler_works_with_observed_labels_and_sa
 
 @pytest.mark.parametrize(("objective", "shape"), [(MeanLoss(), r"\(\)"), (UnsummedLoss(), r"\(3, 3\)")])
 @pytest.mark.parametrize("function", [capture, ekfac, influence])
-def test_a_loss_that_is_not_one_number_per_example_is_refused(objective: Objective, shape: str, function: object) -> None:
+def test_a_loss_that_is_not_one_number_per_example_is_refused(
+    objective: Objective, shape: str, function: object
+) -> None:
     case = make("SquaredError", n=7, splits=[3])
     with pytest.raises(ValueError, match=rf"loss has shape {shape}; expected one number per example, \(3,\).*'none'"):
         if function is capture:
@@ -350,7 +356,9 @@ def test_targets_on_another_device_than_the_outputs_are_refused(name: str) -> No
 
 def test_unknown_names_are_refused_with_those_there_are() -> None:
     f, y = some("SquaredError")
-    with pytest.raises(ValueError, match=r"'margin' is not defined for SquaredError; expected one of log_likelihood, logit"):
+    with pytest.raises(
+        ValueError, match=r"'margin' is not defined for SquaredError; expected one of log_likelihood, logit"
+    ):
         SquaredError().measure("margin", f, y)
     with pytest.raises(ValueError, match=r"'loss' is not defined"):  # a method's name is not a measurement's
         SquaredError().measure("loss", f, y)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from networks import ZOO, Case, Conv1D, batches, cases, drawn, make, snapshot, zoo
+from networks import ZOO, Case, Conv1D, batches, cases, drawn, make, sequences, snapshot, zoo
 from oracle import LOSSES, assert_close
 from test_curvature import FITS, drawn_damping, fitted
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from inflib import (
     CrossEntropy,
     SquaredError,
     TrainIndex,
+    capture,
     damping_of,
     ekfac,
     gauss_newton,
@@ -99,6 +100,19 @@ def test_scores_are_right_however_the_layers_are_used(animal: str, which: str) -
     assert_close(own, case.problem.influence(dense, numbers, case.x, case.y).diagonal(), 1e-10)
 
 
+@given(sequences(), st.sampled_from(["EK-FAC", "diagonal", "Gauss-Newton"]), st.integers(0, 1000))
+@drawn(20)
+def test_drawn_networks_over_positions_are_right_from_gradients_to_scores(case: Case, which: str, seed: int) -> None:
+    pairs = capture(case.model, case.objective, case.x, case.y)
+    assert_close(case.problem.flat({n: p.matrices() for n, p in pairs.items()}), case.problem.gradients(), 1e-12)
+    C, numbers = fitted(case, which), drawn_damping(case, seed)
+    G = case.problem.gauss_newton()
+    for name, span in case.problem.spans.items():
+        assert C.mean_eigenvalues()[name] == pytest.approx(float(G[span, span].diagonal().mean()), rel=1e-11, abs=1e-25)
+    dense = {"EK-FAC": C.to_dense(), "diagonal": torch.diag(G.diagonal()), "Gauss-Newton": G}[which]
+    assert_close(scored(case, C, numbers), case.problem.influence(dense, numbers, *case.queries[0]), 1e-10)
+
+
 @pytest.mark.parametrize("which", [w for w in FITS if w != "Hessian"])
 def test_default_damping_is_the_tenth_of_the_mean(which: str) -> None:
     case = make(n=8)
@@ -146,7 +160,9 @@ def test_scores_of_every_measurement_are_the_dense_formula(measurement: str) -> 
 def test_unknown_measurements_are_refused() -> None:
     case = make()
     C = fitted(case, "EK-FAC")
-    with pytest.raises(ValueError, match=r"measurement='accuracy' is not defined for CrossEntropy; expected one of log_l"):
+    with pytest.raises(
+        ValueError, match=r"measurement='accuracy' is not defined for CrossEntropy; expected one of log_l"
+    ):
         scored(case, C, measurement="accuracy")
     with pytest.raises(ValueError, match=r"measurement has shape \(3, 3\); expected one number per example, \(3,\)"):
         scored(case, C, measurement=lambda f, y: f)
@@ -473,7 +489,9 @@ def test_float32_models_score_close_to_their_float64_twins() -> None:
 def test_a_curvature_of_other_layers_or_shapes_is_refused() -> None:
     case, other, deeper = make(), make(widths=(3, 5, 3)), make(widths=(3, 4, 4, 3))
     C = fitted(other, "EK-FAC")
-    with pytest.raises(ValueError, match=r"layer 'fc0': the curvature was made for \(5, 4\), the model has \(4, 4\); refit"):
+    with pytest.raises(
+        ValueError, match=r"layer 'fc0': the curvature was made for \(5, 4\), the model has \(4, 4\); refit"
+    ):
         scored(case, C)
     with pytest.raises(ValueError, match=r"'fc2' matches no layer"):
         scored(case, fitted(deeper, "EK-FAC"))

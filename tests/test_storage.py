@@ -75,7 +75,9 @@ def test_an_existing_file_is_replaced_whole_and_nothing_else_is_left(tmp_path: P
     assert [p.name for p in tmp_path.iterdir()] == ["f"]
 
 
-def test_a_failed_write_keeps_the_old_file_and_leaves_no_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_write_keeps_the_old_file_and_leaves_no_pieces(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     case = make()
     path = tmp_path / "f"
     save(ekfac(case.model, case.objective, case.train, progress=False), path)
@@ -136,7 +138,9 @@ def test_another_dtype_is_refused(saved: Path) -> None:
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"nothing.safetensors does not exist; expected a file written by inflib"):
+    with pytest.raises(
+        FileNotFoundError, match=r"nothing.safetensors does not exist; expected a file written by inflib"
+    ):
         load(tmp_path / "nothing.safetensors", make().model)
 
 
@@ -151,7 +155,9 @@ def test_a_damaged_file_is_refused(saved: Path, damage: str) -> None:
 def test_a_file_of_another_format_is_refused(saved: Path) -> None:
     tensors, metadata = read_safetensors(saved)
     write_safetensors(tensors, {**metadata, "format": "inflib curvature 0"}, saved)
-    with pytest.raises(ValueError, match=r"of format 'inflib curvature 0'; expected 'inflib curvature 1'. Fit and save"):
+    with pytest.raises(
+        ValueError, match=r"of format 'inflib curvature 0'; expected 'inflib curvature 1'. Fit and save"
+    ):
         load(saved, make().model)
     write_safetensors({"weight": torch.ones(3)}, {}, saved)
     with pytest.raises(ValueError, match=r"of format None; expected"):
