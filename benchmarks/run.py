@@ -214,9 +214,10 @@ def machine() -> str:
 
 def _heading(facts: dict[str, Any], options: argparse.Namespace) -> str:
     network = "-".join(map(str, facts["widths"]))
+    threads = "1 thread" if options.threads == 1 else f"{options.threads} threads"
     return (
         f"{facts['source']}: {facts['train']:,} training examples, {facts['queries']:,} queries; {network}, ReLU, "
-        f"float32, training loss {facts['train_loss']:.3f}; torch {facts['torch']}, {options.threads} threads, "
+        f"float32, training loss {facts['train_loss']:.3f}; torch {facts['torch']}, {threads}, "
         f"{machine()}"
     )
 

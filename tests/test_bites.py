@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from networks import ACTIVATIONS, Case, batches, make
+from networks import ACTIVATIONS, Case, make
 from oracle import LOSSES, Problem, assert_close, block_diag, difference, kron, perceptron_moments
 from torch import Tensor, nn
 
@@ -23,6 +23,7 @@ from inflib import (
     capture,
     ekfac,
     gauss_newton,
+    identity,
     influence,
     predicted_change,
     self_influence,
@@ -290,15 +291,18 @@ class BrokenLoss(CrossEntropy):
 
 
 def calls(model: nn.Module, objective: CrossEntropy, case: Case) -> dict[str, Callable[[], Any]]:
-    """Everything public that watches the model's layers, ready to be called."""
-    C = ekfac(model, CrossEntropy(), case.train, progress=False)
-    train, queries = batches(case.x, case.y, 2), case.queries
+    """Everything public that watches the model's layers, ready to be called.
+
+    Always the same one batch: a hook left behind by one capture would stop the next with batches of other sizes.
+    """
+    C = identity(model, objective)  # no pass over the data
+    data = [(case.x, case.y)]
     return {
         "capture": lambda: capture(model, objective, case.x, case.y),
-        "ekfac": lambda: ekfac(model, objective, train, labels="observed", progress=False),
-        "influence": lambda: influence(model, objective, train, queries, C, progress=False),
-        "self_influence": lambda: self_influence(model, objective, train, C, progress=False),
-        "TrainIndex.build": lambda: TrainIndex.build(model, objective, train, C, progress=False),
+        "ekfac": lambda: ekfac(model, objective, data, labels="observed", progress=False),
+        "influence": lambda: influence(model, objective, data, data, C, progress=False),
+        "self_influence": lambda: self_influence(model, objective, data, C, progress=False),
+        "TrainIndex.build": lambda: TrainIndex.build(model, objective, data, C, progress=False),
     }
 
 

@@ -175,8 +175,8 @@ PLANTS = {
         "stack.callback(handle.remove)",
         "stack.callback(lambda: None)",
         asserting(
-            *(AFTER_CALL.format(call) for call in ("capture", "ekfac", "influence", "self_influence")),
-            *(AFTER_ERROR.format("ekfac", where) for where in ("forward", "backward", "loss")),
+            *(AFTER_CALL.format(c) for c in ("capture", "ekfac", "influence", "self_influence", "TrainIndex.build")),
+            *(AFTER_ERROR.format("capture", where) for where in ("forward", "backward", "loss")),
             BLOCK_RAISES,
         ),
     ),
@@ -212,7 +212,7 @@ def plant(copy: Path, bug: Plant) -> None:
     path.write_text(text.replace(bug.right, bug.wrong), encoding="utf-8")
 
 
-def tested(copy: Path, tests: list[str]) -> tuple[int, dict[str, list[str]], str]:
+def run(copy: Path, tests: list[str]) -> tuple[int, dict[str, list[str]], str]:
     """pytest's exit code, {test: [stage, exception or "passed", message]}, and all that was printed."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST_", "COVERAGE", "COV_"))}
     environment |= {
@@ -223,12 +223,12 @@ def tested(copy: Path, tests: list[str]) -> tuple[int, dict[str, list[str]], str
         "WITNESS": str(copy / "outcomes.json"),
     }
     command = [sys.executable, "-m", "pytest", "-q", "--tb=short", "-p", "no:cacheprovider", "-p", "witness", *tests]
-    run = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, timeout=300, check=False)
-    printed = run.stdout + run.stderr
-    assert (copy / "outcomes.json").exists(), f"the tests could not be run (exit code {run.returncode}):\n{printed}"
+    done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    printed = done.stdout + done.stderr
+    assert (copy / "outcomes.json").exists(), f"the tests could not be run (exit code {done.returncode}):\n{printed}"
     found = json.loads((copy / "outcomes.json").read_text(encoding="utf-8"))
     assert Path(found["inflib"]).resolve().is_relative_to(copy.resolve()), f"tested {found['inflib']}, not the copy"
-    return run.returncode, found["outcomes"], printed
+    return done.returncode, found["outcomes"], printed
 
 
 # --- the tests ----------------------------------------------------------------------------------------------------------------
@@ -236,7 +236,7 @@ def tested(copy: Path, tests: list[str]) -> tuple[int, dict[str, list[str]], str
 
 def test_the_tests_that_see_the_planted_bugs_pass_without_them(tmp_path: Path) -> None:
     tests = sorted({test for bug in PLANTS.values() for test in bug.seen_by})
-    code, outcomes, printed = tested(copied(tmp_path), tests)
+    code, outcomes, printed = run(copied(tmp_path), tests)
     assert code == 0, printed
     assert set(outcomes) == set(tests)
     assert {outcome for _, outcome, _ in outcomes.values()} == {"passed"}
@@ -247,7 +247,7 @@ def test_a_planted_bug_is_seen(name: str, tmp_path: Path) -> None:
     bug = PLANTS[name]
     copy = copied(tmp_path)
     plant(copy, bug)
-    code, outcomes, printed = tested(copy, list(bug.seen_by))
+    code, outcomes, printed = run(copy, list(bug.seen_by))
     assert code == 1, f"expected pytest's exit code 1 (some tests failed), came {code}:\n{printed}"
     summary = printed.strip().splitlines()[-1]
     assert f"{len(bug.seen_by)} failed" in summary, f"not every test saw {name!r}:\n{printed}"
