@@ -1,7 +1,7 @@
 """inflib beside kronfluence and curvlinops on one workload in one run: CPU-seconds, peak memory, agreement of scores.
 
-    make bench                                      # everything, about a quarter of an hour on two cores
-    make bench BENCH_ARGS="--quick"                 # a small slice and a small network: about a minute
+    make bench                                      # everything, about 1,050 CPU-seconds
+    make bench BENCH_ARGS="--quick"                 # a small slice and a small network, about 60
     python benchmarks/run.py --only pairwise        # one stage (and the fits that it needs)
     python benchmarks/run.py --skip-slow            # without kronfluence's fit and self-influence
 

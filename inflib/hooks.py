@@ -50,7 +50,9 @@ class Recording:
     def gradients(self, seed: Tensor) -> dict[str, Tensor]:
         """g (B, T, o) of every layer for Σ_b ⟨seed_b, outputs_b⟩; may be called for several seeds."""
         edges = [edge for calls in self.calls.values() for _, edge in calls]
-        found = torch.autograd.grad(self.outputs, edges, seed, retain_graph=True, allow_unused=True)
+        with torch.enable_grad():
+            total = (self.outputs * seed).sum()  # a scalar: for a given gradient torch would first import sympy
+        found = torch.autograd.grad(total, edges, retain_graph=True, allow_unused=True)
         gradients, at = {}, 0
         for name, calls in self.calls.items():
             parts = []

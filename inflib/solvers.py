@@ -57,13 +57,13 @@ def conjugate_gradients(
 ) -> Solution:
     """(C + diag λ)⁻¹ v by conjugate gradients, to a tolerance, or for a given number of steps.
 
-    steps=None: until every relative residual, computed afresh at the end, is at most ``tolerance``. Raises
-    NotConvergedError after ``max_steps``, or where rounding allows no more.
+    steps=None: until every relative residual is at most ``tolerance``. Raises NotConvergedError after ``max_steps``, or
+    where rounding allows no more.
     steps=k: k steps, whatever residual they reach; 0 is the preconditioner's own answer P⁻¹v (v itself without one),
     and 1 the best multiple of it.
 
-    Raises ValueError where the damped curvature or the preconditioner is not positive definite. Source: Hestenes &
-    Stiefel 1952.
+    The residual returned is computed afresh at the end, by one more product. Raises ValueError where the damped
+    curvature or the preconditioner is not positive definite. Source: Hestenes & Stiefel 1952.
     """
     system = _System.of(curvature, v, damping, preconditioner)
     if steps is not None:
@@ -71,8 +71,8 @@ def conjugate_gradients(
             raise ValueError(f"steps={steps}; expected a whole number of conjugate-gradient steps, 0 or more.")
         if steps == 0:
             return system.solution(system.precondition(system.b), 0)
-        x, r, used = _descend(system, torch.zeros_like(system.b), system.b, steps, 0.0)
-        return Solution(system.stacks(x), system.relative(r), used)
+        x, _, used = _descend(system, torch.zeros_like(system.b), system.b, steps, 0.0)
+        return system.solution(x, used)
     x, r, used = torch.zeros_like(system.b), system.b, 0
     before = float("inf")
     while True:
