@@ -8,8 +8,8 @@ many steps from EK-FAC's answer towards (G + diag λ)⁻¹ v:
     steps → ∞      the exact solve
 
 Each step walks over the data once, for all vectors together, and so does finding the residual. A truncated solve is not
-linear in v, so in a score only the query side is solved, as ``influence`` does. ``solve_with_residual`` says how far the
-dial has come.
+linear in v, so in a score only the query side is solved, as ``influence`` does. ``solve_with_residual`` says how far
+the dial has come.
 """
 
 from __future__ import annotations

@@ -199,7 +199,7 @@ def copied(to: Path) -> Path:
     for file in (ROOT / "tests").glob("*.py"):
         shutil.copy(file, to / "tests")
     shutil.copy(ROOT / "pyproject.toml", to)
-    # the switch imports torch's compiler, a third of such a process's time, and one thread on a CPU needs none
+    # the switch imports torch's compiler, a quarter of such a process's time, and one thread on a CPU needs none
     conftest = to / "tests" / "conftest.py"
     text = conftest.read_text(encoding="utf-8").replace("torch.use_deterministic_algorithms(True)\n", "")
     conftest.write_text(text, encoding="utf-8")
