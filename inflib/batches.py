@@ -13,6 +13,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -220,6 +221,12 @@ def preserved_rng() -> Iterator[None]:
         torch.set_rng_state(state)
 
 
+def check_seed(seed: Any) -> None:
+    """Raise ValueError for what is no seed of a label stream (a fraction would share another seed's streams)."""
+    if not (isinstance(seed, Integral) and 0 <= int(seed) < 2**64):
+        raise ValueError(f"seed is {seed!r}; expected a whole number from 0 to 2**64 − 1. Leave it at seed=0.")
+
+
 class LabelStreams:
     """Uniform numbers in (0, 1) for sampled labels; example n, pass p, draw k has a stream of its own.
 
@@ -228,8 +235,7 @@ class LabelStreams:
     """
 
     def __init__(self, seed: int, pass_: int, draw: int):
-        if not 0 <= seed < 2**64:
-            raise ValueError(f"seed is {seed}; expected a whole number from 0 to 2**64 − 1.")
+        check_seed(seed)
         self._philox = np.random.Philox(0)
         self._state = self._philox.state
         self._state["state"]["key"] = np.array([seed, (pass_ << 32) | draw], dtype=np.uint64)

@@ -395,7 +395,10 @@ def resolve_damping(curvature: Curvature, damping: Damping = None) -> dict[str, 
         _check_known(damping, curvature.layers)
         missing = [name for name in curvature.layers if name not in damping]
         if missing:
-            raise ValueError(f"damping has no number for layer {missing[0]!r}; expected one for every layer.")
+            raise ValueError(
+                f"damping has no number for layer {missing[0]!r}; expected one for every layer. Start from "
+                "damping_of(curvature), which has them all."
+            )
         numbers = {name: damping[name] for name in curvature.layers}
     else:
         numbers = dict.fromkeys(curvature.layers, damping)

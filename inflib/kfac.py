@@ -11,12 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .batches import Batch, Data, Order, walk
+from .batches import Batch, Data, Order, check_seed, walk
 from .hooks import Recording, check_capture, check_finite, check_mode, forward
 from .layers import Layer, LayerSpec, select
 from .objectives import Objective, label_kind, label_seeds
@@ -49,8 +50,11 @@ class Fit:
         progress: bool = True,
     ) -> Fit:
         """Check the arguments and choose the layers."""
-        if draws < 1 or int(draws) != draws:
-            raise ValueError(f"draws={draws}; expected a whole number of label draws per example, at least 1.")
+        if not (isinstance(draws, Integral) and int(draws) >= 1):
+            raise ValueError(
+                f"draws={draws!r}; expected a whole number of label draws per example, at least 1. Leave it at draws=1."
+            )
+        check_seed(seed)
         check_mode(model)
         chosen = select(model, layers, note=True)
         return cls(
@@ -59,8 +63,8 @@ class Fit:
             data,
             chosen,
             label_kind(objective, labels),
-            draws,
-            seed,
+            int(draws),
+            int(seed),
             progress,
             Order("train"),
         )

@@ -89,15 +89,19 @@ class CrossEntropy(Objective):
 
     def check(self, outputs: Tensor, targets: Any) -> None:
         if outputs.ndim != 2:
-            raise ValueError(f"CrossEntropy got outputs of shape {tuple(outputs.shape)}; expected logits (B, C).")
+            raise ValueError(
+                f"CrossEntropy got outputs of shape {tuple(outputs.shape)}; expected logits (B, C). "
+                "Have the model return one row of logits per example."
+            )
         _check_targets(targets, outputs, outputs.shape[:1], "CrossEntropy", "class indices (B,)")
-        if targets.is_floating_point():
+        if targets.dtype != torch.int64:
             raise ValueError(f"CrossEntropy got {targets.dtype} targets; expected class indices: targets.long().")
         low, high = int(targets.min()), int(targets.max())
         if low < 0 or high >= outputs.shape[1]:
             raise ValueError(
                 f"CrossEntropy got targets from {low} to {high}; expected 0 to {outputs.shape[1] - 1}, "
-                f"because the model has {outputs.shape[1]} outputs."
+                f"because the model has {outputs.shape[1]} outputs. Number the classes from 0, or give the model an "
+                "output for each of them."
             )
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -131,6 +135,10 @@ class SquaredError(Objective):
 
     def check(self, outputs: Tensor, targets: Any) -> None:
         _check_targets(targets, outputs, outputs.shape, "SquaredError", "one target per output")
+        if targets.dtype == torch.bool:
+            raise ValueError(
+                f"SquaredError got {targets.dtype} targets; expected numbers: targets.to({outputs.dtype})."
+            )
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return (
@@ -159,7 +167,10 @@ class Bernoulli(Objective):
         _check_targets(targets, outputs, outputs.shape, "Bernoulli", "one target per logit")
         low, high = float(targets.min()), float(targets.max())
         if not 0 <= low <= high <= 1:
-            raise ValueError(f"Bernoulli got targets from {low:g} to {high:g}; expected values in [0, 1].")
+            raise ValueError(
+                f"Bernoulli got targets from {low:g} to {high:g}; expected values in [0, 1]. "
+                "Rescale them, or use SquaredError for targets on another scale."
+            )
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         loss = F.binary_cross_entropy_with_logits(outputs, targets.to(outputs.dtype), reduction="none")
@@ -254,7 +265,9 @@ def _unit_seeds(scale: Tensor) -> Iterator[Tensor]:
 def _check_targets(targets: Any, outputs: Tensor, shape: torch.Size, who: str, expected: str) -> None:
     if not isinstance(targets, Tensor) or targets.shape != shape:
         came = tuple(targets.shape) if isinstance(targets, Tensor) else type(targets).__name__
-        raise ValueError(f"{who} got targets of shape {came}; expected {tuple(shape)}: {expected}.")
+        same = isinstance(targets, Tensor) and targets.numel() == shape.numel()
+        fix = f"y.reshape({tuple(shape)})" if same else "look at what the batches hold beside the inputs"
+        raise ValueError(f"{who} got targets of shape {came}; expected {tuple(shape)}: {expected}. Fix: {fix}.")
     if targets.device != outputs.device:
         raise ValueError(
             f"{who} got targets on {targets.device}, outputs on {outputs.device}; expected one device. "

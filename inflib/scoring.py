@@ -94,8 +94,11 @@ def predicted_change(scores: Tensor, n_train: int, remove: bool = True) -> Tenso
 
     Deleting example n of N is ε = −1/N. Comparable with what retraining without it measures. Shape as ``scores``.
     """
-    if n_train < 1:
-        raise ValueError(f"n_train={n_train}; expected the number of training examples, at least 1.")
+    if not n_train >= 1:  # so that NaN is refused too
+        raise ValueError(
+            f"n_train={n_train}; expected the number of training examples, at least 1. Use len(dataset), or "
+            "scores.shape[1] where the training side was the whole training set."
+        )
     return scores * ((-1 if remove else 1) / n_train)
 
 
@@ -274,7 +277,7 @@ def kept(keep: Iterable[str]) -> bool:
     kept = (keep,) if isinstance(keep, str) else tuple(keep)
     unknown = [axis for axis in kept if axis != "layer"]
     if unknown:
-        raise ValueError(f"keep={unknown[0]!r}; expected ('layer',) or ().")
+        raise ValueError(f"keep={unknown[0]!r}; expected ('layer',) or (). Leave it out for one score a pair.")
     return bool(kept)
 
 

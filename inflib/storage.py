@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from torch import Tensor, nn
 
@@ -72,27 +72,35 @@ def load(path: str | Path, model: nn.Module) -> Kronecker:
 
 
 def write_safetensors(tensors: dict[str, Tensor], metadata: dict[str, str], path: Path) -> None:
-    """Write to a temporary name beside ``path``, then rename."""
+    """Write to a temporary name beside ``path``, then rename. The same contents give the same bytes."""
     from safetensors.torch import save_file
 
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
-    os.close(handle)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"cannot write {path}: expected its folder to exist. Create {path.parent} first.")
+    temporary = path.with_name(f"{path.name}.{uuid4().hex}.part")
     try:
-        save_file(tensors, temporary, metadata)
+        temporary.touch(exist_ok=False)
+        mode = temporary.stat().st_mode  # what the umask asks for; safetensors makes files for their owner only
+        # one entry, because safetensors writes several in an order that changes from call to call
+        save_file(tensors, temporary, {"inflib": json.dumps(metadata, sort_keys=True)})
+        temporary.chmod(mode)
         os.replace(temporary, path)
     finally:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """(tensors, metadata) of a safetensors file; ValueError where it is damaged."""
     from safetensors import SafetensorError, safe_open
 
-    if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist; expected a file written by inflib.save.")
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise FileNotFoundError(f"{path} {what}; expected a file written by inflib.save. Check the path.")
     try:
         with safe_open(str(path), framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+            metadata = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        return tensors, json.loads(metadata["inflib"]) if "inflib" in metadata else metadata
     except SafetensorError as error:
         raise ValueError(
             f"{path} is damaged or no safetensors file ({error}); expected one written by inflib.save."

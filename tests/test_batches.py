@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -11,12 +12,13 @@ import numpy as np
 import pytest
 import torch
 from networks import Plain, TwoInputs, batches, make
+from oracle import assert_close
 from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Sampler, TensorDataset, WeightedRandomSampler
 
 import inflib
 from inflib import CrossEntropy, capture, ekfac, gauss_newton, influence, self_influence
-from inflib.batches import chunks, fingerprint, walk
+from inflib.batches import LabelStreams, chunks, fingerprint, walk
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -55,8 +57,22 @@ def test_unequal_batches_and_a_last_batch_of_one_are_fine() -> None:
     case = make(n=CASE_SIZE)
     expected = scored([(case.x, case.y)])
     for splits in (22, [1, 2, 9], [22]):
-        assert torch.allclose(scored(batches(case.x, case.y, splits)), expected, rtol=1e-11)
-    assert torch.allclose(scored(DataLoader(dataset(), batch_size=11)), expected, rtol=1e-11)
+        assert_close(scored(batches(case.x, case.y, splits)), expected, 1e-12)
+    assert_close(scored(DataLoader(dataset(), batch_size=11)), expected, 1e-12)  # 11, 11 and 1
+
+
+@pytest.mark.parametrize("labels", ["expected", "sampled", "observed"])
+def test_a_last_batch_of_one_changes_nothing_from_the_fit_to_the_scores(labels: str) -> None:
+    case = make(n=CASE_SIZE)
+    found = []
+    for data in ([(case.x, case.y)], batches(case.x, case.y, 22), batches(case.x, case.y, [1, 2, 9])):
+        curvature = ekfac(case.model, case.objective, data, labels=labels, seed=2, progress=False)
+        scores = influence(case.model, case.objective, data, data, curvature, progress=False)
+        own = self_influence(case.model, case.objective, data, curvature, progress=False)
+        found.append((curvature.to_dense(), scores, own))
+    for others in found[1:]:
+        for came, expected in zip(others, found[0], strict=True):
+            assert_close(came, expected, 1e-12)
 
 
 def test_empty_batches_are_passed_over() -> None:
@@ -96,6 +112,61 @@ def test_progress_false_is_silent_and_progress_shows_nothing_of_short_runs(capsy
     printed = capsys.readouterr()
     assert printed.out == ""
     assert printed.err == ""
+
+
+@pytest.fixture
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bar waits 0.05 s, not two seconds, before it shows."""
+    import tqdm.auto
+
+    shown = tqdm.auto.tqdm
+
+    def sooner(*args: Any, **options: Any) -> Any:
+        assert options["delay"] == 2.0
+        return shown(*args, **{**options, "delay": 0.05, "mininterval": 0.0})
+
+    monkeypatch.setattr(tqdm.auto, "tqdm", sooner)
+    monkeypatch.delenv("TQDM_DISABLE", raising=False)
+
+
+class Slow:
+    def __init__(self, data: list[Any]):
+        self.data = data
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch in self.data:
+            time.sleep(0.04)
+            yield batch
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+
+@pytest.mark.usefixtures("_impatient")
+def test_slow_data_shows_a_bar_on_stderr_with_what_is_done_and_how_much_there_is(
+    capsys: pytest.CaptureFixture,
+) -> None:
+    case = make(n=8)
+    ekfac(case.model, case.objective, Slow(batches(case.x, case.y, 2)))
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "second moments" in printed.err
+    assert "corrected eigenvalues" in printed.err
+    assert "/4" in printed.err
+
+
+@pytest.mark.usefixtures("_impatient")
+@pytest.mark.parametrize("how", ["progress=False", "TQDM_DISABLE=1"])
+def test_slow_data_prints_nothing_where_silence_is_asked_for(
+    how: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    if how == "TQDM_DISABLE=1":
+        monkeypatch.setenv("TQDM_DISABLE", "1")
+    case, progress = make(n=8), how != "progress=False"
+    slow = Slow(batches(case.x, case.y, 2))
+    curvature = ekfac(case.model, case.objective, slow, progress=progress)
+    influence(case.model, case.objective, slow, slow, curvature, progress=progress)
+    assert tuple(capsys.readouterr()) == ("", "")
 
 
 def test_chunks_cover_everything_once_within_the_budget() -> None:
@@ -198,6 +269,43 @@ def test_sampled_labels_refuse_an_order_that_changes_between_passes(how: str) ->
         ekfac(case.model, case.objective, SHUFFLING[order](), labels="sampled", progress=False)
 
 
+class SwapsLater:
+    """Begins with the same batch always and swaps two later ones from one pass to the next."""
+
+    def __init__(self) -> None:
+        self.data, self.passes = _batches(), 0
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        self.passes += 1
+        order = list(range(len(self.data)))
+        if self.passes > 1:
+            order[4], order[7] = 7, 4
+        return iter([self.data[i] for i in order])
+
+
+def test_sampled_labels_find_a_change_of_order_in_the_batch_where_it_is() -> None:
+    case = make(n=CASE_SIZE)
+    with pytest.raises(ValueError, match=r"train does not keep its order \(batch 4 differed between two passes\)"):
+        ekfac(case.model, case.objective, SwapsLater(), labels="sampled", progress=False)
+
+
+class Grows:
+    """One batch more on every pass."""
+
+    def __init__(self) -> None:
+        self.passes = 0
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        self.passes += 1
+        return iter(_batches()[: 5 + self.passes])
+
+
+def test_sampled_labels_refuse_data_that_grows() -> None:
+    case = make(n=CASE_SIZE)
+    with pytest.raises(ValueError, match=r"train does not keep its order \(batch 6 differed"):
+        ekfac(case.model, case.objective, Grows(), labels="sampled", progress=False)
+
+
 @pytest.mark.parametrize("how", ["shuffle=True", "torch, later", "torch, at once", "numpy, later"])
 def test_fits_with_expected_labels_do_not_mind_the_order(how: str) -> None:
     case = make(n=CASE_SIZE)
@@ -241,6 +349,40 @@ def test_a_fingerprint_sees_values_dtypes_and_shapes_in_any_nesting() -> None:
     assert len({fingerprint(b) for b in seen}) == len(seen)
     assert fingerprint((x, y)) == fingerprint((x.clone(), y.clone()))
     assert fingerprint((x.T, y)) == fingerprint((x.T.contiguous(), y))
+
+
+# --- randomness -------------------------------------------------------------------------------------------------------------
+
+# (seed, pass, draw, example) → its first two numbers
+PINNED = {
+    (0, 0, 0, 0): (0.011546754286331617, 0.24154919656271817),
+    (0, 0, 0, 1): (0.3421827847423347, 0.5765144536585864),
+    (0, 0, 1, 0): (0.8133540609793564, 0.7513314251083365),
+    (0, 1, 0, 0): (0.409952270588319, 0.646181355623981),
+    (1, 0, 0, 0): (0.30356803430675866, 0.848708749685777),
+    (2**64 - 1, 1, 3, 10**6): (0.6125784993881975, 0.22118886718689018),
+}
+
+
+def test_the_first_uniforms_of_every_kind_of_stream_stay_what_they_are() -> None:
+    """Philox is the same everywhere: another number here would give every saved sampled curvature other labels."""
+    came = [LabelStreams(*key).uniforms(n, 1, 2)[0] for *key, n in PINNED]
+    assert_close(torch.stack(came), torch.tensor(list(PINNED.values())), 1e-15)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_walk_over_a_loader_leaves_the_global_generators_as_they_were(workers: int) -> None:
+    np.random.seed(1)  # noqa: NPY002
+    loader = DataLoader(dataset(), batch_size=4, shuffle=True, num_workers=workers)
+    torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    seen = 0
+    for batch in walk(loader, progress=False):
+        seen += batch.size
+        assert torch.equal(torch.get_rng_state(), torch_state)
+    assert seen == CASE_SIZE
+    next(walk(loader, progress=False))  # left half way
+    assert torch.equal(torch.get_rng_state(), torch_state)
+    assert np.array_equal(np.random.get_state()[1], numpy_state)  # noqa: NPY002
 
 
 # --- what is refused ------------------------------------------------------------------------------------------------------------

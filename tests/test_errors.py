@@ -6,18 +6,19 @@ backward pass, a hook, the loss, the sampler, the data. Every call of every publ
 
 from __future__ import annotations
 
-import warnings
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from networks import Plain, Residual, make, snapshot
+from networks import Plain, Residual, Twice, make, snapshot
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import inflib
-from inflib import CoverageNote, CrossEntropy, capture, influence, self_influence
+from inflib import CrossEntropy, capture, influence, predicted_change, self_influence
 from inflib.layers import _KINDS, positions_last
 
 pytestmark = [
@@ -256,26 +257,370 @@ def test_the_model_still_trains_as_before_after_all_of_it() -> None:
         assert torch.equal(p, q)
 
 
-def test_every_error_of_ours_says_what_came_what_was_expected_and_the_fix() -> None:
-    """A sample across the library; each has its own test of its own words beside what it guards."""
-    case = make(**CASE)
-    curvature = inflib.ekfac(case.model, case.objective, case.train, progress=False)
-    model, objective, train = case.model, case.objective, case.train
-    for call in (
-        lambda: inflib.ekfac(nn.Sequential(nn.Linear(3, 3), nn.Dropout()), objective, train),
-        lambda: inflib.ekfac(model, objective, []),
-        lambda: inflib.ekfac(model, objective, iter(train)),
-        lambda: inflib.ekfac(model, objective, train, layers="nothing"),
-        lambda: inflib.ekfac(model, objective, train, labels="nothing"),
-        lambda: inflib.ekfac(model, objective, [(case.x, case.y + 1)]),
-        lambda: inflib.ekfac(model, objective, [(case.x.float(), case.y)]),
-        lambda: inflib.ekfac(model, objective, [(case.x / 0, case.y)]),
-        lambda: influence(model, objective, train, train, curvature, damping=-1),
-        lambda: influence(model, objective, train, train, curvature, measurement="nothing"),
-    ):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", CoverageNote)
-            with pytest.raises((ValueError, TypeError, RuntimeError, FloatingPointError)) as error:
-                call()
-        assert "xpected" in str(error.value)
-        assert str(error.value).rstrip().endswith((".", ")"))
+# --- what the messages say ----------------------------------------------------------------------------------------------
+
+Row = tuple[Callable[[], Any], type[Exception], str, str, str]
+
+
+def errors() -> dict[str, Row]:
+    """What a user does wrong → (the call, its error, what came, what was expected, the fix), the last three as words."""
+    case, twin = make(**CASE), make("SquaredError", **CASE)
+    model, objective, train, x, y = case.model, case.objective, case.train, case.x, case.y
+    yes_no = make("Bernoulli", **CASE)
+    curvature = inflib.ekfac(model, objective, train, progress=False)
+    dense = inflib.gauss_newton(model, objective, train, progress=False)
+    two = Twice()
+    two_curvature = inflib.ekfac(two, objective, train, progress=False)
+
+    def fit(net: nn.Module = model, of: Any = objective, data: Any = train, **options: Any) -> Callable[[], Any]:
+        return lambda: inflib.ekfac(net, of, data, progress=False, **options)
+
+    def score(
+        damping: Any = None, c: Any = curvature, net: Any = model, a: Any = train, q: Any = train, **options: Any
+    ) -> Callable[[], Any]:
+        return lambda: influence(net, objective, a, q, c, damping, progress=False, **options)
+
+    class Mean(CrossEntropy):
+        def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+            return super().loss(outputs, targets).mean()
+
+    class Unused(Plain):
+        def __init__(self) -> None:
+            super().__init__()
+            self.odd = nn.Linear(3, 3)
+
+    class Pairs(Plain):
+        def forward(self, x: Tensor) -> Any:
+            return super().forward(x), x
+
+    dropped = Plain(change=lambda h: nn.functional.dropout(h, 0.5, training=True))
+    bad_x, bad_y = x.clone(), twin.y.clone()
+    bad_x[4, 0], bad_y[4, 0] = float("nan"), float("inf")
+    zero = make(**CASE)
+    zero.model.fc1.weight.data.zero_()
+    flat = inflib.ekfac(zero.model, objective, train, progress=False)
+    modes = [nn.Sequential(nn.Linear(3, 3), m) for m in (nn.Dropout(0.5), nn.BatchNorm1d(3))]
+    value, kind, run = ValueError, TypeError, RuntimeError
+    eval_first = (r"depends on", r"expected eval mode", r"Call model.eval\(\)")
+    finite = (r"expected finite numbers", r"Look at that batch's inputs")
+    devices = (r"expected one device", r"Move the batches: .*x.to\('cpu'\)")
+    again = r"Use a list"
+    index = inflib.TrainIndex.build(model, objective, train, curvature, progress=False)
+    observed = inflib.ekfac(model, objective, train, labels="observed", progress=False)
+    return {
+        "dropout in train mode": (
+            fit(modes[0]),
+            run,
+            r"'1' \(Dropout\) is in train mode.*" + eval_first[0],
+            *eval_first[1:],
+        ),
+        "batch norm in train mode": (fit(modes[1]), run, r"'1' \(BatchNorm1d\) is in train mode", *eval_first[1:]),
+        "functional dropout": (fit(dropped), run, r"draws random numbers", r"expected the same output", eval_first[2]),
+        "a mean loss": (
+            fit(of=Mean(), labels="observed"),
+            value,
+            r"loss has shape \(\)",
+            r"expected one number per example, \(3,\)",
+            r"reduction='none'",
+        ),
+        "an unused layer": (
+            fit(Unused()),
+            value,
+            r"'odd' took no part in the forward pass",
+            r"expected every chosen layer to be used",
+            r"Leave it out with layers=",
+        ),
+        "a pattern for nothing": (
+            fit(layers="blocks.*"),
+            value,
+            r"layers='blocks.\*' matches no layer",
+            r"expected a name or glob",
+            r"among 'fc0', 'fc1'",
+        ),
+        "activations not finite": (
+            fit(data=[(x[:3], y[:3]), (bad_x[3:], y[3:])]),
+            FloatingPointError,
+            r"layer 'fc0': activations of batch 1 hold NaN or infinity",
+            *finite,
+        ),
+        "gradients not finite": (
+            fit(twin.model, twin.objective, [(x[:3], twin.y[:3]), (x[3:], bad_y[3:])], labels="observed"),
+            FloatingPointError,
+            r"layer 'fc0': output gradients of batch 1 hold NaN or infinity",
+            *finite,
+        ),
+        "nothing to fit": (
+            fit(data=[]),
+            value,
+            r"train is empty",
+            r"Expected at least one",
+            r"\(inputs, targets\) batch",
+        ),
+        "damping negative": (
+            score(-1),
+            value,
+            r"layer 'fc0' is -1.0",
+            r"expected a finite number ≥ 0",
+            r"0.1 · mean eigenvalue is the default",
+        ),
+        "damping NaN": (
+            score(float("nan")),
+            value,
+            r"layer 'fc0' is nan",
+            r"expected a finite number",
+            r"is the default",
+        ),
+        "damping 0, singular": (
+            score(0),
+            value,
+            r"layer 'fc\d': damping 0 with a singular curvature \(smallest",
+            r"expected damping > 0",
+            r"Leave it at None .* or use relative\(0.01\)",
+        ),
+        "damping 0, singular, dense": (
+            score(0, dense),
+            value,
+            r"damped matrix is singular \(eigenvalues from",
+            r"expected damping > 0",
+            r"for instance relative\(0.01\)",
+        ),
+        "no gradient reaches a layer": (
+            score(None, flat, zero.model),
+            value,
+            r"layer 'fc0': all its eigenvalues are 0",
+            r"expected damping > 0",
+            r"Give it as a number, or leave the layer out",
+        ),
+        "damping for one layer of two": (
+            score({"fc0": 0.1}),
+            value,
+            r"no number for layer 'fc1'",
+            r"expected one for every layer",
+            r"Start from damping_of",
+        ),
+        "damping for an unknown layer": (
+            score({"fc0": 1, "fc1": 1, "fc7": 1}),
+            value,
+            r"'fc7' is not a layer",
+            r"expected one of",
+            r"fc0, fc1",
+        ),
+        "damping that is no number": (
+            score("small"),
+            kind,
+            r"is 'small'",
+            r"expected a number",
+            r"relative\(factor\) or None",
+        ),
+        "a Hessian without damping": (
+            score(None, inflib.hessian(model, objective, train, progress=False)),
+            value,
+            r"Hessian has no default damping",
+            r"may be indefinite",
+            r"give damping=, for instance damping_of\(gauss_newton",
+        ),
+        "keep": (score(keep=("head",)), value, r"keep='head'", r"expected \('layer',\) or \(\)", r"Leave it out"),
+        "measurement": (
+            score(measurement="loss"),
+            value,
+            r"measurement='loss' is not defined for CrossEntropy",
+            r"expected one of log_likelihood, margin, logit",
+            r"or a callable \(outputs, targets\) -> \(B,\)",
+        ),
+        "labels": (
+            fit(labels="true"),
+            value,
+            r"labels='true'",
+            r"expected one of 'expected', 'sampled', 'observed'",
+            r"or None for the default",
+        ),
+        "draws 0": (fit(draws=0), value, r"draws=0", r"expected a whole number", r"Leave it at draws=1"),
+        "draws 2.0": (fit(draws=2.0), value, r"draws=2.0", r"expected a whole number", r"Leave it at draws=1"),
+        "draws '2'": (fit(draws="2"), value, r"draws='2'", r"expected a whole number", r"Leave it at draws=1"),
+        # whatever the labels: the facts of a curvature hold its seed
+        "seed negative": (fit(seed=-1), value, r"seed is -1", r"expected a whole number from 0", r"Leave it at seed=0"),
+        "seed too large": (fit(seed=2**64), value, r"seed is 18446744073709551616", r"to 2\*\*64 − 1", r"seed=0"),
+        "seed with a fraction": (
+            fit(seed=1.5, labels="sampled"),
+            value,
+            r"seed is 1.5",
+            r"expected a whole number",
+            r"seed=0",
+        ),
+        "seed None": (fit(seed=None, labels="sampled"), value, r"seed is None", r"expected a whole number", r"seed=0"),
+        "classes from 1": (
+            fit(data=[(x, torch.tensor([1, 2, 3, 1, 2]))]),
+            value,
+            r"targets from 1 to 3",
+            r"expected 0 to 2, because the model has 3 outputs",
+            r"Number the classes from 0",
+        ),
+        "classes below 0": (
+            score(q=[(x, torch.tensor([-100, 2, 1, 1, 2]))]),
+            value,
+            r"targets from -100 to 2",
+            r"expected 0 to 2",
+            r"Number the classes from 0",
+        ),
+        "classes in a column": (
+            fit(data=[(x, y[:, None])]),
+            value,
+            r"CrossEntropy got targets of shape \(5, 1\)",
+            r"expected \(5,\): class indices",
+            r"y.reshape\(\(5,\)\)",
+        ),
+        "classes as one-hot": (
+            fit(data=[(x, torch.eye(3)[y])]),
+            value,
+            r"targets of shape \(5, 3\)",
+            r"expected \(5,\): class indices",
+            r"look at what the batches hold",
+        ),
+        **{
+            f"classes as {d}": (
+                fit(data=[(x, y.to(d))]),
+                value,
+                rf"got {d} targets",
+                r"expected class indices",
+                r"targets.long\(\)",
+            )
+            for d in (torch.float64, torch.int32, torch.uint8, torch.bool)
+        },
+        "numbers without their axis": (
+            fit(twin.model, twin.objective, [(x, twin.y[:, 0])]),
+            value,
+            r"SquaredError got targets of shape \(5,\)",
+            r"expected \(5, 3\): one target per output",
+            r"look at what the batches hold",
+        ),
+        "numbers that are bool": (
+            fit(twin.model, twin.objective, [(x, twin.y > 0)]),
+            value,
+            r"SquaredError got torch.bool targets",
+            r"expected numbers",
+            r"targets.to\(torch.float64\)",
+        ),
+        "yes and no as -1 and 1": (
+            fit(yes_no.model, yes_no.objective, [(x, 2 * yes_no.y - 1)]),
+            value,
+            r"Bernoulli got targets from -1 to 1",
+            r"expected values in \[0, 1\]",
+            r"Rescale them",
+        ),
+        "inputs in another dtype": (
+            fit(data=[(x.float(), y)]),
+            value,
+            r"inputs are torch.float32, the model is torch.float64",
+            r"expected one dtype",
+            r"x.to\(torch.float64\) or model.to\(torch.float32\)",
+        ),
+        "queries in another dtype": (
+            score(q=[(x.half(), y)]),
+            value,
+            r"inputs are torch.float16",
+            r"expected one dtype",
+            r"Convert one of them",
+        ),
+        "queries on another device": (
+            score(q=[(x.to("meta"), y)]),
+            value,
+            r"inputs are on meta, the model is on cpu",
+            *devices,
+        ),
+        "targets on another device": (
+            score(q=[(x, y.to("meta"))]),
+            value,
+            r"targets on meta, outputs on cpu",
+            r"expected one device",
+            r"y.to\('cpu'\)",
+        ),
+        "a curvature of another shape": (
+            score(net=make(widths=(3, 6, 3)).model),
+            value,
+            r"layer 'fc0'.*the model has \(6, 4\)",
+            r"made for \(4, 4\)",
+            r"refit it",
+        ),
+        "a curvature of other layers": (
+            score(net=nn.Sequential(nn.Linear(3, 3))),
+            value,
+            r"layers='fc0' matches no layer",
+            r"expected a name or glob",
+            r"among '0'",
+        ),
+        "an index of a layer called twice": (
+            lambda: inflib.TrainIndex.build(two, objective, train, two_curvature, progress=False),
+            value,
+            r"is applied 2 times an example",
+            r"expects once \(T = 1\)",
+            r"Use inflib.influence",
+        ),
+        "an index without a basis": (
+            lambda: inflib.TrainIndex.build(model, objective, train, dense, progress=False),
+            kind,
+            r"Dense has none",
+            r"needs an eigenbasis",
+            r"Use ekfac or kfac",
+        ),
+        "an index in another basis": (
+            lambda: index.influence(model, objective, train, observed),
+            value,
+            r"EK-FAC curvature has another eigenbasis",
+            r"expected one fitted with the same data",
+            r"Build an index for it",
+        ),
+        "no training examples": (
+            lambda: predicted_change(torch.ones(1, 1), 0),
+            value,
+            r"n_train=0",
+            r"at least 1",
+            r"Use len\(dataset\)",
+        ),
+        "NaN training examples": (
+            lambda: predicted_change(torch.ones(1, 1), float("nan")),
+            value,
+            r"n_train=nan",
+            r"at least 1",  # type: ignore[arg-type]
+            r"Use len\(dataset\)",
+        ),
+        "a model that returns a tuple": (
+            fit(Pairs()),
+            kind,
+            r"returned a tuple of 2",
+            r"expected a tensor or an object with .logits",
+            r"Wrap the model",
+        ),
+        "batches of three": (
+            fit(data=[(x, x, y)]),
+            kind,
+            r"train: batch 0 is a tuple of 3",
+            r"expected a pair",
+            r"Wrap several model inputs",
+        ),
+        "a generator": (
+            score(a=(b for b in train)),
+            kind,
+            r"train is a one-shot iterator",
+            r"expected something that can be walked",
+            again,
+        ),
+        "a shuffling loader": (
+            score(a=DataLoader(TensorDataset(x, y), shuffle=True)),
+            value,
+            r"train does not keep its order \(its sampler",
+            r"expected the same examples in the same order",
+            r"shuffle=False",
+        ),
+    }
+
+
+@pytest.mark.parametrize("what", errors())
+def test_an_error_says_what_came_what_was_expected_and_the_fix(what: str) -> None:
+    call, error, came, expected, fix = errors()[what]
+    with pytest.raises(error, match=rf"(?s){came}") as raised:
+        call()
+    assert type(raised.value) is error
+    said = str(raised.value)
+    assert re.search(expected, said), said
+    assert re.search(fix, said), said
+    assert said[-1] in ".)"

@@ -3,16 +3,36 @@
 from __future__ import annotations
 
 import json
+import os
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from networks import Tied, make
 from oracle import assert_close
 from torch import nn
 
-from inflib import diagonal, ekfac, gauss_newton, identity, influence, kfac, load, save, untied
+from inflib import (
+    Facts,
+    Kronecker,
+    diagonal,
+    ekfac,
+    gauss_newton,
+    identity,
+    influence,
+    kfac,
+    load,
+    relative,
+    save,
+    untied,
+)
 from inflib.storage import read_safetensors, write_safetensors
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -83,14 +103,81 @@ def test_a_failed_write_keeps_the_old_file_and_leaves_no_pieces(
     save(ekfac(case.model, case.objective, case.train, progress=False), path)
     before = path.read_bytes()
 
+    def fails_half_way(_: Any, to: Any, *rest: Any) -> None:
+        Path(to).write_bytes(before[: len(before) // 2])
+        raise OSError("disk full")
+
     def fails(*_: Any) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr("safetensors.torch.save_file", fails)
-    with pytest.raises(OSError, match="disk full"):
-        save(kfac(case.model, case.objective, case.train, progress=False), path)
-    assert path.read_bytes() == before
-    assert [p.name for p in tmp_path.iterdir()] == ["f"]
+    for what, instead in (("safetensors.torch.save_file", fails_half_way), ("os.replace", fails)):
+        with monkeypatch.context() as patched:
+            patched.setattr(what, instead)
+            with pytest.raises(OSError, match="disk full"):
+                save(kfac(case.model, case.objective, case.train, progress=False), path)
+        assert path.read_bytes() == before
+        assert [p.name for p in tmp_path.iterdir()] == ["f"]
+
+
+@pytest.mark.parametrize("damping", [0.25, relative(0.03), 0.0])
+def test_the_default_damping_comes_back_and_gives_the_same_numbers(damping: Any, tmp_path: Path) -> None:
+    case = make()
+    before = replace(ekfac(case.model, case.objective, case.train, progress=False), default_damping=damping)
+    save(before, tmp_path / "f")
+    after = load(tmp_path / "f", case.model)
+    assert after.default_damping == damping
+    if damping:  # 0 is singular here
+        one, two = before.inverse_eigenvalues(), after.inverse_eigenvalues()
+        assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_saving_what_was_loaded_gives_the_same_bytes_and_the_same_scores(tmp_path: Path) -> None:
+    case = make(n=8)
+    save(ekfac(case.model, case.objective, case.train, progress=False), tmp_path / "f")
+    once = load(tmp_path / "f", case.model)
+    save(once, tmp_path / "g")
+    again = load(tmp_path / "g", case.model)
+    one, two = (
+        influence(case.model, case.objective, case.train, case.queries, c, progress=False) for c in (once, again)
+    )
+    assert torch.equal(one, two)
+    assert (tmp_path / "f").read_bytes() == (tmp_path / "g").read_bytes()
+
+
+SAVES = """
+import sys, torch
+from inflib import Facts, Kronecker, save
+values, Q_S, Q_A = ({"fc": torch.eye(2) + k} for k in (1, 0, 0))
+save(Kronecker(values, Q_S, Q_A, Facts("EK-FAC", "expected", 1, 0, 3, "w")), sys.argv[1])
+"""
+
+
+def test_the_same_curvature_gives_the_same_bytes_every_time_and_in_every_process(tmp_path: Path) -> None:
+    values, Q_S, Q_A = ({"fc": torch.eye(2, dtype=torch.float32) + k} for k in (1, 0, 0))
+    for k in range(20):  # metadata of several entries would come in an order of chance
+        save(Kronecker(values, Q_S, Q_A, Facts("EK-FAC", "expected", 1, 0, 3, "w")), tmp_path / str(k))
+    root = str(Path(__file__).resolve().parent.parent)
+    subprocess.run([sys.executable, "-c", SAVES, tmp_path / "elsewhere"], check=True, cwd=root, timeout=120)
+    assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1
+
+
+@pytest.fixture
+def umask() -> Iterator[None]:
+    before = os.umask(0)
+    yield
+    os.umask(before)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="file modes are POSIX's")
+@pytest.mark.usefixtures("umask")
+@pytest.mark.parametrize("mask", [0o022, 0o027, 0o077])
+def test_a_saved_file_may_be_read_by_those_who_may_read_any_new_file(mask: int, tmp_path: Path) -> None:
+    case = make()
+    curvature = ekfac(case.model, case.objective, case.train, progress=False)
+    os.umask(mask)
+    for _ in range(2):  # new, and over an old one
+        save(curvature, tmp_path / "f")
+        assert stat.S_IMODE((tmp_path / "f").stat().st_mode) == 0o666 & ~mask
 
 
 # --- what is refused ------------------------------------------------------------------------------------------------------------
@@ -144,10 +231,31 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
         load(tmp_path / "nothing.safetensors", make().model)
 
 
-@pytest.mark.parametrize("damage", ["cut short", "other bytes", "empty"])
+def test_a_folder_is_no_file_and_a_folder_that_is_missing_is_named(tmp_path: Path) -> None:
+    case = make()
+    with pytest.raises(FileNotFoundError, match=r"is a folder; expected a file written by inflib.save. Check the path"):
+        load(tmp_path, case.model)
+    curvature = ekfac(case.model, case.objective, case.train, progress=False)
+    with pytest.raises(
+        FileNotFoundError, match=r"cannot write .*nowhere.*f: expected its folder to exist. Create .*nowhere first"
+    ):
+        save(curvature, tmp_path / "nowhere" / "f")
+
+
+DAMAGE = {
+    "cut short by much": lambda whole: whole[: len(whole) // 2],
+    "cut short by one byte": lambda whole: whole[:-1],
+    "cut in the header": lambda whole: whole[:20],
+    "a byte too many": lambda whole: whole + b"0",
+    "a header that is no JSON": lambda whole: whole[:8] + b"?" + whole[9:],
+    "other bytes": lambda whole: b"not a safetensors file",
+    "empty": lambda whole: b"",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_file_is_refused(saved: Path, damage: str) -> None:
-    whole = saved.read_bytes()
-    saved.write_bytes({"cut short": whole[:-100], "other bytes": b"not a safetensors file", "empty": b""}[damage])
+    saved.write_bytes(DAMAGE[damage](saved.read_bytes()))
     with pytest.raises(ValueError, match=r"factors.safetensors is damaged or no safetensors file .*inflib.save"):
         load(saved, make().model)
 
@@ -160,6 +268,9 @@ def test_a_file_of_another_format_is_refused(saved: Path) -> None:
     ):
         load(saved, make().model)
     write_safetensors({"weight": torch.ones(3)}, {}, saved)
+    with pytest.raises(ValueError, match=r"of format None; expected"):
+        load(saved, make().model)
+    safetensors.torch.save_file({"weight": torch.ones(3)}, saved)  # another program's, without metadata
     with pytest.raises(ValueError, match=r"of format None; expected"):
         load(saved, make().model)
 
