@@ -63,6 +63,21 @@ def test_a_minimum_on_a_kink_ends_the_row_and_shows_in_its_gradient_norm() -> No
     assert float(found.gradient_norm[0]) <= 1e-8 < 1e-2 < float(found.gradient_norm[1])
 
 
+def test_a_row_whose_value_no_longer_falls_by_what_the_tolerance_counts_ends_early() -> None:
+    bend = torch.tensor([1.0, 3.0, 10.0])
+
+    def valley(u: Tensor, rows: Tensor) -> Tensor:  # kinks along a curve and along a diagonal, 0 at the minimum
+        kinks = bend[rows] * (u[:, 1] - u[:, 0] ** 2).abs() + (u[:, 2] - u[:, 3]).abs()
+        return kinks + (1 - u[:, 0]) ** 2 + 0.1 * (u[:, 2:] ** 2).sum(1)
+
+    start = torch.tensor([[-1.2, 1.0, 3.0, -2.0, 1.0]]).expand(3, 5)
+    coarse, fine = (minimise(with_gradient(valley), start, t, 100_000) for t in (1e-3, 1e-6))  # type: ignore[arg-type]
+    for found in (coarse, fine):
+        assert float(found.gradient_norm.min()) > 1e-2  # the gradient never vanishes
+        assert float(valley(found.u, torch.arange(3)).max()) < 1e-2
+    assert coarse.steps < fine.steps
+
+
 def test_a_row_that_starts_at_its_minimum_stays() -> None:
     found = minimise(with_gradient(lambda u, rows: (u**2).sum(1)), torch.zeros(2, 3), 1e-6, 10)  # type: ignore[arg-type]
     assert found.steps == 0
