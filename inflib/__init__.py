@@ -58,6 +58,7 @@ from .index import TrainIndex
 from .layers import CoverageNote, coverage, register, untied
 from .objectives import Bernoulli, CrossEntropy, Objective, SquaredError
 from .scoring import influence, predicted_change, self_influence
+from .sequences import NextToken, completion, token_batches
 from .storage import load, save
 
 __version__ = "0.1.0"
@@ -73,11 +74,13 @@ __all__ = [
     "Implicit",
     "IndefiniteWarning",
     "Kronecker",
+    "NextToken",
     "Objective",
     "Pair",
     "SquaredError",
     "TrainIndex",
     "capture",
+    "completion",
     "coverage",
     "damping_of",
     "diagonal",
@@ -94,5 +97,6 @@ __all__ = [
     "relative",
     "save",
     "self_influence",
+    "token_batches",
     "untied",
 ]

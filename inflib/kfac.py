@@ -21,6 +21,7 @@ from .batches import Batch, Data, Order, check_seed, walk
 from .hooks import Recording, check_capture, check_finite, check_mode, forward
 from .layers import Layer, LayerSpec, select
 from .objectives import Objective, label_kind, label_seeds
+from .sequences import positions_present, present_rows
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ class Moments:
 
     A_sum: dict[str, Tensor]  # (i, i) per layer
     S_sum: dict[str, Tensor]  # (o, o) per layer
-    positions: dict[str, int]  # examples × positions (T) per layer
+    positions: dict[str, int]  # examples × positions (T) per layer, without padding
     examples: int
 
     def A(self, layer: str) -> Tensor:
@@ -144,8 +145,9 @@ def accumulate_moments(fit: Fit) -> Moments:
     positions = dict.fromkeys(fit.layers, 0)
     examples = 0
     for batch, recording, seeds in fit.recordings(0, "second moments", check=True):
+        there = positions_present(batch.inputs)
         for name, a in recording.activations.items():
-            rows = a.flatten(0, 1).to(accumulator(a.dtype))  # (B·T, i)
+            rows = present_rows(a, there).to(accumulator(a.dtype))  # (B·T, i), padding left out
             _add(A, name, rows, 1.0, "activations", batch.index)
             positions[name] += rows.shape[0]
         for seed_, weight in seeds:

@@ -41,8 +41,11 @@ class Objective:
         """Per-example loss ℓ (B,) in nats, summed over an example's parts."""
         raise NotImplementedError(f"{type(self).__name__} must define loss(outputs, targets) -> (B,)")
 
-    def seeds(self, outputs: Tensor) -> Iterator[Tensor]:
-        """Tensors shaped like ``outputs`` with Σ_c s_c s_cᵀ = H_out for every example."""
+    def seeds(self, outputs: Tensor, targets: Any = None) -> Iterator[Tensor]:
+        """Tensors shaped like ``outputs`` with Σ_c s_c s_cᵀ = H_out for every example.
+
+        ``targets`` say only which parts of an example are in the loss; None means all of them. So too in ``sample``.
+        """
         raise NotImplementedError(
             f"{type(self).__name__} has no seeds: expected labels need them; use labels='sampled'"
         )
@@ -51,7 +54,7 @@ class Objective:
         """How many uniform numbers ``sample`` uses for one example."""
         raise NotImplementedError(f"{type(self).__name__} has no sampler; use labels='observed'")
 
-    def sample(self, outputs: Tensor, uniforms: Tensor) -> Any:
+    def sample(self, outputs: Tensor, uniforms: Tensor, targets: Any = None) -> Any:
         """Targets drawn from the model's own label distribution, from uniforms (B, U) in (0, 1)."""
         raise NotImplementedError(f"{type(self).__name__} has no sampler; use labels='observed'")
 
@@ -107,7 +110,7 @@ class CrossEntropy(Objective):
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return F.cross_entropy(outputs, targets, reduction="none")  # (B,)
 
-    def seeds(self, outputs: Tensor) -> Iterator[Tensor]:
+    def seeds(self, outputs: Tensor, targets: Any = None) -> Iterator[Tensor]:
         p = outputs.softmax(-1)  # (B, C)
         for c in range(outputs.shape[-1]):
             e_c = F.one_hot(torch.tensor(c, device=p.device), p.shape[-1]).to(p.dtype)
@@ -116,7 +119,7 @@ class CrossEntropy(Objective):
     def uniforms(self, outputs: Tensor) -> int:
         return 1
 
-    def sample(self, outputs: Tensor, uniforms: Tensor) -> Tensor:
+    def sample(self, outputs: Tensor, uniforms: Tensor, targets: Any = None) -> Tensor:
         p = outputs.double().softmax(-1).cumsum(-1)  # (B, C)
         return torch.searchsorted(p, uniforms.to(p) * p[:, -1:]).squeeze(-1).clamp(max=p.shape[-1] - 1)
 
@@ -145,13 +148,13 @@ class SquaredError(Objective):
             0.5 * (outputs - targets).flatten(1).square().sum(1) if outputs.ndim > 1 else 0.5 * (outputs - targets) ** 2
         )
 
-    def seeds(self, outputs: Tensor) -> Iterator[Tensor]:
+    def seeds(self, outputs: Tensor, targets: Any = None) -> Iterator[Tensor]:
         yield from _unit_seeds(torch.ones_like(outputs))
 
     def uniforms(self, outputs: Tensor) -> int:
         return outputs[0].numel()
 
-    def sample(self, outputs: Tensor, uniforms: Tensor) -> Tensor:
+    def sample(self, outputs: Tensor, uniforms: Tensor, targets: Any = None) -> Tensor:
         noise = torch.special.ndtri(uniforms).to(outputs)  # standard normal, by inversion
         return outputs + noise.reshape(outputs.shape)
 
@@ -176,14 +179,14 @@ class Bernoulli(Objective):
         loss = F.binary_cross_entropy_with_logits(outputs, targets.to(outputs.dtype), reduction="none")
         return loss.flatten(1).sum(1) if loss.ndim > 1 else loss
 
-    def seeds(self, outputs: Tensor) -> Iterator[Tensor]:
+    def seeds(self, outputs: Tensor, targets: Any = None) -> Iterator[Tensor]:
         p = outputs.sigmoid()
         yield from _unit_seeds((p * (1 - p)).sqrt())
 
     def uniforms(self, outputs: Tensor) -> int:
         return outputs[0].numel()
 
-    def sample(self, outputs: Tensor, uniforms: Tensor) -> Tensor:
+    def sample(self, outputs: Tensor, uniforms: Tensor, targets: Any = None) -> Tensor:
         p = outputs.double().sigmoid()
         return (uniforms.to(p).reshape(p.shape) < p).to(outputs.dtype)
 
@@ -221,7 +224,7 @@ def label_seeds(
     """
     outputs = outputs.detach()
     if labels == "expected":
-        for s in objective.seeds(outputs):
+        for s in objective.seeds(outputs, targets):
             yield s, 1.0
     elif labels == "observed":
         yield output_gradient(objective.loss, outputs, targets), 1.0
@@ -229,7 +232,7 @@ def label_seeds(
         count = objective.uniforms(outputs)
         for draw in range(draws):
             u = LabelStreams(seed, pass_, draw).uniforms(start, outputs.shape[0], count).to(outputs.device)
-            drawn = objective.sample(outputs, u)
+            drawn = objective.sample(outputs, u, targets)
             yield output_gradient(objective.loss, outputs, drawn), 1.0 / draws
 
 

@@ -38,10 +38,19 @@ def bernoulli(f: Tensor, y: Tensor) -> Tensor:
     return -(y * p.log() + (1 - y) * (1 - p).log()).sum()
 
 
+def next_token(f: Tensor, y: Tensor) -> Tensor:
+    """Summed over the tokens of one sequence; f (T · V,), y (T,), −100 for a token that does not count."""
+    rows = f.reshape(len(y), -1)
+    log_p = rows - rows.exp().sum(1, keepdim=True).log()
+    chosen = torch.arange(rows.shape[1])[None] == y[:, None]
+    return -(log_p * chosen).sum()
+
+
 LOSSES: dict[str, Formula] = {
     "CrossEntropy": cross_entropy,
     "SquaredError": squared_error,
     "Bernoulli": bernoulli,
+    "NextToken": next_token,
 }
 
 

@@ -40,8 +40,8 @@ def recorded(case: Case) -> tuple[Any, list[list[Tensor]]]:
     drawn_labels: list[Tensor] = []
 
     class Recording(OBJECTIVES[case.name]):  # type: ignore[misc]
-        def sample(self, outputs: Tensor, uniforms: Tensor) -> Tensor:
-            drawn_labels.append(super().sample(outputs, uniforms))
+        def sample(self, outputs: Tensor, uniforms: Tensor, targets: Any = None) -> Tensor:
+            drawn_labels.append(super().sample(outputs, uniforms, targets))
             return drawn_labels[-1]
 
     return Recording(), drawn_labels

@@ -236,7 +236,7 @@ class Poisson(Objective):
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return (outputs.exp() - targets * outputs).sum(1)
 
-    def seeds(self, outputs: Tensor) -> list[Tensor]:
+    def seeds(self, outputs: Tensor, targets: object = None) -> list[Tensor]:
         unit = torch.eye(outputs.shape[1]).to(outputs)
         return [(outputs / 2).exp() * unit[c] for c in range(outputs.shape[1])]
 

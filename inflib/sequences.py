@@ -1,0 +1,265 @@
+"""Language models: a sequence's loss is the sum over its tokens, and a query is a prompt with a completion.
+
+    ℓ_n = −Σ_t log p(token t+1 | tokens ≤ t)                (Grosse et al. 2023, eq. 22)
+    m_q = log p(completion | prompt)                        (eq. 24 and 25)
+
+Two masks, never to be mixed up: a target of −100 leaves a prediction out of the *loss* (a prompt's tokens), while
+``inputs["attention_mask"]`` says which positions are there at all. A padded position counts nowhere; a masked prompt
+position still has activations, which count in A. Labels are drawn for each counted target on its own, and the curvature
+treats the T predictions of a sequence as T outputs of one example, so that H_out has a block diag(p_t) − p_t p_tᵀ each.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .objectives import Objective
+
+IGNORED = -100  # the target of a position that is not in the loss
+MAX_SEEDS = 4096  # backward passes a batch that expected labels may take
+Tokens = Sequence[int] | Tensor  # the ids of one sequence
+
+
+class NextToken(Objective):
+    """Cross-entropy of logits (B, T, V) and targets (B, T), summed over the tokens; −100 leaves a target out.
+
+    Logits at position t are for ``targets[:, t]``: shift the targets, not the logits (``token_batches`` does).
+    Labels are drawn from the model, one per counted target ("sampled"); "expected" takes T · V backward passes a batch
+    and is refused above ``max_seeds`` of them.
+    """
+
+    default_labels = "sampled"
+
+    def __init__(self, max_seeds: int = MAX_SEEDS):
+        self.max_seeds = max_seeds
+
+    def check(self, outputs: Tensor, targets: Any) -> None:
+        if outputs.ndim != 3:
+            raise ValueError(
+                f"NextToken got outputs of shape {tuple(outputs.shape)}; expected logits (B, T, V). "
+                "Have the model return a row of logits for every position of every sequence."
+            )
+        if not isinstance(targets, Tensor) or targets.shape != outputs.shape[:2] or targets.dtype != torch.int64:
+            came = f"{targets.dtype} {tuple(targets.shape)}" if isinstance(targets, Tensor) else type(targets).__name__
+            raise ValueError(
+                f"NextToken got targets {came}; expected token ids int64 {tuple(outputs.shape[:2])}, at each position "
+                "the token that follows. Fix: inputs ids[:, :-1], targets ids[:, 1:]; see inflib.token_batches."
+            )
+        if targets.device != outputs.device:
+            raise ValueError(
+                f"NextToken got targets on {targets.device}, outputs on {outputs.device}; expected one device. "
+                f"Move the targets: y.to('{outputs.device}')."
+            )
+        counted = targets != IGNORED
+        wrong = counted & ((targets < 0) | (targets >= outputs.shape[2]))
+        if bool(wrong.any()):
+            raise ValueError(
+                f"NextToken got the target {int(targets[wrong][0])}; expected 0 to {outputs.shape[2] - 1}, the model's "
+                f"vocabulary, or {IGNORED} for a position that is not in the loss. Check the tokenizer."
+            )
+        if not bool(counted.any(1).all()):
+            raise ValueError(
+                f"sequence {int((~counted.any(1)).nonzero()[0])} of a batch has no target that counts (all are "
+                f"{IGNORED}); expected at least one token to predict. Leave the sequence out, or give it a completion."
+            )
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return self.token_losses(outputs, targets).sum(1)  # (B,)
+
+    def token_losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """−log p of every target, (B, T); 0 where the target is −100."""
+        flat = F.cross_entropy(outputs.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none")
+        return flat.reshape(targets.shape)
+
+    def seeds(self, outputs: Tensor, targets: Any = None) -> Iterator[Tensor]:
+        """√p_tc (e_c − p_t) at one token t at a time: all at once would add products of different tokens' gradients."""
+        V = outputs.shape[2]
+        counted = torch.ones_like(outputs[..., 0], dtype=torch.bool) if targets is None else targets != IGNORED
+        tokens = counted.any(0).nonzero().flatten().tolist()
+        if len(tokens) * V > self.max_seeds:
+            raise ValueError(
+                f"labels='expected' would take {len(tokens):,} tokens × {V:,} classes = {len(tokens) * V:,} backward "
+                f"passes for a batch; expected at most {self.max_seeds:,}. Use labels='sampled' (the default), or "
+                "allow it: NextToken(max_seeds=...)."
+            )
+        p = outputs.softmax(-1)  # (B, T, V)
+        for t in tokens:
+            for c in range(V):
+                s = torch.zeros_like(p)
+                s[:, t] = -p[:, t, c : c + 1].sqrt() * p[:, t] * counted[:, t, None]
+                s[:, t, c] += p[:, t, c].sqrt() * counted[:, t]
+                yield s
+
+    def uniforms(self, outputs: Tensor) -> int:
+        return outputs.shape[1]
+
+    def sample(self, outputs: Tensor, uniforms: Tensor, targets: Any = None) -> Tensor:
+        """Labels (B, T) where targets count; the k-th counted one uses the k-th number, wherever padding puts it."""
+        counted = torch.ones_like(uniforms, dtype=torch.bool) if targets is None else targets != IGNORED
+        own = uniforms.gather(1, (counted.cumsum(1) - 1).clamp_min(0))[..., None]  # (B, T, 1)
+        p = outputs.double().softmax(-1).cumsum(-1)  # (B, T, V)
+        drawn = torch.searchsorted(p, own.to(p) * p[..., -1:]).squeeze(-1).clamp(max=p.shape[-1] - 1)
+        return drawn.where(counted, IGNORED)
+
+    def logit(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The targets' logits, summed over the tokens (B,)."""
+        return self._sum(targets, lambda y: outputs.gather(-1, y[..., None]).squeeze(-1))
+
+    def margin(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The targets' log odds, f_y − log Σ_{c≠y} exp f_c, summed over the tokens (B,)."""
+
+        def odds(y: Tensor) -> Tensor:
+            others = outputs.scatter(-1, y[..., None], -math.inf)
+            return outputs.gather(-1, y[..., None]).squeeze(-1) - others.logsumexp(-1)
+
+        return self._sum(targets, odds)
+
+    def tokens(self, targets: Tensor) -> int:
+        """T, the length of the token axis of ``keep=("token",)``."""
+        return targets.shape[1]
+
+    @staticmethod
+    def _sum(targets: Tensor, each: Callable[[Tensor], Tensor]) -> Tensor:
+        counted = targets != IGNORED
+        return (each(targets.where(counted, 0)) * counted).sum(1)
+
+
+# --- batches -----------------------------------------------------------------------------------------------------
+
+
+def token_batches(
+    sequences: Sequence[Tokens],
+    batch_size: int = 32,
+    *,
+    pad: int = 0,
+    side: str = "right",
+    device: torch.device | str | None = None,
+) -> list[tuple[dict[str, Tensor], Tensor]]:
+    """Sequences of token ids as (inputs, targets) batches, in order: every token but the first is predicted.
+
+    inputs: {"input_ids": (B, T), "attention_mask": (B, T)}, targets (B, T), T the longest of its batch minus one;
+    shorter ones are padded with ``pad`` on ``side`` ("right" or "left"), masked, and their padding is in no loss.
+    Raises ValueError for no sequence, or one of fewer than two tokens.
+    """
+    if side not in ("right", "left"):
+        raise ValueError(f"side={side!r}; expected 'right' or 'left', where the padding goes. Leave it at 'right'.")
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size}; expected at least 1 sequence a batch.")
+    ids = [_ids(tokens, f"sequence {n}") for n, tokens in enumerate(sequences)]
+    for n, tokens in enumerate(ids):
+        if len(tokens) < 2:
+            raise ValueError(
+                f"sequence {n} has {len(tokens)} token(s); expected at least 2: the first is never predicted. "
+                "Leave it out, or start every sequence with a token of its own."
+            )
+    if not ids:
+        raise ValueError("no sequences came; expected at least one list of token ids.")
+    found = []
+    for at in range(0, len(ids), batch_size):
+        some = ids[at : at + batch_size]
+        rows = [(tokens[:-1], tokens[1:]) for tokens in some]
+        found.append(_padded(rows, pad, side, device))
+    return found
+
+
+def completion(
+    prompt: Tokens, completion: Tokens, *, context: int | None = None, device: torch.device | str | None = None
+) -> tuple[dict[str, Tensor], Tensor]:
+    """A query as a batch of one: with ``NextToken`` its log-likelihood is log p(completion | prompt).
+
+    The prompt's own tokens are read but not predicted. ``context``: the longest input the model takes, if known.
+    Raises ValueError for an empty prompt or completion, and for one that does not fit the context.
+    """
+    first, then = _ids(prompt, "the prompt"), _ids(completion, "the completion")
+    if len(first) == 0:
+        raise ValueError(
+            "the prompt is empty; expected at least one token for the completion to follow. Begin it with the token "
+            "that begins a text in training (a newline, a start token)."
+        )
+    if len(then) == 0:
+        raise ValueError("the completion is empty; expected at least one token, whose probability is asked about.")
+    inputs = torch.cat([first, then[:-1]])
+    if context is not None and len(inputs) > context:
+        raise ValueError(
+            f"prompt and completion take {len(inputs)} positions ({len(first)} + {len(then)} tokens, the last is not "
+            f"read); expected at most {context}, the model's context. Shorten the prompt from its beginning."
+        )
+    targets = torch.cat([torch.full_like(first[:-1], IGNORED), then])
+    return _padded([(inputs, targets)], 0, "right", device)
+
+
+def _padded(
+    rows: list[tuple[Tensor, Tensor]], pad: int, side: str, device: torch.device | str | None
+) -> tuple[dict[str, Tensor], Tensor]:
+    length = max(len(inputs) for inputs, _ in rows)
+
+    def fill(x: Tensor, value: int) -> Tensor:
+        missing = length - len(x)
+        return F.pad(x, (0, missing) if side == "right" else (missing, 0), value=value)
+
+    inputs = {
+        "input_ids": torch.stack([fill(x, pad) for x, _ in rows]).to(device),
+        "attention_mask": torch.stack([fill(torch.ones_like(x), 0) for x, _ in rows]).to(device),
+    }
+    return inputs, torch.stack([fill(y, IGNORED) for _, y in rows]).to(device)
+
+
+def _ids(tokens: Tokens, what: str) -> Tensor:
+    """Token ids as an int64 vector on the CPU."""
+    try:
+        ids = torch.as_tensor(tokens, device="cpu")
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(
+            f"{what} is {tokens!r:.60}; expected a list of token ids. Encode the text first: vocabulary.encode(text)."
+        ) from None
+    if ids.numel() == 0:
+        return torch.zeros(0, dtype=torch.int64)
+    if ids.ndim != 1 or ids.is_floating_point() or ids.dtype == torch.bool or int(ids.min()) < 0:
+        raise ValueError(
+            f"{what} is {ids.dtype} of shape {tuple(ids.shape)}; expected one list of token ids, whole numbers from 0 "
+            "on. Encode the text first: vocabulary.encode(text)."
+        )
+    return ids.to(torch.int64)
+
+
+# --- which positions are there -----------------------------------------------------------------------------------
+
+
+def positions_present(inputs: Any) -> Tensor | None:
+    """(B, T) bool from ``inputs["attention_mask"]``; None where the inputs have no mask, so that all positions count.
+
+    Raises ValueError for a mask that is not (B, T), or that hides a whole sequence.
+    """
+    mask = inputs.get("attention_mask") if isinstance(inputs, Mapping) else None
+    if mask is None:
+        return None
+    if not isinstance(mask, Tensor) or mask.ndim != 2:
+        came = tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
+        raise ValueError(
+            f"attention_mask came as {came}; expected (B, T), 1 where a position holds a token and 0 where it is "
+            "padding. Let the model make its own (B, 1, T, T) mask from it."
+        )
+    there = mask != 0
+    if not bool(there.any(1).all()):
+        raise ValueError(
+            f"the attention_mask of sequence {int((~there.any(1)).nonzero()[0])} of a batch hides every position; "
+            "expected at least one that is there. Leave the sequence out, or correct its mask."
+        )
+    return there
+
+
+def present_rows(a: Tensor, there: Tensor | None) -> Tensor:
+    """The rows (R, i) of activations a (B, T, i) at positions that are there, in the order of a.
+
+    A layer called k times has T = k · T' positions, each call's in turn. Where T is no multiple of the mask's T' (a
+    layer after pooling) its positions are no tokens, and all count.
+    """
+    if there is None or a.shape[1] % there.shape[1]:
+        return a.flatten(0, 1)
+    return a[there.repeat(1, a.shape[1] // there.shape[1])]
