@@ -2,6 +2,8 @@
 
 base               what every widget shares: error area, busy state, still
 strip              a row of pictures to click on
+ranking            two lists out of many scores: what every browser shows
+engine             an index, curvatures to choose from, one damping: what answers every browser
 answer             what the image browser shows, as plain values, text, HTML and CSV
 image_influence    questions about images, answered from a TrainIndex
 browser            the image browser
@@ -10,7 +12,8 @@ plots              figures in one style
 """
 
 from .browser import ImageBrowser
-from .image_influence import ImageInfluence, three_methods
+from .engine import three_methods
+from .image_influence import ImageInfluence
 from .ladder import Ladder, Rungs
 
 __all__ = ["ImageBrowser", "ImageInfluence", "Ladder", "Rungs", "three_methods"]

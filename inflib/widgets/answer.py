@@ -7,41 +7,16 @@ knows of controls: the widget and its still are both drawn from this.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
 import numpy as np
 
 from .base import NEGATIVE, POSITIVE, csv_text, picture, signed
+from .ranking import Ranking, Scored
 
 QUERY, TRAINING = "query", "training digit"
-ALL_LAYERS = "all layers"
-PHRASES = {  # of each measurement: its name in words, its unit
-    "log_likelihood": ("log-likelihood", "nats"),
-    "margin": ("log odds", "nats"),
-    "logit": ("logit", "units of the logit"),
-}
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How to score, and how much to show."""
-
-    method: str
-    damping: float = 0.1  # times each layer's mean EK-FAC eigenvalue
-    layer: str = ALL_LAYERS
-    measurement: str = "log_likelihood"
-    count: int = 8
-
-    @property
-    def quantity(self) -> str:
-        """The measurement in words."""
-        return PHRASES.get(self.measurement, (self.measurement,))[0]
-
-    @property
-    def unit(self) -> str:
-        return PHRASES.get(self.measurement, ("", "units of the measurement"))[1]
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,47 +46,22 @@ class Picture:
         return f"{self.side} #{self.index}", f"label {self.label}", f"model: {model}", outcome
 
 
-@dataclass(frozen=True, eq=False)
-class Ranked:
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Ranked(Scored):
     """A picture in one of the two lists."""
 
     picture: Picture
-    score: float  # dm/dε, the unit of ``inflib.influence``
-    change: float | None  # ``predicted_change`` of the measurement on removal; None where scores have no unit
-    share: float  # |score| as a share of the largest in either list: the bar
-
-    @property
-    def shown(self) -> float:
-        """The number beside the picture: what its removal costs the measurement, which has the score's sign."""
-        return self.score if self.change is None else -self.change
 
 
-@dataclass(frozen=True, eq=False)
-class Answer:
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Answer(Ranking[Ranked]):
     """The subject, the two lists, and how much of the whole they hold."""
 
     subject: Picture
-    raised: tuple[Ranked, ...]  # scores > 0, largest first
-    lowered: tuple[Ranked, ...]  # scores < 0, largest in size first
-    counts: tuple[int, int]  # how many there are of each sign
-    parts: tuple[float, float]  # the shown ones' part of all positive, and of all negative, influence
-    settings: Settings
-    calibrated: bool  # False: the scores have no unit
-    n_train: int
 
     @property
     def about_query(self) -> bool:
         return self.subject.side == QUERY
-
-    @property
-    def lists(self) -> tuple[tuple[Ranked, ...], tuple[Ranked, ...]]:
-        return self.raised, self.lowered
-
-    def method(self) -> str:
-        """How the scores were made, in one line."""
-        s = self.settings
-        damping = f"damping {s.damping:.2g} × mean Λ" if self.calibrated else "no damping"
-        return f"{s.method}, {damping}, {s.layer}, {s.quantity}"
 
     def titles(self) -> tuple[str, str]:
         """A heading for each list."""
@@ -122,14 +72,6 @@ class Answer:
         return (
             f"+ Queries it helps: training on it raised the {quantity} of their label",
             f"− Queries it hurts: training on it lowered the {quantity} of their label",
-        )
-
-    def notes(self) -> tuple[str, ...]:
-        """Under each heading: how much of the whole is shown."""
-        signs = ("positive", "negative")
-        return tuple(
-            f"{len(few)} of {n:,}, together {part:.1%} of all {sign} influence" if few else f"no {sign} score"
-            for few, n, part, sign in zip(self.lists, self.counts, self.parts, signs, strict=True)
         )
 
     def explanation(self) -> str:
@@ -190,19 +132,15 @@ class Answer:
 
     def table(self) -> list[dict[str, object]]:
         """One row for each picture in the two lists, with all that says how its score was made."""
-        return [self._table_row(which, place, ranked) for which, place, ranked in self._rows()]
+        names = ("proponent", "opponent") if self.about_query else ("helped", "hurt")
+        return [self._table_row(which, place, ranked) for which, place, ranked in self.placed(names)]
 
     def as_csv(self) -> str:
         """``table`` as CSV text."""
         return csv_text(self.table())
 
-    def _rows(self) -> Iterator[tuple[str, int, Ranked]]:
-        names = ("proponent", "opponent") if self.about_query else ("helped", "hurt")
-        for name, few in zip(names, self.lists, strict=True):
-            yield from ((name, place, ranked) for place, ranked in enumerate(few, start=1))
-
     def _table_row(self, which: str, place: int, ranked: Ranked) -> dict[str, object]:
-        s, one = self.settings, ranked.picture
+        one = ranked.picture
         return {
             "about": self.subject.side,
             "about_index": self.subject.index,
@@ -215,10 +153,7 @@ class Answer:
             "prediction": one.predicted,
             "score": ranked.score,
             "predicted_change_if_removed": "" if ranked.change is None else ranked.change,
-            "method": s.method,
-            "damping": s.damping if self.calibrated else "",
-            "layers": s.layer,
-            "measurement": s.measurement,
+            **self.how(),
         }
 
 

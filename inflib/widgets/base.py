@@ -97,6 +97,10 @@ class _Keyboard(anywidget.AnyWidget):
     """
 
 
+class InputError(ValueError):
+    """What was entered cannot be answered; a panel shows the message, which says why, without a traceback."""
+
+
 class Panel(W.VBox):
     """Base of the course's widgets. A subclass builds its controls, calls ``arrange``, and defines its still."""
 
@@ -169,10 +173,12 @@ class Panel(W.VBox):
 
 
 def _error_html(error: Exception) -> str:
+    said, former = escape(str(error)), "<br>What is shown below is from before this error."
+    if isinstance(error, InputError):
+        return f'<div class="inflib-error" role="alert">{said[:1].upper()}{said[1:]}{former}</div>'
     trace = "".join(traceback.format_exception(error))
     return (
-        f'<div class="inflib-error" role="alert"><b>{escape(type(error).__name__)}</b>: {escape(str(error))}'
-        "<br>What is shown below is from before this error."
+        f'<div class="inflib-error" role="alert"><b>{escape(type(error).__name__)}</b>: {said}{former}'
         f"<details><summary>Where it was raised</summary><pre>{escape(trace)}</pre></details></div>"
     )
 

@@ -17,9 +17,10 @@ from torch import nn
 from ..curvature import Kronecker
 from ..index import TrainIndex
 from ..objectives import Objective
-from .answer import ALL_LAYERS, PHRASES, QUERY, Answer, Ranked, Settings
+from .answer import QUERY, Answer, Ranked
 from .base import Panel, csv_link, picture, signed, unsigned
 from .image_influence import ImageInfluence, Images
+from .ranking import ALL_LAYERS, PHRASES, Settings
 from .strip import Card, Line, Strip
 
 ANY_LABEL = "any"

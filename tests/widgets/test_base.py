@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from inflib.widgets.base import Panel, csv_link, csv_text, picture, png, signed, unsigned
+from inflib.widgets.base import InputError, Panel, csv_link, csv_text, picture, png, signed, unsigned
 
 
 class Doubler(Panel):
@@ -60,6 +60,18 @@ def test_what_an_observer_raises_is_shown_escaped_and_goes_with_the_next_answer(
     panel.slider.value = 3
     assert panel.error.value == ""
     assert panel.twice.value == "6"
+
+
+def test_what_was_entered_wrongly_is_said_without_a_traceback() -> None:
+    panel = Doubler()
+    panel.attempt(lambda: refuse("the <box> is empty; type something."))
+    assert "The &lt;box&gt; is empty; type something." in panel.error.value
+    assert "Traceback" not in panel.error.value
+    assert "from before this error" in panel.error.value
+
+
+def refuse(message: str) -> None:
+    raise InputError(message)
 
 
 def test_a_button_is_watched_as_a_slider_is() -> None:

@@ -9,8 +9,8 @@ import torch
 from inflib import CrossEntropy, TrainIndex, damping_of, ekfac, influence, kfac, predicted_change
 from inflib.lab import mlp, mnist_5k
 from inflib.widgets import ImageInfluence, three_methods
-from inflib.widgets.answer import ALL_LAYERS, QUERY, TRAINING, Settings
-from inflib.widgets.image_influence import rank
+from inflib.widgets.answer import QUERY, TRAINING
+from inflib.widgets.ranking import ALL_LAYERS, Settings
 
 METHODS = ("EK-FAC", "K-FAC", "gradient dot product")
 
@@ -130,12 +130,6 @@ def test_asking_back_ranks_the_queries(small, asked) -> None:
     assert answer.lowered[0].picture.position == scores.argmin()
     assert answer.raised[0].picture.index == queries.index[scores.argmax()]
     assert {r.picture.side for r in answer.raised} == {QUERY}
-
-
-def test_ties_go_by_position_and_zero_is_of_neither_sign() -> None:
-    raised, lowered = rank(np.array([0.0, 2.0, -1.0, 2.0, 0.0, 1.0, -1.0]), 3)
-    assert raised == [1, 3, 5]
-    assert lowered == [2, 6]
 
 
 def test_images_of_another_number_than_the_index_are_refused(small) -> None:

@@ -1,0 +1,92 @@
+"""What answers a browser's questions: an index, curvatures to choose from, and one damping for all of them.
+
+All methods get the same damping, in multiples of EK-FAC's mean eigenvalues: a comparison at their own defaults would
+compare dampings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..batches import Data
+from ..curvature import Kronecker, damping_of, identity
+from ..index import TrainIndex
+from ..kfac import second_moments
+from ..objectives import Objective
+from ..scoring import predicted_change
+from .ranking import ALL_LAYERS, Settings
+
+
+def three_methods(
+    model: nn.Module, objective: Objective, train: Data, ekfac: Kronecker, *, progress: bool = True
+) -> dict[str, Kronecker]:
+    """EK-FAC, K-FAC and the gradient dot product in EK-FAC's eigenbasis: one index answers for all three.
+
+    K-FAC's eigenvalues are λ_S λ_Aᵀ with λ_A = diag(Q_Aᵀ A Q_A) and λ_S = diag(Q_Sᵀ S Q_S). One pass over ``train``,
+    which must be the data that EK-FAC was fitted on.
+    """
+    layers, facts = list(ekfac.layers), ekfac.facts
+    moments = second_moments(model, objective, train, layers, facts.labels, facts.draws, facts.seed, progress)
+    values = {}
+    for name in layers:
+        lambda_S = _diagonal(ekfac.Q_S[name], moments.S(name))  # (o,)
+        lambda_A = _diagonal(ekfac.Q_A[name], moments.A(name))  # (i,)
+        values[name] = torch.outer(lambda_S, lambda_A)
+    kfac = replace(ekfac, eigenvalues=values, facts=replace(facts, method="K-FAC"))
+    return {"EK-FAC": ekfac, "K-FAC": kfac, "gradient dot product": identity(model, objective, layers=layers)}
+
+
+def _diagonal(Q: Tensor, moment: Tensor) -> Tensor:
+    """diag(Qᵀ M Q), not below 0."""
+    return ((moment.to(Q) @ Q) * Q).sum(0).clamp_min(0)
+
+
+class Engine:
+    """An index of the training side, and the curvatures that it answers with.
+
+    curvatures: {name: curvature}, each in the index's eigenbasis or an identity; None for the index's own alone, which
+    in either case sets the unit of damping.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        objective: Objective,
+        index: TrainIndex,
+        curvatures: Mapping[str, Kronecker] | None = None,
+    ) -> None:
+        self.model, self.objective, self.index = model, objective, index
+        self.curvatures = dict(curvatures) if curvatures else {index.curvature.facts.method: index.curvature}
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        return self.index.curvature.layers
+
+    @property
+    def measurements(self) -> tuple[str, ...]:
+        """Names of what a query can measure."""
+        return self.objective.measurements()
+
+    def calibrated(self, method: str) -> bool:
+        """Whether scores have the measurement's unit: not where the curvature is the identity."""
+        return self.curvatures[method].facts.method != "identity"
+
+    def damping(self, settings: Settings) -> dict[str, float]:
+        """{layer: λ} of the layers asked about; 0 for the identity, where damping plays no role."""
+        layers = self.layers if settings.layer == ALL_LAYERS else (settings.layer,)
+        if not self.calibrated(settings.method):
+            return dict.fromkeys(layers, 0.0)
+        numbers = damping_of(self.index.curvature, settings.damping)
+        return {name: numbers[name] for name in layers}
+
+    def changes(self, scores: np.ndarray, settings: Settings) -> list[float | None]:
+        """What removal of each training example is predicted to do to the measurement, where scores have its unit."""
+        if settings.unit_norm or not self.calibrated(settings.method):
+            return [None] * len(scores)
+        changes: list[float | None] = predicted_change(torch.from_numpy(scores).double(), len(self.index)).tolist()
+        return changes

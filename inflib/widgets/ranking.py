@@ -1,0 +1,135 @@
+"""From one score for each training example to two lists: what raised the measurement most, and what lowered it most.
+
+What the image browser and the text browser share of what they show, as plain values: how it was asked (``Settings``),
+which rows stand in which list (``two_lists``), and how much of the whole the lists hold (``Ranking``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import numpy as np
+
+ALL_LAYERS = "all layers"
+PHRASES = {  # of each measurement: its name in words, its unit
+    "log_likelihood": ("log-likelihood", "nats"),
+    "margin": ("log odds", "nats"),
+    "logit": ("logit", "units of the logit"),
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to score, and how much to show."""
+
+    method: str
+    damping: float = 0.1  # times each layer's mean EK-FAC eigenvalue
+    layer: str = ALL_LAYERS
+    measurement: str = "log_likelihood"
+    count: int = 8
+    unit_norm: bool = False  # scores divided by the norm of the training gradient
+
+    @property
+    def quantity(self) -> str:
+        """The measurement in words."""
+        return PHRASES.get(self.measurement, (self.measurement,))[0]
+
+    @property
+    def unit(self) -> str:
+        return PHRASES.get(self.measurement, ("", "units of the measurement"))[1]
+
+
+@dataclass(frozen=True)
+class Lists:
+    """Rows of the largest positive and of the most negative scores, and what part of all they are."""
+
+    raised: tuple[int, ...]
+    lowered: tuple[int, ...]
+    counts: tuple[int, int]  # how many scores there are of each sign
+    parts: tuple[float, float]  # the listed ones' part of all positive, and of all negative, influence
+    largest: float  # |score| of the largest in either list; 1 where both are empty
+
+
+def two_lists(scores: np.ndarray, count: int) -> Lists:
+    """At most ``count`` rows of each sign of scores (N,), largest in size first; ties go by row, 0 is of neither."""
+    rows = np.arange(len(scores))
+    raised = [int(n) for n in np.lexsort((rows, -scores))[:count] if scores[n] > 0]
+    lowered = [int(n) for n in np.lexsort((rows, scores))[:count] if scores[n] < 0]
+    positive, negative = scores[scores > 0], scores[scores < 0]
+    return Lists(
+        tuple(raised),
+        tuple(lowered),
+        counts=(len(positive), len(negative)),
+        parts=(_part(scores[raised], positive), _part(scores[lowered], negative)),
+        largest=max((abs(float(scores[n])) for n in raised[:1] + lowered[:1]), default=1.0),
+    )
+
+
+def _part(few: np.ndarray, all_: np.ndarray) -> float:
+    return float(few.sum() / all_.sum()) if len(all_) else 0.0
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Scored:
+    """A training example, or a query, in one of the two lists."""
+
+    score: float  # dm/dε, the unit of ``inflib.influence``
+    change: float | None  # ``predicted_change`` of the measurement on removal; None where scores have no unit
+    share: float  # |score| as a share of the largest in either list: the bar
+
+    @property
+    def shown(self) -> float:
+        """The number beside it: what its removal costs the measurement, which has the score's sign."""
+        return self.score if self.change is None else -self.change
+
+
+Row = TypeVar("Row", bound=Scored)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Ranking(Generic[Row]):
+    """The two lists, how much of the whole they hold, and how they were made."""
+
+    raised: tuple[Row, ...]  # scores > 0, largest first
+    lowered: tuple[Row, ...]  # scores < 0, largest in size first
+    counts: tuple[int, int]  # how many there are of each sign
+    parts: tuple[float, float]  # the shown ones' part of all positive, and of all negative, influence
+    settings: Settings
+    calibrated: bool  # False: the scores have no unit
+    n_train: int
+
+    @property
+    def lists(self) -> tuple[tuple[Row, ...], tuple[Row, ...]]:
+        return self.raised, self.lowered
+
+    def method(self) -> str:
+        """How the scores were made, in one line."""
+        s = self.settings
+        damping = f"damping {s.damping:.2g} × mean Λ" if self.calibrated else "no damping"
+        norm = ", per unit of gradient norm" if s.unit_norm else ""
+        return f"{s.method}, {damping}, {s.layer}, {s.quantity}{norm}"
+
+    def notes(self) -> tuple[str, ...]:
+        """Under each heading: how much of the whole is shown."""
+        signs = ("positive", "negative")
+        return tuple(
+            f"{len(few)} of {n:,}, together {part:.1%} of all {sign} influence" if few else f"no {sign} score"
+            for few, n, part, sign in zip(self.lists, self.counts, self.parts, signs, strict=True)
+        )
+
+    def placed(self, names: tuple[str, str]) -> Iterator[tuple[str, int, Row]]:
+        """(name of the list, place in it from 1, row) of every row of both lists."""
+        for name, few in zip(names, self.lists, strict=True):
+            yield from ((name, place, row) for place, row in enumerate(few, start=1))
+
+    def how(self) -> dict[str, object]:
+        """The columns of a table that say how its scores were made."""
+        s = self.settings
+        return {
+            "method": s.method,
+            "damping": s.damping if self.calibrated else "",
+            "layers": s.layer,
+            "measurement": s.measurement,
+        }
