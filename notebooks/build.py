@@ -57,10 +57,12 @@ ENVIRONMENT = {
 def kernel_environment(scratch: Path) -> dict[str, str]:
     """What kernels run under wherever outputs are saved or compared: nothing of one machine.
 
-    Settings of this project (INFLIB_DATA, ...) and start-up files of the person who builds stay out.
+    Settings of this project (INFLIB_DATA, ...) and start-up files of the person who builds stay out; nothing is
+    downloaded, and nothing that was is found.
     """
     kept = {key: value for key, value in os.environ.items() if not key.startswith("INFLIB_")}
-    return {**kept, **ENVIRONMENT, "IPYTHONDIR": str(scratch)}
+    ours = {"INFLIB_OFFLINE": "1", "INFLIB_CACHE": str(scratch / "cache"), "IPYTHONDIR": str(scratch)}
+    return {**kept, **ENVIRONMENT, **ours}
 
 
 def warm_up() -> None:

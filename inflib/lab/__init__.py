@@ -1,13 +1,14 @@
 """What the notebooks study: data sets, models and their training. The core of inflib never imports this package.
 
-data        the digits that ship with the repository, with a split that never changes
+downloads   files that others publish, found on this machine or downloaded once
+data        the digits that ship with the repository, with a split that never changes, and all of MNIST
 models      small networks whose layers have readable names
 training    seeded training, and checkpoints that know their weights and their data
 """
 
 from __future__ import annotations
 
-from .data import DigitData, Digits, mnist_5k, normalise
+from .data import DigitData, Digits, mnist, mnist_5k, mnist_full, normalise
 from .models import mlp
 from .training import (
     Checkpoint,
@@ -29,7 +30,9 @@ __all__ = [
     "load_checkpoint",
     "mean_loss",
     "mlp",
+    "mnist",
     "mnist_5k",
+    "mnist_full",
     "normalise",
     "save_checkpoint",
     "shipped_checkpoint",

@@ -1,9 +1,10 @@
-"""The digits: 5,000 MNIST images that ship with the repository, with a split that never changes.
+"""The digits: 5,000 MNIST images that ship with the repository, and all 70,000 where they are at hand.
 
-``mnist_5k()`` gives 4,500 digits to train on and 500 queries, 50 of each class, that no shipped model has seen. Every
-image knows its position in MNIST's own training set of 60,000. A model reads ``inputs``: pixels divided by 255, then
-(x − 0.5) / 0.5, so that black is −1 and white is 1, as in the published experiment. ``data/README.md`` says where the
-images come from, ``data/build_mnist_5k.py`` rebuilds the file.
+``mnist_5k()`` gives 4,500 digits to train on and 500 queries, 50 of each class, that no shipped model has seen; the
+split never changes. ``mnist_full()`` gives MNIST's own 60,000 and 10,000, found or downloaded by ``downloads``. Every
+image knows its position in MNIST. A model reads ``inputs``: pixels divided by 255, then (x − 0.5) / 0.5, so that black
+is −1 and white is 1, as in the published experiment. ``data/README.md`` says where the images come from,
+``data/build_mnist_5k.py`` rebuilds the file.
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ import torch
 from torch import Tensor
 
 from ..batches import hash_tensor
+from . import downloads
+from .downloads import FOLDER as FOLDER
 
-FOLDER = Path(__file__).resolve().parents[2] / "data"  # of the repository: inflib is installed from a clone
+SCALES = ("small", "full")
 
 # of the arrays, not of the file: another zlib may write the same arrays as other bytes
 MNIST_5K_SHA256 = "25a4d02c821d5ad7d0881b54fb85d33d8cae0a6d372e61aa32578ba51fa7174b"
@@ -39,7 +42,7 @@ class Digits:
     images: np.ndarray  # (N, 28, 28) uint8, white on black
     inputs: Tensor  # (N, 784) float32 in [-1, 1]
     labels: Tensor  # (N,) int64, 0 to 9
-    index: np.ndarray  # (N,) int64, position in MNIST's training set
+    index: np.ndarray  # (N,) int64, position in MNIST's training set; of mnist_full()'s queries, in its test set
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -81,6 +84,32 @@ def mnist_5k(path: str | Path | None = None) -> DigitData:
     return DigitData(_digits(arrays, ~is_query), _digits(arrays, is_query))
 
 
+def mnist_full(*, progress: bool = True) -> DigitData:
+    """All of MNIST: 60,000 digits to train on, and its 10,000 test digits as queries.
+
+    Read from ``$INFLIB_DATA`` or the cache, else downloaded (11 MB, see ``downloads.read``). Raises FileNotFoundError
+    where neither works, with where to put the files by hand: ``mnist_5k()`` needs nothing.
+    """
+    try:
+        held = {name: downloads.read(file, progress=progress) for name, file in downloads.MNIST.items()}
+    except FileNotFoundError as problem:
+        raise FileNotFoundError(f"{problem} The 5,000 digits that ship work without it: mnist_5k().") from problem
+    parts = []
+    for part, count in (("train", 60_000), ("test", 10_000)):
+        # hashes were checked: past the headers, pixels and labels are where they should be
+        images = np.frombuffer(held[f"{part}_images"], np.uint8, offset=16).reshape(count, 28, 28).copy()
+        labels = np.frombuffer(held[f"{part}_labels"], np.uint8, offset=8)
+        parts.append(_digits({"images": images, "labels": labels, "index": np.arange(count)}, slice(None)))
+    return DigitData(*parts)
+
+
+def mnist(scale: str = "small", *, progress: bool = True) -> DigitData:
+    """``mnist_5k()`` at scale "small", ``mnist_full()`` at scale "full"."""
+    if scale not in SCALES:
+        raise ValueError(f"scale={scale!r}; expected one of {', '.join(SCALES)}: 4,500 digits, or 60,000.")
+    return mnist_5k() if scale == "small" else mnist_full(progress=progress)
+
+
 def normalise(images: np.ndarray) -> Tensor:
     """(N, 28, 28) uint8 images as (N, 784) float32 inputs: 0 becomes −1, 255 becomes 1."""
     pixels = torch.from_numpy(np.ascontiguousarray(images)).flatten(1).float() / 255
@@ -99,7 +128,7 @@ def content_sha256(arrays: Mapping[str, np.ndarray | Tensor]) -> str:
 # --- reading the file ------------------------------------------------------------------------------------------
 
 
-def _digits(arrays: Mapping[str, np.ndarray], rows: np.ndarray) -> Digits:
+def _digits(arrays: Mapping[str, np.ndarray], rows: np.ndarray | slice) -> Digits:
     images = arrays["images"][rows]
     labels = torch.from_numpy(arrays["labels"][rows].astype(np.int64))
     return Digits(images, normalise(images), labels, arrays["index"][rows].astype(np.int64))

@@ -1,4 +1,4 @@
-"""The digits, the scripts in data/ as modules, and the full MNIST set where `INFLIB_DATA` has it."""
+"""The digits, the scripts in data/ as modules, and the full MNIST set where it is at hand."""
 
 import importlib.util
 import os
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from inflib.lab import mnist_5k
+from inflib.lab import downloads, mnist_5k
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -28,11 +28,11 @@ def builder():
 
 @pytest.fixture(scope="session")
 def full_mnist():
-    """The folder of MNIST's own training set; a test that needs it is skipped where it is not at hand."""
-    folder = Path(os.environ.get("INFLIB_DATA", "")) / "mnist"
-    if not (folder / "train-images-idx3-ubyte.gz").is_file():
-        pytest.skip("needs MNIST's full training set: set INFLIB_DATA to the folder that holds mnist/*.gz")
-    return folder
+    """The folder of MNIST's four files; a test that needs them is skipped where they are not at hand."""
+    for folder in (Path(os.environ.get("INFLIB_DATA", "")), downloads.cache_folder()):
+        if all((folder / file.path).is_file() for file in downloads.MNIST.values()):
+            return folder / "mnist"
+    pytest.skip("needs all of MNIST: set INFLIB_DATA to the folder that holds mnist/*.gz, or call mnist_full() once")
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from inflib.lab import mnist_5k, normalise
+from inflib.lab import mnist, mnist_5k, mnist_full, normalise
 from inflib.lab.data import FOLDER, MNIST_5K_SHA256, content_sha256
 
 FILE = FOLDER / "mnist_5k.npz"
@@ -64,6 +64,41 @@ def test_inputs_are_the_images_scaled_to_minus_one_and_one(digits):
     expected = part.images.reshape(500, 784).astype(np.float64) / 127.5 - 1
     assert np.abs(part.inputs.numpy() - expected).max() < 1e-7
     assert normalise(np.array([[[0, 255]]], np.uint8)).tolist() == [[-1, 1]]
+
+
+# --- all of MNIST ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def everything(full_mnist):
+    """mnist_full(), from wherever it is at hand."""
+    return mnist_full()
+
+
+def test_all_of_mnist_is_60000_and_10000_digits_in_its_own_order(everything, full_mnist):
+    assert (len(everything.train), len(everything.queries)) == (60_000, 10_000)
+    for part, name in ((everything.train, "train"), (everything.queries, "t10k")):
+        labels = gzip.decompress((full_mnist / f"{name}-labels-idx1-ubyte.gz").read_bytes())[8:]
+        images = gzip.decompress((full_mnist / f"{name}-images-idx3-ubyte.gz").read_bytes())[16:]
+        assert bytes(part.labels.tolist()) == labels
+        assert part.images.tobytes() == images
+        assert part.index.tolist() == list(range(len(part)))
+        assert torch.equal(part.inputs[-100:], normalise(part.images[-100:]))
+
+
+def test_every_shipped_image_is_the_full_sets_at_its_index(digits, everything):
+    for part in (digits.train, digits.queries):
+        same = everything.train[part.index]
+        assert np.array_equal(same.images, part.images)
+        assert torch.equal(same.labels, part.labels)
+        assert torch.equal(same.inputs, part.inputs)
+
+
+def test_the_scale_names_the_set(digits, full_mnist):
+    assert np.array_equal(mnist().train.index, digits.train.index)
+    assert len(mnist("full").queries) == 10_000
+    with pytest.raises(ValueError, match=r"scale='large'; expected one of small, full"):
+        mnist("large")
 
 
 # --- using the digits ------------------------------------------------------------------------------------------

@@ -55,6 +55,19 @@ def test_kernels_see_one_thread_no_gpu_and_no_setting_of_this_machine(tmp_path, 
     assert nb.cells[0].outputs[0].text == f"1 False False {tmp_path}\n{sys.executable}\n"
 
 
+def test_kernels_find_no_downloaded_file_and_fetch_none(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("INFLIB_DATA", str(tmp_path))
+    (tmp_path / "tinyshakespeare").mkdir()
+    (tmp_path / "tinyshakespeare" / "input.txt").touch()
+    nb = run(
+        "# %%\nfrom inflib.lab import downloads\n"
+        "try:\n    downloads.read(downloads.TINY_SHAKESPEARE)\n"
+        "except FileNotFoundError as problem:\n    print('INFLIB_OFFLINE forbids' in str(problem))\n",
+        tmp_path,
+    )
+    assert nb.cells[0].outputs[0].text == "True\n"
+
+
 def test_the_same_text_gives_the_same_file(tmp_path) -> None:
     source, target = tmp_path / "twice.py", tmp_path / "twice.ipynb"
     source.write_text("# %% [markdown]\n# Words.\n\n# %%\nx = {'b', 'a'}\nprint(x)\nobject()\n\n# %%\n1\n\n# %%\n1\n")
