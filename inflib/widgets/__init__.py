@@ -4,8 +4,10 @@ base               what every widget shares: error area, busy state, still
 strip              a row of pictures to click on
 ranking            two lists out of many scores: what every browser shows
 engine             an index, curvatures to choose from, one damping: what answers every browser
+asking             the controls that say how to score: what every browser has above its lists
 answer             what the image browser shows, as plain values, text, HTML and CSV
 image_influence    questions about images, answered from a TrainIndex
+image_lists        the two lists of an answer as strips of pictures
 browser            the image browser
 ladder             the ladder of curvatures
 plots              figures in one style

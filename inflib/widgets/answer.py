@@ -16,19 +16,19 @@ import numpy as np
 from .base import NEGATIVE, POSITIVE, csv_text, picture, signed
 from .ranking import Ranking, Scored
 
-QUERY, TRAINING = "query", "training digit"
+QUERY, TRAINING, DRAWING = "query", "training digit", "drawing"
 
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """A labelled image of either side, and what the model makes of it."""
+    """A labelled image of either side, or one of neither, and what the model makes of it."""
 
-    side: str  # QUERY or TRAINING
-    position: int  # its row on that side
-    index: int  # in the data set that both sides were taken from
+    side: str  # QUERY, TRAINING or DRAWING
+    position: int  # its row on that side; -1 for a drawing
+    index: int | None  # in the data set that both sides were taken from; None for a drawing
     image: np.ndarray  # (H, W) uint8
-    label: str
-    predictions: tuple[tuple[str, float], ...]  # the two likeliest classes and their probabilities
+    label: str  # a drawing has none of its own: the one that is asked about
+    predictions: tuple[tuple[str, float], ...]  # classes and their probabilities, the likeliest first: two at least
     label_probability: float
 
     @property
@@ -39,11 +39,23 @@ class Picture:
     def wrong(self) -> bool:
         return self.predicted != self.label
 
+    @property
+    def name(self) -> str:
+        return self.side if self.index is None else f"{self.side} #{self.index}"
+
+    @property
+    def file_name(self) -> str:
+        """For files about it: query_2209."""
+        kind = self.side.split()[0]
+        return kind if self.index is None else f"{kind}_{self.index}"
+
     def describe(self) -> tuple[str, ...]:
         """What it is, its label, the model's prediction, each a line."""
-        model = ", ".join(f"{name} ({p:.0%})" for name, p in self.predictions)
+        model = ", ".join(f"{name} ({p:.0%})" for name, p in self.predictions[:2])
+        if self.index is None:
+            return self.name, f"asked about: label {self.label} ({self.label_probability:.2%})", f"model: {model}"
         outcome = "misclassified" if self.wrong else "classified correctly"
-        return f"{self.side} #{self.index}", f"label {self.label}", f"model: {model}", outcome
+        return self.name, f"label {self.label}", f"model: {model}", outcome
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -61,7 +73,8 @@ class Answer(Ranking[Ranked]):
 
     @property
     def about_query(self) -> bool:
-        return self.subject.side == QUERY
+        """Whether the lists hold training digits; else they hold the queries that a training digit influences."""
+        return self.subject.side != TRAINING
 
     def titles(self) -> tuple[str, str]:
         """A heading for each list."""
@@ -143,7 +156,7 @@ class Answer(Ranking[Ranked]):
         one = ranked.picture
         return {
             "about": self.subject.side,
-            "about_index": self.subject.index,
+            "about_index": "" if self.subject.index is None else self.subject.index,
             "about_label": self.subject.label,
             "about_prediction": self.subject.predicted,
             "list": which,

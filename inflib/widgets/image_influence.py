@@ -1,7 +1,8 @@
 """Questions about images, answered without a pass over the training data: which raised or lowered this answer?
 
 ``ImageInfluence`` holds an index of the training images and the queries, prepared once; ``ask`` ranks the training
-images for one query, ``ask_back`` the queries for one training image.
+images for one query, ``ask_about`` for a picture that is in no data set, and ``ask_back`` the queries for one training
+image.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from ..hooks import Pair
 from ..index import TrainIndex
 from ..objectives import Objective
 from ..scoring import Pairs
-from .answer import QUERY, TRAINING, Answer, Picture, Ranked
+from .answer import DRAWING, QUERY, TRAINING, Answer, Picture, Ranked
 from .engine import Engine
 from .ranking import Settings, two_lists
 
@@ -36,6 +37,7 @@ class ImageInfluence(Engine):
     """Influence between training images and queries; every question is answered from prepared pairs.
 
     index:      of the training images, in their order; its own curvature sets the unit of damping.
+    queries:    None where only pictures that are in no data set will be asked about.
     curvatures: {name: curvature}, each in the index's eigenbasis or an identity; None for the index's own alone.
 
     Raises ValueError where index and training images differ in number.
@@ -47,7 +49,7 @@ class ImageInfluence(Engine):
         objective: Objective,
         index: TrainIndex,
         train: Images,
-        queries: Images,
+        queries: Images | None = None,
         curvatures: Mapping[str, Kronecker] | None = None,
     ) -> None:
         if len(index) != len(train.labels):
@@ -56,8 +58,8 @@ class ImageInfluence(Engine):
                 "expected the images that the index was built from, in their order."
             )
         super().__init__(model, objective, index, curvatures)
-        self.sides = {TRAINING: train, QUERY: queries}
-        self.probabilities = {side: _probabilities(model, images) for side, images in self.sides.items()}
+        self.sides = {TRAINING: train} if queries is None else {TRAINING: train, QUERY: queries}
+        self.probabilities = {side: _probabilities(model, images.inputs) for side, images in self.sides.items()}
         self._prepared: dict[str, Pairs] = {}
 
     def scores(self, side: str, position: int, settings: Settings) -> np.ndarray:
@@ -68,22 +70,42 @@ class ImageInfluence(Engine):
             prepared = {name: Pair(pair.a[one], pair.g[one]) for name, pair in prepared.items()}
         else:
             examples = [position]
-        damping = self.damping(settings)
-        curvature = self.curvatures[settings.method]
+        return self._scores(prepared, settings, examples)
+
+    def _scores(self, prepared: Pairs, settings: Settings, examples: list[int] | None = None) -> np.ndarray:
+        damping, curvature = self.damping(settings), self.curvatures[settings.method]
         scores = self.index.scores(prepared, curvature, damping, layers=list(damping), examples=examples)
         return scores.flatten().cpu().numpy()
 
     def _prepare(self, measurement: str) -> Pairs:
         """All queries, captured once for each measurement."""
         if measurement not in self._prepared:
-            queries, weight = self.sides[QUERY], next(self.model.parameters())
-            batches = [(queries.inputs.to(weight), queries.labels.to(weight.device))]
-            self._prepared[measurement] = self.index.prepare(self.model, self.objective, batches, measurement)
+            queries = self.sides[QUERY]
+            self._prepared[measurement] = self._capture(queries.inputs, queries.labels, measurement)
         return self._prepared[measurement]
+
+    def _capture(self, inputs: Tensor, labels: Tensor, measurement: str) -> Pairs:
+        weight = next(self.model.parameters())
+        batches = [(inputs.to(weight), labels.to(weight.device))]
+        return self.index.prepare(self.model, self.objective, batches, measurement)
 
     def ask(self, query: int, settings: Settings) -> Answer:
         """The proponents and opponents of the query in this row."""
         return self._answer(QUERY, query, settings)
+
+    def ask_about(self, image: np.ndarray, inputs: Tensor, settings: Settings, label: int | None = None) -> Answer:
+        """The proponents and opponents of a picture that is in no data set.
+
+        image:  (H, W) uint8, to look at; inputs: (1, ...), what the model reads of it.
+        label:  the class whose measurement is asked about; None for the one that the model chooses.
+        """
+        p = _probabilities(self.model, inputs)[0]  # (C,)
+        label = _likeliest(p)[0] if label is None else label
+        if not 0 <= label < len(p):
+            raise ValueError(f"label {label} was asked about; expected a class from 0 to {len(p) - 1}.")
+        prepared = self._capture(inputs, torch.tensor([label]), settings.measurement)
+        subject = _picture(DRAWING, -1, None, image, label, p)
+        return self._rank(subject, self._scores(prepared, settings), TRAINING, settings)
 
     def ask_back(self, training: int, settings: Settings) -> Answer:
         """The queries that the training image in this row raised and lowered most."""
@@ -93,7 +115,10 @@ class ImageInfluence(Engine):
         n, other = len(self.sides[side].labels), TRAINING if side == QUERY else QUERY
         if not 0 <= position < n:
             raise ValueError(f"{side} {position} was asked for; expected a row from 0 to {n - 1}.")
-        scores = self.scores(side, position, settings)
+        return self._rank(self.picture(side, position), self.scores(side, position, settings), other, settings)
+
+    def _rank(self, subject: Picture, scores: np.ndarray, other: str, settings: Settings) -> Answer:
+        """The answer about a subject, from its scores (N,) with all pictures of the other side."""
         lists = two_lists(scores, settings.count)
 
         def ranked(rows: tuple[int, ...]) -> tuple[Ranked, ...]:
@@ -105,7 +130,7 @@ class ImageInfluence(Engine):
             )
 
         return Answer(
-            subject=self.picture(side, position),
+            subject=subject,
             raised=ranked(lists.raised),
             lowered=ranked(lists.lowered),
             counts=lists.counts,
@@ -118,22 +143,30 @@ class ImageInfluence(Engine):
     def picture(self, side: str, position: int) -> Picture:
         """The image in this row, with its label and what the model makes of it."""
         images, p = self.sides[side], self.probabilities[side][position]
-        likely = np.lexsort((np.arange(len(p)), -p))[:2]
-        label = int(images.labels[position])
-        return Picture(
-            side=side,
-            position=position,
-            index=int(images.index[position]),
-            image=np.asarray(images.images[position]),
-            label=str(label),
-            predictions=tuple((str(c), float(p[c])) for c in likely),
-            label_probability=float(p[label]),
-        )
+        index, label = int(images.index[position]), int(images.labels[position])
+        return _picture(side, position, index, np.asarray(images.images[position]), label, p)
+
+
+def _picture(side: str, position: int, index: int | None, image: np.ndarray, label: int, p: np.ndarray) -> Picture:
+    return Picture(
+        side=side,
+        position=position,
+        index=index,
+        image=image,
+        label=str(label),
+        predictions=tuple((str(c), float(p[c])) for c in _likeliest(p)),
+        label_probability=float(p[label]),
+    )
+
+
+def _likeliest(p: np.ndarray) -> list[int]:
+    """Classes by probability, the likeliest first; ties go by number."""
+    return [int(c) for c in np.lexsort((np.arange(len(p)), -p))]
 
 
 @torch.no_grad()
-def _probabilities(model: nn.Module, images: Images) -> np.ndarray:
+def _probabilities(model: nn.Module, inputs: Tensor) -> np.ndarray:
     """The model's class probabilities, (N, C) float64."""
     weight = next(model.parameters())
-    outputs = [model(x.to(weight)) for x in images.inputs.split(1000)]
+    outputs = [model(x.to(weight)) for x in inputs.split(1000)]
     return torch.cat(outputs).double().softmax(-1).cpu().numpy()

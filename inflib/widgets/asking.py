@@ -1,0 +1,76 @@
+"""What the browsers of the course have in common: the controls that say how to score, and the table of what is shown.
+
+A browser is an ``Asking`` panel: an ``Engine`` that answers, one control for each of its ``Settings``, and the answer
+that is on show. What is asked about, and how an answer looks, is each browser's own.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import ipywidgets as W
+
+from .base import Panel, unsigned
+from .engine import Engine
+from .ranking import ALL_LAYERS, PHRASES, Settings
+
+STYLE = {"description_width": "70px"}
+BUTTONS = {"description_width": "70px", "button_width": "auto"}
+WIDE = {"continuous_update": False, "style": STYLE, "layout": {"width": "362px"}}
+NARROW = {"width": "185px"}
+WRAP = {"flex_flow": "row wrap", "grid_gap": "4px 24px"}
+
+
+class Asking(Panel):
+    """A panel with the controls method, damping, layer, measurement and count; ``first`` is what they start at."""
+
+    answer: Any  # what is shown, as plain values: has table() and as_csv()
+
+    def __init__(self, label: str, css_class: str, engine: Engine, first: Settings) -> None:
+        super().__init__(label, css_class)
+        self._engine = engine
+        names = [(PHRASES.get(name, (name,))[0], name) for name in engine.measurements]
+        self.method = W.ToggleButtons(
+            options=list(engine.curvatures), value=first.method, description="Method", style=BUTTONS
+        )
+        self.damping = W.FloatLogSlider(
+            value=first.damping, min=-4, max=2, step=0.25, readout_format=".2g", description="Damping", **WIDE
+        )
+        self.damping_note = W.HTML()
+        layers = [ALL_LAYERS, *engine.layers]
+        self.layer = W.Dropdown(options=layers, description="Layers", style=STYLE, layout=NARROW)
+        self.measurement = W.Dropdown(options=names, description="Measured", style=STYLE, layout=NARROW)
+        self.count = W.IntSlider(value=first.count, min=1, max=max(20, first.count), description="How many", **WIDE)
+        self.how = [self.method, self.damping, self.damping_note, W.HBox([self.layer, self.measurement])]
+
+    @property
+    def settings(self) -> Settings:
+        """What the controls say."""
+        return Settings(
+            self.method.value, self.damping.value, self.layer.value, self.measurement.value, self.count.value
+        )
+
+    @property
+    def setting_controls(self) -> tuple[W.Widget, ...]:
+        """The controls whose change asks the same question anew."""
+        return self.count, self.method, self.damping, self.layer, self.measurement
+
+    def table(self) -> list[dict[str, object]]:
+        """What is shown, a row for each example: index, label, prediction, score, and how it was made."""
+        rows: list[dict[str, object]] = self.answer.table()
+        return rows
+
+    def to_csv(self, path: str | Path) -> Path:
+        """Write ``table`` as a CSV file."""
+        path = Path(path)
+        path.write_text(self.answer.as_csv(), encoding="utf-8")
+        return path
+
+    def draw_damping(self) -> None:
+        """Say what the damping is in numbers; where it plays no role its slider rests."""
+        used = self._engine.calibrated(self.method.value)
+        self.damping.disabled = not used
+        numbers = ", ".join(unsigned(number, 2) for number in self._engine.damping(self.settings).values())
+        note = f"× mean Λ: λ = {numbers}" if used else "plays no role in gradient dot products"
+        self.damping_note.value = f'<div class="inflib-quiet inflib-note" style="margin-left:74px">{note}</div>'

@@ -1,0 +1,59 @@
+"""The two lists of an ``Answer`` as strips of pictures, with what there is to say about them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from html import escape
+from typing import Any
+
+import ipywidgets as W
+
+from .answer import Answer, Ranked
+from .base import csv_link, picture, signed
+from .strip import Card, Line, Strip
+
+
+class ImageLists:
+    """Proponents above, opponents below: headings and strips; and beneath both the explanation and the CSV link."""
+
+    def __init__(self) -> None:
+        self.headings, self.strips = (W.HTML(), W.HTML()), (Strip(), Strip())
+        self.explanation, self.csv = W.HTML(), W.HTML()
+        both = [W.VBox(pair) for pair in zip(self.headings, self.strips, strict=True)]
+        self.box = W.VBox(both, layout=W.Layout(flex="1 1 400px"))
+        self.remarks = (self.explanation, self.csv)
+
+    def on_choose(self, handler: Callable[[int], Any]) -> None:
+        """Call ``handler(position)`` for every picture that is chosen."""
+        for strip in self.strips:
+            strip.on_choose(handler)
+
+    def show(self, answer: Answer, then: str) -> None:
+        """Draw the answer's lists; ``then`` says what choosing a picture does."""
+        for heading, strip, title, note, few in zip(
+            self.headings, self.strips, answer.titles(), answer.notes(), answer.lists, strict=True
+        ):
+            heading.value = (
+                f'<div class="inflib-heading">{escape(title)}</div><div class="inflib-quiet">{escape(note)}</div>'
+            )
+            strip.show([_card(ranked, then) for ranked in few], title)
+        remarks = (answer.explanation(), answer.warning())
+        self.explanation.value = "".join(f'<div class="inflib-quiet">{escape(text)}</div>' for text in remarks if text)
+        self.csv.value = csv_link(
+            answer.table(), f"influence_{answer.subject.file_name}.csv", "Save what is shown as CSV"
+        )
+
+
+def _card(ranked: Ranked, then: str) -> Card:
+    """A picture of one of the lists."""
+    one, number = ranked.picture, signed(ranked.shown)
+    return Card(
+        key=one.position,
+        picture=picture(one.image),
+        number=number,
+        share=ranked.share,
+        positive=ranked.shown > 0,
+        lines=(Line(f"label {one.label}"), Line(f"model {one.predicted}", strong=one.wrong), Line(f"#{one.index}")),
+        tip=f"{one.side} #{one.index}: a click {then}",
+        spoken=f"{one.side} {one.index}, label {one.label}, the model says {one.predicted}, {number}; {then}",
+    )
