@@ -2,6 +2,7 @@
 
 downloads   files that others publish, found on this machine or downloaded once
 data        the digits that ship with the repository, with a split that never changes, and all of MNIST
+handwriting a drawing or a photograph as MNIST would hold it
 models      small networks whose layers have readable names
 training    seeded training, and checkpoints that know their weights and their data
 """
@@ -9,6 +10,7 @@ training    seeded training, and checkpoints that know their weights and their d
 from __future__ import annotations
 
 from .data import DigitData, Digits, mnist, mnist_5k, mnist_full, normalise
+from .handwriting import NoDigitError, Stroke, as_mnist, ink_of_picture, ink_of_strokes
 from .models import mlp
 from .training import (
     Checkpoint,
@@ -26,7 +28,12 @@ __all__ = [
     "DigitData",
     "Digits",
     "History",
+    "NoDigitError",
+    "Stroke",
     "accuracy",
+    "as_mnist",
+    "ink_of_picture",
+    "ink_of_strokes",
     "load_checkpoint",
     "mean_loss",
     "mlp",

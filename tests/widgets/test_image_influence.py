@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from inflib import CrossEntropy, TrainIndex, damping_of, ekfac, influence, kfac, predicted_change
-from inflib.lab import mlp, mnist_5k
+from inflib.lab import mlp, mnist_5k, normalise
 from inflib.widgets import ImageInfluence, three_methods
-from inflib.widgets.answer import QUERY, TRAINING
+from inflib.widgets.answer import DRAWING, QUERY, TRAINING
 from inflib.widgets.ranking import ALL_LAYERS, Settings
 
 METHODS = ("EK-FAC", "K-FAC", "gradient dot product")
@@ -130,6 +130,54 @@ def test_asking_back_ranks_the_queries(small, asked) -> None:
     assert answer.lowered[0].picture.position == scores.argmin()
     assert answer.raised[0].picture.index == queries.index[scores.argmax()]
     assert {r.picture.side for r in answer.raised} == {QUERY}
+
+
+@pytest.mark.parametrize("measurement", ["log_likelihood", "margin"])
+@pytest.mark.parametrize("label", [None, 3])
+def test_a_picture_that_is_in_no_data_set_gets_the_answer_of_influence(small, asked, label, measurement) -> None:
+    model, objective, batches, _, queries, index, methods = small
+    image = np.roll(queries.images[5], (2, -1), axis=(0, 1))
+    inputs = normalise(image[None])
+    predicted = model(inputs.double()).argmax().item()
+    about = torch.tensor([predicted if label is None else label])
+    truth = influence(
+        model,
+        objective,
+        batches,
+        [(inputs.double(), about)],
+        methods["K-FAC"],
+        damping_of(index.curvature, 0.03),
+        measurement=measurement,
+        progress=False,
+    )[0]
+    settings = Settings("K-FAC", damping=0.03, measurement=measurement, count=4)
+    alone = ImageInfluence(model, objective, index, asked.sides[TRAINING], curvatures=methods)
+    for answer in (found.ask_about(image, inputs, settings, label) for found in (asked, alone)):
+        assert (answer.subject.side, answer.subject.label) == (DRAWING, str(about.item()))
+        assert answer.subject.predicted == str(predicted)
+        assert sum(p for _, p in answer.subject.predictions) == pytest.approx(1)
+        np.testing.assert_allclose([r.score for r in answer.raised], truth.topk(4).values, rtol=1e-9)
+        np.testing.assert_allclose([r.score for r in answer.lowered], -(-truth).topk(4).values, rtol=1e-9)
+        assert [r.picture.position for r in answer.raised] == truth.topk(4).indices.tolist()
+
+
+def test_a_query_asked_about_as_a_picture_gets_the_query_s_own_answer(small, asked) -> None:
+    queries, settings = small[4], Settings("EK-FAC")
+    known = asked.ask(7, settings)
+    answer = asked.ask_about(queries.images[7], queries.inputs[7:8], settings, int(queries.labels[7]))
+    for few, others in zip(answer.lists, known.lists, strict=True):
+        assert [r.picture.position for r in few] == [r.picture.position for r in others]
+        np.testing.assert_allclose([r.shown for r in few], [r.shown for r in others], rtol=1e-9)
+    assert answer.titles() == known.titles()
+    assert {(row["about"], row["about_index"]) for row in answer.table()} == {("drawing", "")}
+    assert "drawing; asked about: label" in answer.as_text()
+
+
+@pytest.mark.parametrize("label", [-1, 10])
+def test_a_label_that_the_network_does_not_have_is_refused(small, asked, label) -> None:
+    queries = small[4]
+    with pytest.raises(ValueError, match=f"label {label} was asked about; expected a class from 0 to 9"):
+        asked.ask_about(queries.images[0], queries.inputs[:1], Settings("EK-FAC"), label)
 
 
 def test_images_of_another_number_than_the_index_are_refused(small) -> None:
