@@ -254,6 +254,7 @@ class LabelStreams:
 # --- memory ----------------------------------------------------------------------------------------------------
 
 BYTE_BUDGET = 256 * 2**20  # of the largest temporary array, unless a caller says otherwise
+CACHED_BYTES = 4 * 2**20  # of intermediate products that should stay near the processor
 
 
 def chunks(count: int, bytes_each: int, budget: int = BYTE_BUDGET) -> Iterator[slice]:

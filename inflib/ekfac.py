@@ -11,13 +11,14 @@ from the model, drawn afresh: a second pass over the data.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from .batches import chunks
-from .hooks import check_finite
+from .batches import CACHED_BYTES, chunks
+from .hooks import Pair, check_finite
 from .kfac import Fit, Moments, accumulator
 
 
@@ -75,42 +76,50 @@ def corrected_eigenvalues(fit: Fit, basis: Eigenbasis | None, *, check: bool = F
     """
     sums: dict[str, Tensor] = {}
     examples = 0
+    Q_S, Q_A = (basis.Q_S, basis.Q_A) if basis else ({}, {})
     for batch, recording, seeds in fit.recordings(1, "corrected eigenvalues", check=check):
-        a_rotated = {k: _rotate(a, basis.Q_A[k] if basis else None) for k, a in recording.activations.items()}
         squares: dict[str, Tensor] = {}  # (B, o) Σ_c w_c g̃_c², for layers applied once an example
         for seed, weight in seeds:
             for name, g in recording.gradients(seed).items():
-                Q_S = basis.Q_S[name] if basis else None
                 if g.shape[1] == 1:
-                    _accumulate(squares, name, weight * _rotate(g[:, 0], Q_S).square())
+                    _accumulate(squares, name, weight * rotate(g[:, 0], Q_S.get(name)).square())
                 else:
-                    _accumulate(sums, name, weight * _sum_of_squares(g, a_rotated[name], Q_S))
+                    pair = Pair(recording.activations[name], g)
+                    for G in rotated_gradients(pair, Q_S.get(name), Q_A.get(name)):
+                        _accumulate(sums, name, weight * G.square_().sum(0))
         for name, square in squares.items():
             # rank one: the rotated gradient's square is g̃² ⊗ ã², so a batch is one matrix product
-            _accumulate(sums, name, square.T @ a_rotated[name][:, 0].square())  # (o, i)
+            a = rotate(recording.activations[name][:, 0], Q_A.get(name))
+            _accumulate(sums, name, square.T @ a.square())  # (o, i)
         for name in sums:
             check_finite(name, "rotated gradients", sums[name], batch.index)
         examples += batch.size
     return Squares({name: sums[name] for name in fit.layers}, examples)
 
 
-def _rotate(x: Tensor, Q: Tensor | None) -> Tensor:
-    """Coordinates of the rows of x in the basis of Q's columns, in the accumulator's dtype."""
+def rotate(x: Tensor, Q: Tensor | None) -> Tensor:
+    """Coordinates of the rows of x (..., d) in the basis of Q's columns, in the accumulator's dtype."""
     x = x.to(accumulator(x.dtype))
-    return x if Q is None else x @ Q
+    return x if Q is None else x @ Q.to(x)
 
 
-def _sum_of_squares(g: Tensor, a_rotated: Tensor, Q_S: Tensor | None) -> Tensor:
-    """Σ_b (Q_Sᵀ Σ_t g_t ã_tᵀ)², (o, i): rotates g, T·o² an example, or the sums over t, o²·i, whichever is cheaper."""
-    T, o, i = g.shape[1], g.shape[2], a_rotated.shape[2]
-    total = a_rotated.new_zeros(o, i)
-    for rows in chunks(g.shape[0], o * i * a_rotated.element_size()):
-        if Q_S is None or i >= T:
-            matrices = torch.bmm(_rotate(g[rows], Q_S).mT, a_rotated[rows])  # (b, o, i)
-        else:
-            matrices = Q_S.T @ torch.bmm(g[rows].to(a_rotated).mT, a_rotated[rows])
-        total += matrices.square().sum(0)
-    return total
+def rotated_gradients(
+    pair: Pair, Q_S: Tensor | None, Q_A: Tensor | None, max_bytes: int = CACHED_BYTES
+) -> Iterator[Tensor]:
+    """Q_Sᵀ (Σ_t g_t a_tᵀ) Q_A of every example, (b, o, i), some examples at a time.
+
+    Each side is rotated where that takes the fewer multiplications: g before the sum over t, T · o² an example, or the
+    sum's rows after it, o² · i; and a likewise, T · i² against o · i².
+    """
+    (T, i), o = pair.a.shape[1:], pair.g.shape[2]
+    first_a, first_g = Q_A is None or o >= T, Q_S is None or i >= T
+    for rows in chunks(len(pair.a), o * i * pair.a.element_size(), max_bytes):
+        a, g = rotate(pair.a[rows], Q_A if first_a else None), rotate(pair.g[rows], Q_S if first_g else None)
+        if first_g:
+            G = torch.bmm(g.mT, a)  # (b, o, i)
+        else:  # transposed, so that one product with Q_S serves all examples
+            G = rotate(torch.bmm(a.mT, g), Q_S).mT
+        yield G if first_a else rotate(G, Q_A)
 
 
 def _accumulate(sums: dict[str, Tensor], name: str, value: Tensor) -> None:

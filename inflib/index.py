@@ -1,12 +1,12 @@
 """TrainIndex: the training side prepared once, so that a new query, damping or layer subset costs no pass over it.
 
-For layers applied once an example (T = 1) a training gradient is g_n a_nᵀ. The index keeps ã_n = Q_Aᵀ a_n and
-g̃_n = Q_Sᵀ g_n, in which every curvature with that eigenbasis is diagonal:
+The index keeps training gradients in the eigenbasis, in which every curvature with that basis is diagonal:
 
-    score(q, n) = −g̃_nᵀ [(Q_Sᵀ ∇m_q Q_A) / (Λ + λ)] ã_n
+    score(q, n) = −⟨G̃_q / (Λ + λ), G̃_n⟩          G̃ = Q_Sᵀ (Σ_t g_t a_tᵀ) Q_A
 
-Exact: the same numbers as ``influence``. The identity is diagonal in every basis, so one index also answers with K-FAC
-and with plain gradient dot products.
+A layer applied once an example (T = 1) is kept as the two vectors ã_n = Q_Aᵀ a_n and g̃_n = Q_Sᵀ g_n, a layer applied at
+many positions as the matrix G̃_n, (o, i) however long the sequence. Exact: the same numbers as ``influence``. The
+identity is diagonal in every basis, so one index also answers with K-FAC and with plain gradient dot products.
 """
 
 from __future__ import annotations
@@ -17,19 +17,25 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .batches import BYTE_BUDGET, Data, check_order, chunks
-from .curvature import Damping, Kronecker
-from .hooks import Pair
+from .batches import BYTE_BUDGET, CACHED_BYTES, Data, check_order, chunks, walk
+from .contractions import contract, kept, own_layer, own_matrices
+from .curvature import Curvature, Damping, Kronecker
+from .ekfac import rotate, rotated_gradients
+from .hooks import Pair, forward, pairs
+from .kfac import accumulator
 from .objectives import Measurement, Objective
-from .scoring import Pairs, contract, gather, kept, layers_of, own_layer
+from .scoring import check_pairs, layers_of
+
+Rotated = Pair | Tensor  # of N examples in one layer: ã (N, 1, i) and g̃ (N, 1, o), or G̃ (N, o, i)
+Side = dict[str, Rotated]
 
 
 @dataclass(frozen=True, eq=False)
 class TrainIndex:
-    """Rotated pairs of N training examples: per layer ã (N, 1, i) and g̃ (N, 1, o). Made by ``TrainIndex.build``."""
+    """Rotated gradients of N training examples, layer by layer. Made by ``TrainIndex.build``; see ``inflib.save``."""
 
-    curvature: Kronecker  # whose eigenbasis the pairs are in, and the default for queries
-    rotated: Pairs
+    curvature: Kronecker  # whose eigenbasis the gradients are in, and the default for queries
+    held: Side
 
     @classmethod
     def build(
@@ -39,42 +45,56 @@ class TrainIndex:
         train: Data,
         curvature: Kronecker,
         *,
+        dtype: torch.dtype | None = None,
         progress: bool = True,
     ) -> TrainIndex:
-        """One pass over ``train``. Memory: N · Σ_layers (o + i) numbers, see ``nbytes``.
+        """One pass over ``train``. Memory: ``TrainIndex.bytes_needed``, said before anything is built.
 
-        Raises ValueError for a curvature that is not Kronecker-factored, a layer applied more than once an example, or
-        data that changes its order.
+        dtype: what gradients are kept in; None for the model's (float32 at least). torch.bfloat16 takes half the memory
+        and rounds each kept number to three digits. Raises TypeError for a curvature without an eigenbasis, ValueError
+        for data that changes its order.
         """
-        if not isinstance(curvature, Kronecker):
-            raise TypeError(f"an index needs an eigenbasis; {type(curvature).__name__} has none. Use ekfac or kfac.")
+        _check_basis(curvature)
         check_order(train, "train")
-        layers = layers_of(model, curvature)
-        return cls(curvature, _rotated(gather(model, layers, objective, train, "train", None, progress), curvature))
+        return cls(curvature, _rotated(model, objective, train, "train", curvature, None, dtype, {}, progress))
+
+    @staticmethod
+    def bytes_needed(model: nn.Module, train: Data, curvature: Kronecker, dtype: torch.dtype | None = None) -> int:
+        """What an index of ``train`` will hold, in bytes: (o + i) numbers an example in a layer with T = 1, else o · i.
+
+        Costs a walk over the data and a forward pass of its first batch.
+        """
+        _check_basis(curvature)
+        layers, total = layers_of(model, curvature), 0
+        batch = next(walk(train, name="train", progress=False))
+        recording = forward(model, layers, batch.inputs, batch.size)
+        for name, (o, i) in curvature.shapes.items():
+            a = recording.activations[name]
+            count = o + i if a.shape[1] == 1 else o * i
+            total += count * (dtype or accumulator(a.dtype)).itemsize
+        return total * _count(train, "train")
 
     def __len__(self) -> int:
         """N, the number of training examples."""
-        return next(iter(self.rotated.values())).a.shape[0]
+        return _length(next(iter(self.held.values())))
 
     @property
     def nbytes(self) -> int:
         """Bytes held for the training side."""
-        return sum(x.numel() * x.element_size() for pair in self.rotated.values() for x in pair)
+        tensors = [x for held in self.held.values() for x in (held if isinstance(held, Pair) else (held,))]
+        return sum(x.numel() * x.element_size() for x in tensors)
 
     def prepare(
         self, model: nn.Module, objective: Objective, queries: Data, measurement: Measurement | None = None
-    ) -> Pairs:
+    ) -> Side:
         """The query side, captured and rotated: give it to ``scores`` again and again with other dampings."""
-        layers = layers_of(model, self.curvature)
         check_order(queries, "queries")
-        return _rotated(
-            gather(model, layers, objective, queries, "queries", measurement or "log_likelihood", False),
-            self.curvature,
-        )
+        what = measurement or "log_likelihood"
+        return _rotated(model, objective, queries, "queries", self.curvature, what, None, self.held, False)
 
     def scores(
         self,
-        prepared: Pairs,
+        prepared: Side,
         curvature: Kronecker | None = None,
         damping: Damping = None,
         *,
@@ -89,22 +109,14 @@ class TrainIndex:
         layers:    exact names of some of the layers; None for all. Relative damping is each layer's own either way.
         examples:  positions of some training examples, (N',) columns in that order, or a bool mask (N,); None for all.
         """
-        curvature, split = self._in_basis(curvature), kept(keep)
+        curvature, axes = self._in_basis(curvature), kept(keep, ("layer",))
         if layers is not None:
             curvature = curvature.restrict([layers] if isinstance(layers, str) else layers)
-        inverse = curvature.inverse_eigenvalues(damping)
-        few = {name: prepared[name] for name in inverse}
-        many = {name: _rows(self.rotated[name], examples) for name in inverse}
-        swap = 0 < _count(many) < _count(few)  # the form is symmetric: build matrices for the smaller side
-        if swap:
-            few, many = many, few
-        size = sum(values.numel() * values.element_size() for values in inverse.values())
-        found = []
-        for rows in chunks(_count(few), size, max_bytes):
-            P = {k: Pair(few[k].a[rows], few[k].g[rows]).matrices() * values for k, values in inverse.items()}
-            found.append(-contract(P, many, split, max_bytes))
-        scores = torch.cat(found)
-        return scores.transpose(0, 1) if swap else scores
+        each = []  # (Q, N) a layer; one minus sign for −∇ℓ
+        for name, inverse in curvature.inverse_eigenvalues(damping).items():
+            training = self.held[name] if examples is None else take(self.held[name], examples)
+            each.append(-_layer_scores(prepared[name], training, inverse, max_bytes))
+        return torch.stack(each, dim=-1) if axes.layer else sum(each)  # type: ignore[return-value]
 
     def influence(
         self,
@@ -126,15 +138,21 @@ class TrainIndex:
     def self_influence(self, curvature: Kronecker | None = None, damping: Damping = None) -> Tensor:
         """∇ℓ_nᵀ (C + λ)⁻¹ ∇ℓ_n of every training example, (N,)."""
         inverse = self._in_basis(curvature).inverse_eigenvalues(damping)
-        return sum(own_layer(self.rotated[k], values, BYTE_BUDGET) for k, values in inverse.items())  # type: ignore
+        return sum(_own(self.held[k], values) for k, values in inverse.items())  # type: ignore[return-value]
+
+    def norms(self, layers: Iterable[str] | None = None) -> Tensor:
+        """‖∇ℓ_n‖ of every training example in all layers, or in those named, (N,)."""
+        names = self.curvature.layers if layers is None else [layers] if isinstance(layers, str) else list(layers)
+        ones = {k: torch.ones_like(self.curvature.eigenvalues[k]) for k in self.curvature.restrict(names).layers}
+        return sum(_own(self.held[k], one) for k, one in ones.items()).sqrt()  # type: ignore[union-attr]
 
     def _in_basis(self, curvature: Kronecker | None) -> Kronecker:
         """The curvature, if the index's pairs are its eigenbasis coordinates."""
         if curvature is None:
             return self.curvature
         for name in curvature.layers:
-            if name not in self.rotated:
-                raise ValueError(f"layer {name!r} is not in this index, which has {list(self.rotated)}; build it anew.")
+            if name not in self.held:
+                raise ValueError(f"layer {name!r} is not in this index, which has {list(self.held)}; build it anew.")
         own, other = self.curvature, curvature
         flat = not other.Q_S and all(bool((v == v.flatten()[0]).all()) for v in other.eigenvalues.values())
         same = all(
@@ -150,33 +168,110 @@ class TrainIndex:
         return curvature
 
 
-def _rotated(groups: list[Pairs], curvature: Kronecker) -> Pairs:
-    """ã = a Q_A and g̃ = g Q_S, refusing layers applied more than once an example."""
-    for name, pair in ((name, pair) for group in groups for name, pair in group.items()):
-        if pair.a.shape[1] != 1:
-            raise ValueError(
-                f"layer {name!r} is applied {pair.a.shape[1]} times an example; this index expects once (T = 1). "
-                "Use inflib.influence for such models."
-            )
-    rotated = {}
-    for name, (a, g) in groups[0].items():  # one group: batches are kept apart only where T differs
-        if name in curvature.Q_S:
-            a, g = (
-                a.to(curvature.Q_A[name]) @ curvature.Q_A[name],
-                g.to(curvature.Q_S[name]) @ curvature.Q_S[name],
-            )
-        rotated[name] = Pair(a, g)
-    return rotated
+# --- one side -----------------------------------------------------------------------------------------------------
 
 
-def _rows(pair: Pair, rows: Sequence[int] | Tensor | None) -> Pair:
-    if rows is None:
-        return pair
-    at = torch.as_tensor(rows, device=pair.a.device)
-    if at.dtype != torch.bool:  # a mask indexes as it is
-        at = at.long()
-    return Pair(pair.a[at], pair.g[at])
+def _rotated(
+    model: nn.Module,
+    objective: Objective,
+    data: Data,
+    name: str,
+    curvature: Kronecker,
+    measurement: Measurement | None,
+    dtype: torch.dtype | None,
+    like: Side,
+    progress: bool,
+) -> Side:
+    """Every example's gradient in the eigenbasis: as pairs where T = 1, unless ``like`` has that layer as matrices."""
+    layers, N = layers_of(model, curvature), _count(data, name)
+    side: Side = {}
+    for batch in walk(data, name=name, progress=progress, what="index" if name == "train" else name):
+        found = pairs(model, layers, objective, batch.inputs, batch.targets, batch.size, measurement)
+        check_pairs(found, batch.index)
+        for layer, pair in found.items():
+            once = pair.a.shape[1] == 1 and isinstance(side.get(layer, like.get(layer, pair)), Pair)
+            Q_S, Q_A = curvature.Q_S.get(layer), curvature.Q_A.get(layer)
+            some = [Pair(rotate(pair.a, Q_A), rotate(pair.g, Q_S))] if once else rotated_gradients(pair, Q_S, Q_A)
+            at = batch.start
+            for rows in some:
+                side[layer] = _put(side.get(layer), rows, at, N, dtype)
+                at += _length(rows)
+    return side
 
 
-def _count(pairs: Pairs) -> int:
-    return next(iter(pairs.values())).a.shape[0]
+def _put(held: Rotated | None, rows: Rotated, at: int, N: int, dtype: torch.dtype | None) -> Rotated:
+    """``rows`` written into ``held`` from ``at`` on, made where needed, or turned from pairs into matrices."""
+    if isinstance(rows, Pair):
+        if held is None:
+            held = Pair(*(x.new_empty(N, *x.shape[1:], dtype=dtype) for x in rows))
+        for whole, part in zip(held, rows, strict=True):
+            whole[at : at + len(part)] = part
+        return held
+    if not isinstance(held, Tensor):
+        before, held = held, rows.new_empty(N, *rows.shape[1:], dtype=dtype)
+        if before is not None:  # sequences of one position came first
+            held[:at] = take(before, slice(0, at)).matrices()  # type: ignore[union-attr]
+    held[at : at + len(rows)] = rows
+    return held
+
+
+def take(held: Rotated, rows: Sequence[int] | Tensor | slice) -> Rotated:
+    """Some of the examples, by position, slice or mask."""
+    if not isinstance(rows, slice):
+        rows = torch.as_tensor(rows, device=(held.a if isinstance(held, Pair) else held).device)
+        rows = rows if rows.dtype == torch.bool else rows.long()  # a mask indexes as it is
+    return Pair(held.a[rows], held.g[rows]) if isinstance(held, Pair) else held[rows]
+
+
+def _length(held: Rotated) -> int:
+    return len(held.a) if isinstance(held, Pair) else len(held)
+
+
+def _count(data: Data, name: str) -> int:
+    """The number of examples in the data."""
+    return sum(batch.size for batch in walk(data, name=name, progress=False))
+
+
+def _check_basis(curvature: Curvature) -> None:
+    if not isinstance(curvature, Kronecker):
+        raise TypeError(f"an index needs an eigenbasis; {type(curvature).__name__} has none. Use ekfac or kfac.")
+
+
+# --- products -----------------------------------------------------------------------------------------------------
+
+
+def _layer_scores(few: Rotated, many: Rotated, inverse: Tensor, max_bytes: int) -> Tensor:
+    """⟨G̃_q ⊙ inverse, G̃_n⟩ of one layer, (Q, N)."""
+    swap = isinstance(many, Pair) and 0 < _length(many) < _length(few)
+    if swap:  # the form is symmetric: build matrices for the smaller side
+        few, many = many, few
+    each = inverse.numel() * inverse.element_size()
+    found = [
+        _against(_matrices(take(few, rows)).to(inverse) * inverse, many, max_bytes)
+        for rows in chunks(_length(few), each, max_bytes)
+    ]
+    scores = torch.cat(found) if found else inverse.new_zeros(0, _length(many))
+    return scores.T if swap else scores
+
+
+def _against(P: Tensor, many: Rotated, max_bytes: int) -> Tensor:
+    """Weighted queries P (Q, o, i) against one side, (Q, N)."""
+    if isinstance(many, Pair):
+        return contract({"": P}, {"": many}, max_bytes=max_bytes)
+    if many.dtype == P.dtype:
+        return P.flatten(1) @ many.flatten(1).T
+    each = P[0].numel() * P.element_size()
+    parts = [P.flatten(1) @ many[rows].to(P).flatten(1).T for rows in chunks(len(many), each, CACHED_BYTES)]
+    return torch.cat(parts, dim=1) if parts else P.new_zeros(len(P), 0)
+
+
+def _own(held: Rotated, inverse: Tensor) -> Tensor:
+    """Σ_jk (G̃_jk)² inverse_jk of every example, (N,)."""
+    if isinstance(held, Pair):
+        return own_layer(held, inverse, None, None)
+    each = inverse.numel() * inverse.element_size()
+    return torch.cat([own_matrices(held[rows].to(inverse), inverse) for rows in chunks(len(held), each, CACHED_BYTES)])
+
+
+def _matrices(held: Rotated) -> Tensor:
+    return held.matrices() if isinstance(held, Pair) else held

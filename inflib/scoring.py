@@ -4,7 +4,7 @@
 
 the change dm/dε of the measurement when the objective (1/N) Σ ℓ becomes (1/N) Σ ℓ + ε ℓ_n. Positive: a proponent, more
 weight on n raises m; negative: an opponent. The few queries are preconditioned once, P_q = (C + λ)⁻¹ ∇m_q; then each
-training gradient Σ_t g_t a_tᵀ is contracted with them, for one position as g_nᵀ P_q a_n without ever being built.
+training gradient Σ_t g_t a_tᵀ is contracted with them (contractions.py), layer by layer and token by token if asked.
 """
 
 from __future__ import annotations
@@ -15,13 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from .batches import BYTE_BUDGET, Data, check_order, chunks, walk
-from .curvature import Curvature, Damping, Kronecker, check_stacks
-from .hooks import Matrices, Pair, check_capture, check_finite, pairs
+from .contractions import Pairs, contract, join, kept, own_scores
+from .curvature import Curvature, Damping, Kronecker
+from .hooks import Matrices, Pair, check_capture, check_finite, forward, pairs
 from .layers import Layer, Untied, select
 from .objectives import Measurement, Objective
-
-Pairs = dict[str, Pair]
-CACHED_BYTES = 4 * 2**20  # of intermediate products that should stay near the processor
 
 
 def influence(
@@ -37,28 +35,31 @@ def influence(
     max_bytes: int = BYTE_BUDGET,
     progress: bool = True,
 ) -> Tensor:
-    """Influence of every training example on every query's measurement, (Q, N), or (Q, N, L) with keep=("layer",).
+    """Influence of every training example on every query's measurement, (Q, N), or (Q, N[, L][, T]) with ``keep``.
 
     train, queries: re-iterable (inputs, targets) batches; row q and column n are positions in their order.
     damping:        None (0.1 · mean Λ per layer), a number, {layer: number} or relative(factor).
     measurement:    None (log-likelihood, −ℓ), "margin", "logit", or a callable (outputs, targets) → (B,).
-    keep:           ("layer",) keeps one score per layer, in ``curvature.layers`` order; they sum to the total.
+    keep:           ("layer",), ("token",) or both: scores split by layer, in ``curvature.layers`` order, and by the
+                    training example's token (Grosse et al. 2023, eq. 30 and 31), 0 at padding. They sum to the total.
+                    A token's part is that of its position: what ``inflib.tokens`` does for the token itself is dearer.
     max_bytes:      the largest temporary array; only speed depends on it.
 
     Units: dm/dε of (1/N) Σ ℓ + ε ℓ_n, see ``predicted_change``. Score > 0: a proponent. The model is left exactly as
     it was. Raises ValueError for data that changes its order, layers the model lacks, a singular damped curvature.
     """
     layers = layers_of(model, curvature)
-    split = kept(keep)
+    axes = kept(keep)
     check_order(train, "train")
     check_order(queries, "queries")
+    calls = _calls(model, layers, train) if axes.token else None
     query_pairs = gather(model, layers, objective, queries, "queries", measurement or "log_likelihood", progress)
     blocks = _Preconditioned(query_pairs, curvature, damping, max_bytes)
     columns = []
     for training in _buffered(model, layers, objective, train, max_bytes, progress, whole=len(blocks) == 1):
-        # (Q, b, L): one minus sign for −∇ℓ
-        columns.append(torch.cat([-contract(P, training, split, max_bytes) for P in blocks]))
-    return torch.cat(columns, dim=1)
+        # one minus sign for −∇ℓ
+        columns.append(torch.cat([-contract(P, training, axes, max_bytes, calls) for P in blocks]))
+    return join(columns, axes)
 
 
 def self_influence(
@@ -76,14 +77,14 @@ def self_influence(
 
     Arguments, units and errors as for ``influence``.
     """
-    layers, split = layers_of(model, curvature), kept(keep)
+    layers, split = layers_of(model, curvature), kept(keep, ("layer",)).layer
     check_order(data, "data")
     parts = []
     for batch in walk(data, name="data", progress=progress, what="self-influence"):
         if batch.index == 0:
             check_capture(model, layers, objective, batch.inputs, batch.targets, batch.size)
         found = pairs(model, layers, objective, batch.inputs, batch.targets, batch.size)
-        _check(found, batch.index)
+        check_pairs(found, batch.index)
         parts.append(own_scores(found, curvature, damping, max_bytes))
     scores = torch.cat(parts)  # (N, L)
     return scores if split else scores.sum(-1)
@@ -129,8 +130,15 @@ def gather(
     found = []
     for batch in walk(data, name=name, progress=progress, what=name):
         found.append(pairs(model, layers, objective, batch.inputs, batch.targets, batch.size, measurement))
-        _check(found[-1], batch.index)
+        check_pairs(found[-1], batch.index)
     return list(merge(found))
+
+
+def _calls(model: nn.Module, layers: dict[str, Layer], data: Data) -> dict[str, int]:
+    """How often the model calls each layer, seen on the first batch: a tied layer's calls line up along T."""
+    batch = next(walk(data, name="train", progress=False))
+    recording = forward(model, layers, batch.inputs, batch.size)
+    return {name: len(calls) for name, calls in recording.calls.items()}
 
 
 def _buffered(
@@ -149,7 +157,7 @@ def _buffered(
         if batch.index == 0:
             check_capture(model, layers, objective, batch.inputs, batch.targets, batch.size)
         found = pairs(model, layers, objective, batch.inputs, batch.targets, batch.size)
-        _check(found, batch.index)
+        check_pairs(found, batch.index)
         held.append(found)
         size += sum(x.numel() * x.element_size() for pair in found.values() for x in pair)
         if whole or size >= max_bytes:
@@ -201,87 +209,8 @@ class _Preconditioned:
         return self.curvature.solve({name: pair.matrices() for name, pair in part.items()}, self.damping)
 
 
-# --- contractions ----------------------------------------------------------------------------------------------
-
-
-def contract(P: Matrices, training: Pairs, split: bool, max_bytes: int = BYTE_BUDGET) -> Tensor:
-    """⟨P_q, Σ_t g_t a_tᵀ⟩ of every query and training example, (Q, b), or (Q, b, L) with split."""
-    per_layer = (_contract_layer(P[name], training[name], max_bytes) for name in P)  # each (Q, b)
-    if split:
-        return torch.stack(list(per_layer), dim=-1)
-    return sum(per_layer)  # type: ignore[return-value]
-
-
-def _contract_layer(P: Tensor, pair: Pair, max_bytes: int) -> Tensor:
-    """(Q, o, i) against pairs a (b, T, i), g (b, T, o) → (Q, b)."""
-    a, g = pair.a.to(P), pair.g.to(P)
-    Q, o, i = P.shape
-    b, T = a.shape[:2]
-    if T > 1:
-        flat = P.flatten(1)  # (Q, o·i)
-        columns = [
-            flat @ Pair(a[rows], g[rows]).matrices().flatten(1).T
-            for rows in chunks(b, o * i * P.element_size(), max_bytes)
-        ]
-        return torch.cat(columns, dim=1)
-    a, g = a[:, 0], g[:, 0]  # (b, i), (b, o)
-    if i < o:  # the larger side goes into the matrix product, the smaller is left for the sum
-        a, g, P, o = g, a, P.mT, i
-    scores = P.new_empty(Q, b)
-    for rows in chunks(b, o * P.element_size(), CACHED_BYTES):
-        each = (rows.stop - rows.start) * o * P.element_size()
-        for some in chunks(Q, each, CACHED_BYTES):
-            half = a[rows] @ P[some].flatten(0, 1).T  # (b', Q'·o)
-            half = half.reshape(len(half), -1, o).mul_(g[rows, None, :])
-            scores[some, rows] = half.sum(-1).T
-    return scores
-
-
-def own_scores(found: Pairs, curvature: Curvature, damping: Damping, max_bytes: int) -> Tensor:
-    """∇ℓᵀ (C + λ)⁻¹ ∇ℓ per example and layer's share, (b, L)."""
-    if isinstance(curvature, Kronecker):
-        inverse = curvature.inverse_eigenvalues(damping)
-        shares = []
-        for name, pair in found.items():
-            a, g = pair.a.to(inverse[name]), pair.g.to(inverse[name])
-            if name in curvature.Q_S:
-                a, g = a @ curvature.Q_A[name], g @ curvature.Q_S[name]
-            shares.append(own_layer(Pair(a, g), inverse[name], max_bytes))
-        return torch.stack(shares, dim=-1)
-    size = sum(o * i for o, i in curvature.shapes.values())
-    first = next(iter(found.values()))
-    rows_found = []
-    for rows in chunks(first.a.shape[0], size * first.a.element_size(), max_bytes):
-        v = {name: Pair(p.a[rows], p.g[rows]).matrices() for name, p in found.items()}
-        check_stacks(curvature, v)
-        solved = curvature.solve(v, damping)
-        rows_found.append(torch.stack([(v[k] * solved[k]).sum((1, 2)) for k in v], dim=-1))
-    return torch.cat(rows_found)
-
-
-def own_layer(rotated: Pair, inverse: Tensor, max_bytes: int) -> Tensor:
-    """Σ_jk (G̃_jk)² inverse_jk per example, (b,); for one position G̃² = g̃² ⊗ ã² is never built."""
-    a, g = rotated
-    if a.shape[1] == 1:
-        return ((g[:, 0].square() @ inverse) * a[:, 0].square()).sum(1)
-    each = inverse.numel() * inverse.element_size()
-    parts = (
-        Pair(a[rows], g[rows]).matrices().square().flatten(1) @ inverse.flatten()
-        for rows in chunks(len(a), each, max_bytes)
-    )
-    return torch.cat(list(parts))
-
-
-def kept(keep: Iterable[str]) -> bool:
-    """Whether scores stay split by layer."""
-    kept = (keep,) if isinstance(keep, str) else tuple(keep)
-    unknown = [axis for axis in kept if axis != "layer"]
-    if unknown:
-        raise ValueError(f"keep={unknown[0]!r}; expected ('layer',) or (). Leave it out for one score a pair.")
-    return bool(kept)
-
-
-def _check(found: Pairs, batch: int) -> None:
+def check_pairs(found: Pairs, batch: int) -> None:
+    """Raise FloatingPointError where a batch's activations or gradients are not finite."""
     for name, pair in found.items():
         check_finite(name, "activations", pair.a, batch)
         check_finite(name, "output gradients", pair.g, batch)

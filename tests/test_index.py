@@ -8,8 +8,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from networks import Case, batches, cases, drawn, make, snapshot, zoo
-from oracle import assert_close
+from networks import ZOO, Case, Conv1D, batches, cases, drawn, make, snapshot, zoo
+from oracle import assert_close, difference
 from test_curvature import drawn_damping
 from torch import Tensor
 
@@ -21,11 +21,20 @@ from inflib import (
     identity,
     influence,
     kfac,
+    register,
     relative,
     self_influence,
 )
+from inflib.layers import _KINDS, positions_last
 
-pytestmark = pytest.mark.usefixtures("float64")
+pytestmark = pytest.mark.usefixtures("float64", "conv1d")
+
+
+@pytest.fixture(scope="module")
+def conv1d() -> Any:
+    register(Conv1D, positions_last, positions_last, transposed=True)
+    yield
+    del _KINDS[Conv1D]
 
 
 def build(case: Case, curvature: Any = None) -> TrainIndex:
@@ -165,15 +174,52 @@ def test_building_and_asking_leave_the_model_as_it_was() -> None:
     assert snapshot(case.model) == before
 
 
-# --- what is refused ------------------------------------------------------------------------------------------------------------
+# --- layers applied at several positions ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("animal", ["tokens", "called twice"])
-def test_layers_applied_several_times_are_refused_with_what_to_use(animal: str) -> None:
+@pytest.mark.parametrize("animal", ZOO)
+def test_scores_are_those_of_influence_however_the_layers_are_used(animal: str) -> None:
     case = zoo(animal)
+    fits = [f(case.model, case.objective, case.train, layers=case.layers, progress=False) for f in (ekfac, identity)]
+    index = build(case, fits[0])
+    prepared = index.prepare(case.model, case.objective, case.queries)
+    for curvature in fits:
+        for options in ({}, {"keep": ("layer",)}):
+            assert_close(
+                index.scores(prepared, curvature, 0.3, **options), scored(case, curvature, 0.3, **options), 1e-12
+            )
+        expected = self_influence(case.model, case.objective, case.train, curvature, 0.3, progress=False)
+        assert_close(index.self_influence(curvature, 0.3), expected, 1e-12)
+    some = index.scores(prepared, damping=0.3, examples=[4, 1])
+    assert_close(some, scored(case, fits[0], 0.3)[:, [4, 1]], 1e-12)
+    assert index.nbytes == TrainIndex.bytes_needed(case.model, case.train, fits[0])
+
+
+@pytest.mark.parametrize("animal", ["tokens", "transformer layer", "residual"])
+def test_norms_are_of_the_whole_gradients(animal: str) -> None:
+    case = zoo(animal)
+    curvature = ekfac(case.model, case.objective, case.train, layers=case.layers, progress=False)
+    gradients = case.problem.gradients()
+    index = build(case, curvature)
+    assert_close(index.norms(), gradients.norm(dim=1), 1e-12)
+    span = case.problem.spans[case.layers[1]]
+    assert_close(index.norms(case.layers[1]), gradients[:, span].norm(dim=1), 1e-12)
+
+
+def test_half_the_memory_rounds_to_three_digits() -> None:
+    case = zoo("tokens")
     curvature = ekfac(case.model, case.objective, case.train, progress=False)
-    with pytest.raises(ValueError, match=r"is applied \d times an example.*Use inflib.influence"):
-        build(case, curvature)
+    whole = build(case, curvature)
+    half = TrainIndex.build(case.model, case.objective, case.train, curvature, dtype=torch.bfloat16, progress=False)
+    assert half.nbytes * 4 == whole.nbytes  # float64 here
+    assert half.nbytes == TrainIndex.bytes_needed(case.model, case.train, curvature, torch.bfloat16)
+    prepared = half.prepare(case.model, case.objective, case.queries)
+    error = difference(half.scores(prepared), scored(case, curvature))
+    assert 1e-5 < error < 1e-2
+    assert difference(half.self_influence(), whole.self_influence()) < 1e-2
+
+
+# --- what is refused ------------------------------------------------------------------------------------------------------------
 
 
 def test_a_curvature_without_an_eigenbasis_is_refused() -> None:

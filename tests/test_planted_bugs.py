@@ -102,9 +102,9 @@ PLANTS = {
         asserting(EKFAC_LIMIT, KFAC_LIMIT, DENSE.format("given")),
     ),
     "transposed eigenbasis, in self-influence": Plant(
-        "scoring.py",
-        "a, g = a @ curvature.Q_A[name], g @ curvature.Q_S[name]",
-        "a, g = a @ curvature.Q_A[name].T, g @ curvature.Q_S[name].T",
+        "contractions.py",
+        "a, g = rotate(pair.a[:, 0], Q_A), rotate(pair.g[:, 0], Q_S)",
+        "a, g = rotate(pair.a[:, 0], Q_A.T), rotate(pair.g[:, 0], Q_S.T)",
         asserting(OWN.format("given"), OWN.format("default")),
     ),
     "multiplying by the damped eigenvalues": Plant(
@@ -148,8 +148,8 @@ PLANTS = {
     ),
     "sign flipped, in the index": Plant(
         "index.py",
-        "found.append(-contract(",
-        "found.append(contract(",
+        "each.append(-_layer_scores(",
+        "each.append(_layer_scores(",
         asserting(PROPONENT.format("index"), INDEX.format("given")),
     ),
     "sign flipped, of a removal": Plant(

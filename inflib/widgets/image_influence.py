@@ -15,10 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from ..curvature import Kronecker
-from ..hooks import Pair
-from ..index import TrainIndex
+from ..index import Side, TrainIndex, take
 from ..objectives import Objective
-from ..scoring import Pairs
 from .answer import DRAWING, QUERY, TRAINING, Answer, Picture, Ranked
 from .engine import Engine
 from .ranking import Settings, two_lists
@@ -60,31 +58,31 @@ class ImageInfluence(Engine):
         super().__init__(model, objective, index, curvatures)
         self.sides = {TRAINING: train} if queries is None else {TRAINING: train, QUERY: queries}
         self.probabilities = {side: _probabilities(model, images.inputs) for side, images in self.sides.items()}
-        self._prepared: dict[str, Pairs] = {}
+        self._prepared: dict[str, Side] = {}
 
     def scores(self, side: str, position: int, settings: Settings) -> np.ndarray:
         """(N,) influence of every training image on a query, or (Q,) of a training image on every query."""
         prepared, examples = self._prepare(settings.measurement), None
         if side == QUERY:
             one = slice(position, position + 1)
-            prepared = {name: Pair(pair.a[one], pair.g[one]) for name, pair in prepared.items()}
+            prepared = {name: take(held, one) for name, held in prepared.items()}
         else:
             examples = [position]
         return self._scores(prepared, settings, examples)
 
-    def _scores(self, prepared: Pairs, settings: Settings, examples: list[int] | None = None) -> np.ndarray:
+    def _scores(self, prepared: Side, settings: Settings, examples: list[int] | None = None) -> np.ndarray:
         damping, curvature = self.damping(settings), self.curvatures[settings.method]
         scores = self.index.scores(prepared, curvature, damping, layers=list(damping), examples=examples)
         return scores.flatten().cpu().numpy()
 
-    def _prepare(self, measurement: str) -> Pairs:
+    def _prepare(self, measurement: str) -> Side:
         """All queries, captured once for each measurement."""
         if measurement not in self._prepared:
             queries = self.sides[QUERY]
             self._prepared[measurement] = self._capture(queries.inputs, queries.labels, measurement)
         return self._prepared[measurement]
 
-    def _capture(self, inputs: Tensor, labels: Tensor, measurement: str) -> Pairs:
+    def _capture(self, inputs: Tensor, labels: Tensor, measurement: str) -> Side:
         weight = next(self.model.parameters())
         batches = [(inputs.to(weight), labels.to(weight.device))]
         return self.index.prepare(self.model, self.objective, batches, measurement)

@@ -1,0 +1,146 @@
+"""⟨P_q, ∇ℓ_n⟩: preconditioned queries against training gradients that are built only where that is the cheapest way.
+
+A training gradient is Σ_t g_t a_tᵀ. Applied once (T = 1), its product with P is gᵀ P a and needs no matrix; for more
+positions and several queries the gradient is built once, in chunks, and meets all queries in one product. Split by
+token, the terms g_tᵀ P a_t are kept apart (Grosse et al. 2023, eq. 31); split by layer, the layers' parts (eq. 30).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .batches import BYTE_BUDGET, CACHED_BYTES, chunks
+from .curvature import Curvature, Damping, Kronecker, check_stacks
+from .ekfac import rotate, rotated_gradients
+from .hooks import Matrices, Pair
+
+Pairs = dict[str, Pair]
+
+
+class Keep(NamedTuple):
+    """Which axes scores stay split by; appended to (Q, N) in this order."""
+
+    layer: bool = False
+    token: bool = False
+
+
+def kept(keep: Iterable[str], allowed: tuple[str, ...] = Keep._fields) -> Keep:
+    """``keep=`` as a Keep; ValueError for an axis that is not one of ``allowed``."""
+    names = (keep,) if isinstance(keep, str) else tuple(keep)
+    for name in names:
+        if name not in allowed:
+            raise ValueError(
+                f"keep={name!r}; expected some of {allowed}. Leave it out for one score a pair."
+                + (" Split by token with inflib.influence." if name == "token" else "")
+            )
+    return Keep("layer" in names, "token" in names)
+
+
+def contract(
+    P: Matrices,
+    training: Pairs,
+    keep: Keep = Keep(),  # noqa: B008 (immutable)
+    max_bytes: int = BYTE_BUDGET,
+    calls: dict[str, int] | None = None,
+) -> Tensor:
+    """⟨P_q, Σ_t g_t a_tᵀ⟩ of every query and training example, (Q, b[, L][, T]).
+
+    calls: with ``keep.token``, how often each layer is called: its T positions are that many runs over the tokens.
+    """
+    if keep.token:
+        assert calls is not None
+        each = [_contract_tokens(P[name], training[name], calls[name], max_bytes) for name in P]  # (Q, b, T)
+        _check_tokens(list(P), each)
+    else:
+        each = [_contract_layer(P[name], training[name], max_bytes) for name in P]  # (Q, b)
+    if keep.layer:
+        return torch.stack(each, dim=2)
+    return sum(each)  # type: ignore[return-value]
+
+
+def join(columns: list[Tensor], keep: Keep) -> Tensor:
+    """Scores of successive training examples side by side, (Q, N, ...); shorter token axes end in zeros."""
+    if keep.token:
+        T = max(part.shape[-1] for part in columns)
+        columns = [F.pad(part, (0, T - part.shape[-1])) for part in columns]
+    return torch.cat(columns, dim=1)
+
+
+def _contract_layer(P: Tensor, pair: Pair, max_bytes: int) -> Tensor:
+    """(Q, o, i) against pairs a (b, T, i), g (b, T, o) → (Q, b)."""
+    a, g = pair.a.to(P), pair.g.to(P)
+    Q, o, i = P.shape
+    b, T = a.shape[:2]
+    if T > 1:
+        flat = P.flatten(1)  # (Q, o·i)
+        columns = [
+            flat @ Pair(a[rows], g[rows]).matrices().flatten(1).T
+            for rows in chunks(b, o * i * P.element_size(), max_bytes)
+        ]
+        return torch.cat(columns, dim=1)
+    a, g = a[:, 0], g[:, 0]  # (b, i), (b, o)
+    if i < o:  # the larger side goes into the matrix product, the smaller is left for the sum
+        a, g, P, o = g, a, P.mT, i
+    scores = P.new_empty(Q, b)
+    for rows in chunks(b, o * P.element_size(), CACHED_BYTES):
+        each = (rows.stop - rows.start) * o * P.element_size()
+        for some in chunks(Q, each, CACHED_BYTES):
+            half = a[rows] @ P[some].flatten(0, 1).T  # (b', Q'·o)
+            half = half.reshape(len(half), -1, o).mul_(g[rows, None, :])
+            scores[some, rows] = half.sum(-1).T
+    return scores
+
+
+def _contract_tokens(P: Tensor, pair: Pair, calls: int, max_bytes: int) -> Tensor:
+    """g_tᵀ P a_t of every token, (Q, b, T): each position as an example of its own, a layer's calls added up."""
+    b, positions = pair.a.shape[:2]
+    rows = Pair(pair.a.flatten(0, 1)[:, None], pair.g.flatten(0, 1)[:, None])  # (b·T, 1, ·)
+    return _contract_layer(P, rows, max_bytes).reshape(len(P), b, calls, positions // calls).sum(2)
+
+
+def _check_tokens(names: list[str], each: list[Tensor]) -> None:
+    for name, scores in zip(names, each, strict=True):
+        if scores.shape[2] != each[0].shape[2]:
+            raise ValueError(
+                f"keep=('token',): layer {names[0]!r} has {each[0].shape[2]} positions an example, layer {name!r} has "
+                f"{scores.shape[2]}; expected one token axis for all. Score such layers apart: fit with layers=."
+            )
+
+
+# --- an example with itself ----------------------------------------------------------------------------------------
+
+
+def own_scores(found: Pairs, curvature: Curvature, damping: Damping, max_bytes: int) -> Tensor:
+    """∇ℓᵀ (C + λ)⁻¹ ∇ℓ per example and layer's share, (b, L)."""
+    if isinstance(curvature, Kronecker):
+        inverse = curvature.inverse_eigenvalues(damping)
+        shares = [own_layer(p, inverse[k], curvature.Q_S.get(k), curvature.Q_A.get(k)) for k, p in found.items()]
+        return torch.stack(shares, dim=-1)
+    size = sum(o * i for o, i in curvature.shapes.values())
+    first = next(iter(found.values()))
+    rows_found = []
+    for rows in chunks(first.a.shape[0], size * first.a.element_size(), max_bytes):
+        v = {name: Pair(p.a[rows], p.g[rows]).matrices() for name, p in found.items()}
+        check_stacks(curvature, v)
+        solved = curvature.solve(v, damping)
+        rows_found.append(torch.stack([(v[k] * solved[k]).sum((1, 2)) for k in v], dim=-1))
+    return torch.cat(rows_found)
+
+
+def own_layer(pair: Pair, inverse: Tensor, Q_S: Tensor | None, Q_A: Tensor | None) -> Tensor:
+    """Σ_jk (G̃_jk)² inverse_jk per example, (b,); for one position G̃² = g̃² ⊗ ã² is never built."""
+    pair = Pair(pair.a.to(inverse), pair.g.to(inverse))
+    if pair.a.shape[1] == 1:
+        a, g = rotate(pair.a[:, 0], Q_A), rotate(pair.g[:, 0], Q_S)
+        return ((g.square() @ inverse) * a.square()).sum(1)
+    return torch.cat([own_matrices(G, inverse) for G in rotated_gradients(pair, Q_S, Q_A)])
+
+
+def own_matrices(G: Tensor, inverse: Tensor) -> Tensor:
+    """Σ_jk (G̃_jk)² inverse_jk of rotated gradients (b, o, i) → (b,)."""
+    return torch.einsum("boi,oi->b", G.square(), inverse)
