@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .batches import BYTE_BUDGET, CACHED_BYTES, Data, check_order, chunks, walk
+from .batches import BYTE_BUDGET, CACHED_BYTES, Batch, Data, check_order, chunks, tensors, walk
 from .contractions import contract, kept, own_layer, own_matrices
 from .curvature import Curvature, Damping, Kronecker
 from .ekfac import rotate, rotated_gradients
@@ -62,17 +62,21 @@ class TrainIndex:
     def bytes_needed(model: nn.Module, train: Data, curvature: Kronecker, dtype: torch.dtype | None = None) -> int:
         """What an index of ``train`` will hold, in bytes: (o + i) numbers an example in a layer with T = 1, else o · i.
 
-        Costs a walk over the data and a forward pass of its first batch.
+        Costs a walk over the data and a forward pass of its batch with the longest examples.
         """
         _check_basis(curvature)
-        layers, total = layers_of(model, curvature), 0
-        batch = next(walk(train, name="train", progress=False))
-        recording = forward(model, layers, batch.inputs, batch.size)
+        layers, N, longest = layers_of(model, curvature), 0, None
+        for batch in walk(train, name="train", progress=False):
+            N += batch.size
+            if longest is None or _numbers(batch) > _numbers(longest):
+                longest = batch
+        assert longest is not None  # walk refuses data without an example
+        activations = forward(model, layers, longest.inputs, longest.size).activations
+        each = 0
         for name, (o, i) in curvature.shapes.items():
-            a = recording.activations[name]
-            count = o + i if a.shape[1] == 1 else o * i
-            total += count * (dtype or accumulator(a.dtype)).itemsize
-        return total * _count(train, "train")
+            a = activations[name]
+            each += (o + i if a.shape[1] == 1 else o * i) * (dtype or accumulator(a.dtype)).itemsize
+        return N * each
 
     def __len__(self) -> int:
         """N, the number of training examples."""
@@ -225,6 +229,11 @@ def take(held: Rotated, rows: Sequence[int] | Tensor | slice) -> Rotated:
 
 def _length(held: Rotated) -> int:
     return len(held.a) if isinstance(held, Pair) else len(held)
+
+
+def _numbers(batch: Batch) -> int:
+    """How many numbers one example's input has."""
+    return sum(x.numel() for x in tensors(batch.inputs)) // batch.size
 
 
 def _count(data: Data, name: str) -> int:
