@@ -263,8 +263,10 @@ def parameters_from(fit: Fit, flat: Tensor) -> dict[str, Tensor]:
 
 def as_parameters(fit: Fit, matrices: Matrices) -> dict[str, Tensor]:
     """Matrices {layer: (o, i)} → {parameter name: tensor} for ``functional_call``, all others as they are, detached."""
-    chosen = {n: p for name, layer in fit.layers.items() for n, p in layer.split(matrices[name]).items()}
-    return {n: p.detach() for n, p in fit.model.named_parameters() if n not in chosen} | chosen
+    found = {n: p.detach() for n, p in fit.model.named_parameters()}
+    for name, layer in fit.layers.items():
+        found |= layer.split(matrices[name], found)
+    return found
 
 
 def _check_finite(fit: Fit, what: str, rows: Tensor, batch: int) -> None:

@@ -69,28 +69,33 @@ class Recording:
                 "(detached, computed under no_grad, or unused); expected a differentiable path. "
                 "Leave the layer out with layers=."
             )
-        return self.layers[name].kind.gradients(module, gradient)
+        return self.layers[name].own(self.layers[name].kind.gradients(module, gradient))
 
 
 @contextmanager
 def watching(layers: dict[str, Layer]) -> Iterator[Recording]:
     """Hooks on the chosen layers for the duration of a ``with``; they come off whatever happens inside."""
     recording = Recording(layers)
+    own: dict[nn.Module, list[Layer]] = {}  # several layers for a module in groups
+    for layer in layers.values():
+        for module in layer.modules:
+            own.setdefault(module, []).append(layer)
     with ExitStack() as stack:
-        for layer in layers.values():
-            for module in layer.modules:
-                handle = module.register_forward_hook(_hook(recording, layer), with_kwargs=True)
-                stack.callback(handle.remove)
+        for module, parts in own.items():
+            handle = module.register_forward_hook(_hook(recording, parts), with_kwargs=True)
+            stack.callback(handle.remove)
         yield recording
 
 
-def _hook(recording: Recording, layer: Layer) -> Callable[..., Tensor | None]:
+def _hook(recording: Recording, layers: list[Layer]) -> Callable[..., Tensor | None]:
     def hook(module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Tensor) -> Tensor | None:
         x = args[0] if args else next(iter(kwargs.values()))
-        a = _with_ones(layer.kind.activations(module, x.detach()), layer.bias)
-        if layer.name in recording.activations:  # called before: a tied layer's calls line up along T
-            a = torch.cat([recording.activations[layer.name], a], dim=1)
-        recording.activations[layer.name] = a
+        features = layers[0].kind.activations(module, x.detach())
+        for layer in layers:
+            a = _with_ones(layer.own(features), layer.bias)
+            if layer.name in recording.activations:  # called before: a tied layer's calls line up along T
+                a = torch.cat([recording.activations[layer.name], a], dim=1)
+            recording.activations[layer.name] = a
         if not output.requires_grad:
             # nothing below needs a gradient (frozen layer, first layer): start the graph at a leaf of our own
             shown = output.detach().requires_grad_()
@@ -100,7 +105,8 @@ def _hook(recording: Recording, layer: Layer) -> Callable[..., Tensor | None]:
             edge, output = get_gradient_edge(output), output.clone()
         else:
             edge = get_gradient_edge(output)
-        recording.calls.setdefault(layer.name, []).append((module, edge))
+        for layer in layers:
+            recording.calls.setdefault(layer.name, []).append((module, edge))
         return output
 
     return hook

@@ -16,11 +16,13 @@ from __future__ import annotations
 import fnmatch
 import warnings
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from . import convolutions
 
 
 class CoverageNote(UserWarning):
@@ -39,18 +41,29 @@ LayerSpec = None | str | Iterable[str] | Callable[[str, nn.Module], bool] | Unti
 
 @dataclass(frozen=True)
 class Kind:
-    """How modules of one type are read as a linear map. ``transposed``: the weight is stored (i, o), not (o, i)."""
+    """How modules of one type are read as a linear map. ``transposed``: the weight is stored (i, o), not (o, i).
 
-    activations: Callable[[Any, Tensor], Tensor]  # (module, input) -> (B, T, i), without the bias's 1
-    gradients: Callable[[Any, Tensor], Tensor]  # (module, output gradient) -> (B, T, o)
+    ``groups`` names the attribute that counts the matrices a module applies side by side; None means one.
+    """
+
+    activations: Callable[[Any, Tensor], Tensor]  # (module, input) -> (B, T, groups · i), without the bias's 1
+    gradients: Callable[[Any, Tensor], Tensor]  # (module, output gradient) -> (B, T, groups · o)
     transposed: bool = False
     weight: str = "weight"
     bias: str = "bias"
+    groups: str | None = None
+
+    def groups_of(self, module: nn.Module) -> int:
+        """The number of matrices that the module applies side by side."""
+        return getattr(module, self.groups) if self.groups else 1
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A chosen layer: one weight matrix, and every module that applies it (several where modules share it)."""
+    """A chosen layer: one weight matrix, and every module that applies it (several where modules share it).
+
+    A module with several groups holds one matrix in each, stacked in its weight along the outputs.
+    """
 
     name: str
     modules: tuple[nn.Module, ...]
@@ -58,6 +71,8 @@ class Layer:
     weight_name: str  # as in model.named_parameters()
     bias_name: str | None
     untied: bool = False
+    group: int = 0
+    groups: int = 1
 
     @property
     def bias(self) -> bool:
@@ -68,10 +83,20 @@ class Layer:
         return getattr(self.modules[0], self.kind.weight)
 
     @property
+    def parameters(self) -> list[Tensor]:
+        """The weight and, where there is one, the bias."""
+        held = (self.modules[0]._parameters.get(name) for name in (self.kind.weight, self.kind.bias))
+        return [p for p in held if p is not None]
+
+    @property
     def shape(self) -> tuple[int, int]:
         """(o, i), i counting the bias's column."""
         o, i = self._matrix(self.weight[None]).shape[1:]
         return o, i + self.bias
+
+    def own(self, features: Tensor) -> Tensor:
+        """The module's activations or output gradients (B, T, groups · d) → this layer's share, (B, T, d)."""
+        return features.chunk(self.groups, dim=-1)[self.group]
 
     def join(self, parameters: dict[str, Tensor]) -> Tensor:
         """{parameter name: (*K, parameter's shape)} → one matrix per leading index, (*K, o, i), bias as last column."""
@@ -79,22 +104,31 @@ class Layer:
         lead = weight.shape[: weight.ndim - self.weight.ndim]
         matrix = self._matrix(weight.reshape(-1, *self.weight.shape))  # (K, o, i)
         if self.bias_name is not None:
-            bias = parameters[self.bias_name].reshape(matrix.shape[0], -1, 1)  # (K, o, 1)
-            matrix = torch.cat([matrix, bias], dim=2)
+            bias = parameters[self.bias_name].reshape(matrix.shape[0], -1, 1)  # (K, groups · o, 1)
+            matrix = torch.cat([matrix, bias.chunk(self.groups, dim=1)[self.group]], dim=2)
         return matrix.reshape(*lead, *self.shape)
 
-    def split(self, matrix: Tensor) -> dict[str, Tensor]:
-        """The inverse of ``join`` for one matrix (o, i) → {parameter name: tensor of the parameter's shape}."""
+    def split(self, matrix: Tensor, parameters: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The inverse of ``join`` for one matrix (o, i) → {parameter name: tensor of the parameter's shape}.
+
+        What other groups own of a parameter is taken from ``parameters``.
+        """
         weight = matrix[:, :-1] if self.bias else matrix
         weight = weight.T if self.kind.transposed else weight
-        parts = {self.weight_name: weight.reshape(self.weight.shape)}
+        parts = {self.weight_name: weight.reshape(-1, *self.weight.shape[1:])}
         if self.bias_name is not None:
             parts[self.bias_name] = matrix[:, -1]
+        if self.groups > 1:
+            for name, part in parts.items():
+                rows = list(parameters[name].chunk(self.groups))
+                rows[self.group] = part
+                parts[name] = torch.cat(rows)
         return parts
 
     def _matrix(self, weights: Tensor) -> Tensor:
         """(K, *weight shape) → (K, o, i) without the bias."""
-        return weights.mT if self.kind.transposed else weights.flatten(2)
+        matrices = weights.mT if self.kind.transposed else weights.flatten(2)
+        return matrices.chunk(self.groups, dim=1)[self.group]
 
 
 def untied(layers: LayerSpec) -> Untied:
@@ -115,14 +149,17 @@ def register(
     transposed: bool = False,
     weight: str = "weight",
     bias: str = "bias",
+    groups: str | None = None,
 ) -> None:
     """Teach inflib that modules of ``module_type`` (and subclasses) apply one matrix at every position.
 
     activations: (module, input) → (B, T, i), T the positions at which the matrix is applied.
     gradients:   (module, gradient at the output) → (B, T, o), positions in the same order.
     transposed:  True where the weight is stored (i, o). weight, bias: the parameters' names on the module.
+    groups:      the module's attribute that counts matrices applied side by side, each to its share of the features;
+                 activations and gradients then hold all shares, one after the other.
     """
-    _KINDS[module_type] = Kind(activations, gradients, transposed, weight, bias)
+    _KINDS[module_type] = Kind(activations, gradients, transposed, weight, bias, groups)
 
 
 def positions_last(module: nn.Module, x: Tensor) -> Tensor:
@@ -136,6 +173,8 @@ def positions_last(module: nn.Module, x: Tensor) -> Tensor:
 
 
 register(nn.Linear, positions_last, positions_last)
+for convolution in (nn.Conv1d, nn.Conv2d, nn.Conv3d):
+    register(convolution, convolutions.patches, convolutions.positions, groups="groups")
 
 
 def kind_of(module: nn.Module) -> Kind | None:
@@ -154,17 +193,20 @@ def select(model: nn.Module, layers: LayerSpec = None, *, note: bool = False) ->
     """{name: Layer} in ``named_modules`` order.
 
     layers: None (every understood layer), a glob ("blocks.*.mlp.*"), a list of globs, a predicate of (name, module),
-    or ``untied(...)`` of one of these. Raises ValueError where nothing matches, or where a chosen layer's weight is
-    shared with a module that is not chosen. note=True warns (CoverageNote) about parameters left uncovered.
+    or ``untied(...)`` of one of these. The name of a convolution in groups means all of its layers, "name.group0", ...
+    Raises ValueError where nothing matches, or where a chosen layer's weight is shared with a module that is not
+    chosen. note=True warns (CoverageNote) about parameters left uncovered.
     """
     wanted, is_untied = (layers.layers, True) if isinstance(layers, Untied) else (layers, False)
     supported = {name: module for name, module in model.named_modules() if kind_of(module) is not None}
-    chosen = {name: module for name, module in supported.items() if _wants(wanted, name, module)}
+    groups = {name: _wanted_groups(wanted, name, module) for name, module in supported.items()}
+    chosen = {name: module for name, module in supported.items() if groups[name]}
     _check_patterns(model, wanted, supported, chosen)
     if not is_untied:  # naming one user of a weight names its other users too: a layer is a weight
         weights = {id(_weight(module)) for module in chosen.values()}
         chosen = {name: module for name, module in supported.items() if id(_weight(module)) in weights}
-    found, reasons = _group(model, chosen, is_untied, explicit=wanted is not None)
+    whole, reasons = _tied(model, chosen, is_untied, explicit=wanted is not None)
+    found = {part.name: part for layer in whole for part in _parts(layer, chosen, groups)}
     if not found:
         raise ValueError(f"layers={layers!r} leaves no layer to fit. " + "; ".join(reasons.values()))
     if note and wanted is None:
@@ -172,7 +214,7 @@ def select(model: nn.Module, layers: LayerSpec = None, *, note: bool = False) ->
         if left:
             warnings.warn(
                 f"{len(left)} parameters are not covered by any chosen layer and count as fixed: "
-                + ", ".join(left[:8])
+                + ", ".join(list(left)[:8])
                 + (f" and {len(left) - 8} more" if len(left) > 8 else "")
                 + "".join(f". Left out: {reason}" for reason in reasons.values()),
                 CoverageNote,
@@ -195,10 +237,38 @@ def _matches(name: str, pattern: str) -> bool:
     return name == pattern or fnmatch.fnmatchcase(name, pattern)
 
 
+def _group_names(name: str, module: nn.Module) -> list[str]:
+    """The names of the layers that a module's groups are; its own name where it has one group."""
+    kind = kind_of(module)
+    count = kind.groups_of(module) if kind is not None else 1
+    return [name] if count == 1 else [f"{name}.group{k}" if name else f"group{k}" for k in range(count)]
+
+
+def _wanted_groups(wanted: Any, name: str, module: nn.Module) -> set[int]:
+    """The groups of a module that are chosen: all of them by its own name, or some by theirs."""
+    names = _group_names(name, module)
+    if _wants(wanted, name, module):
+        return set(range(len(names)))
+    if callable(wanted) or len(names) == 1:
+        return set()
+    return {k for k, part in enumerate(names) if _wants(wanted, part, module)}
+
+
+def _parts(layer: Layer, chosen: dict[str, nn.Module], groups: dict[str, set[int]]) -> list[Layer]:
+    """A layer with several groups as one Layer for each that is chosen by any of its users; others as they are."""
+    names = _group_names(layer.name, layer.modules[0])
+    if len(names) == 1:
+        return [layer]
+    users = [name for name, module in chosen.items() if any(module is m for m in layer.modules)]
+    kept = sorted(set().union(*(groups[name] for name in users)))
+    return [replace(layer, name=names[k], group=k, groups=len(names)) for k in kept]
+
+
 def _check_patterns(model: nn.Module, wanted: Any, supported: dict, chosen: dict) -> None:
     patterns = [wanted] if isinstance(wanted, str) else [] if wanted is None or callable(wanted) else list(wanted)
+    names = {part for name, module in supported.items() for part in (name, *_group_names(name, module))}
     for pattern in patterns:
-        if any(_matches(name, pattern) for name in supported):
+        if any(_matches(name, pattern) for name in names):
             continue
         named = dict(model.named_modules()).get(pattern)
         if named is not None:
@@ -215,20 +285,20 @@ def _list(supported: Iterable[str]) -> str:
     return ", ".join(map(repr, supported)) or "no layer of a type inflib understands"
 
 
-def _group(
+def _tied(
     model: nn.Module, chosen: dict[str, nn.Module], is_untied: bool, explicit: bool
-) -> tuple[dict[str, Layer], dict[str, str]]:
+) -> tuple[list[Layer], dict[str, str]]:
     """Chosen modules that share one weight become one Layer; weights shared with anything else are refused."""
     owners = _owners(model)
-    groups: dict[int, list[str]] = {}
+    users: dict[int, list[str]] = {}
     for name, module in chosen.items():
-        groups.setdefault(id(_weight(module)) if not is_untied else id(module), []).append(name)
-    found, reasons = {}, {}
-    for names in groups.values():
+        users.setdefault(id(_weight(module)) if not is_untied else id(module), []).append(name)
+    found, reasons = [], {}
+    for names in users.values():
         layer = _layer(names, chosen, is_untied)
         reason = "" if is_untied else _shared_elsewhere(layer, names, owners)
         if not reason:
-            found[layer.name] = layer
+            found.append(layer)
         elif explicit:
             raise ValueError(reason)
         else:
@@ -245,9 +315,10 @@ def _layer(names: list[str], chosen: dict[str, nn.Module], is_untied: bool) -> L
     kind = kind_of(modules[0])
     assert kind is not None
     biases = {id(m._parameters.get(kind.bias)) for m in modules}
-    if len(biases) > 1 or any(kind_of(m) != kind for m in modules):
+    counts = {kind.groups_of(m) for m in modules}
+    if len(biases) > 1 or len(counts) > 1 or any(kind_of(m) != kind for m in modules):
         raise ValueError(
-            f"layers {', '.join(names)} share a weight but not their bias or type; expected both shared. "
+            f"layers {', '.join(names)} share a weight but not their bias, type or groups; expected all shared. "
             f"Use layers=untied({names!r}) to treat each as a layer of its own."
         )
     has_bias = modules[0]._parameters.get(kind.bias) is not None
@@ -283,10 +354,13 @@ def _shared_elsewhere(layer: Layer, names: list[str], owners: dict[int, list[tup
 # --- what is covered -----------------------------------------------------------------------------------------------
 
 
-def uncovered(model: nn.Module, layers: dict[str, Layer]) -> list[str]:
-    """Names of the model's parameters that no chosen layer covers."""
-    covered = {id(p) for layer in layers.values() for m in layer.modules for p in m._parameters.values()}
-    return [name for name, p in model.named_parameters() if id(p) not in covered]
+def uncovered(model: nn.Module, layers: dict[str, Layer]) -> dict[str, int]:
+    """{parameter name: how many of its numbers no chosen layer covers}, without those that are covered."""
+    covered = {(id(p), layer.group): p.numel() // layer.groups for layer in layers.values() for p in layer.parameters}
+    left = {id(p): p.numel() for p in model.parameters()}
+    for (parameter, _), count in covered.items():
+        left[parameter] -= count
+    return {name: left[id(p)] for name, p in model.named_parameters() if left[id(p)]}
 
 
 @dataclass(frozen=True)
@@ -309,9 +383,9 @@ class Coverage:
 def coverage(model: nn.Module, layers: LayerSpec = None) -> Coverage:
     """Which layers ``layers=`` selects and which parameters none of them covers, as something to print."""
     found = select(model, layers)
-    left = set(uncovered(model, found))
+    left = uncovered(model, found)
     holders = {f"{n}.{p}" if n else p: m for n, m in model.named_modules() for p in m._parameters}
     return Coverage(
         rows=tuple((name, type(layer.modules[0]).__name__, *layer.shape) for name, layer in found.items()),
-        left_out=tuple((n, type(holders[n]).__name__, p.numel()) for n, p in model.named_parameters() if n in left),
+        left_out=tuple((name, type(holders[name]).__name__, count) for name, count in left.items()),
     )

@@ -188,6 +188,33 @@ def sequences(draw: st.DrawFn) -> Case:
     return case
 
 
+@st.composite
+def images(draw: st.DrawFn) -> Case:
+    """Random convolutions over small images: kernel, stride, dilation, padding of every kind, groups, bias."""
+    kernel, gap = (draw(st.tuples(st.integers(1, 3), st.integers(1, 3))) for _ in range(2))
+    size = [d * (k - 1) + 1 + draw(st.integers(0, 2)) for k, d in zip(kernel, gap, strict=True)]
+    widest = st.integers(0, min(2, min(size) - 1))  # reflection reaches no further than the image
+    padding = draw(st.one_of(widest, st.tuples(widest, widest), st.sampled_from(["same", "valid"])))
+    stride = 1 if padding == "same" else draw(st.tuples(st.integers(1, 3), st.integers(1, 3)))
+    groups, seed = draw(st.sampled_from([1, 2])), draw(st.integers(0, 2**20))
+    torch.manual_seed(seed)
+    model = Images(
+        kernel_size=kernel,
+        stride=stride,
+        padding=padding,
+        dilation=gap,
+        groups=groups,
+        bias=draw(st.booleans()),
+        padding_mode=draw(st.sampled_from(["zeros", "reflect", "replicate", "circular"])),
+    ).double()
+    name, n = draw(st.sampled_from(list(OBJECTIVES))), draw(st.integers(1, 4))
+    generator = torch.Generator().manual_seed(seed)
+    x, query_x = (torch.randn(k, 2, *size, generator=generator, dtype=torch.float64) for k in (n, 2))
+    y, query_y = (targets_for(name, k, 3, generator) for k in (n, 2))
+    parts = [f"see.group{k}" for k in range(groups)] if groups > 1 else ["see"]
+    return Case(model, [*parts, "out"], name, x, y, [1] if n > 1 else [], "tanh", query_x, query_y)
+
+
 # --- the zoo: what real models do to a layer ------------------------------------------------------------------------------
 
 
@@ -288,6 +315,36 @@ class Conv1D(nn.Module):
         return x @ self.weight + self.bias
 
 
+class Images(nn.Module):
+    """A convolution that ``options`` describe, something done to its output, and the mean over what is left."""
+
+    def __init__(self, change: Callable[[Tensor], Tensor] = torch.tanh, **options: Any):
+        super().__init__()
+        self.see, self.out = nn.Conv2d(2, 4, **({"kernel_size": 3} | options)), nn.Linear(4, 3)
+        self.change = change
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.change(self.see(x)).mean((2, 3)))
+
+
+class Convolutions(nn.Module):
+    """A convolution, batch normalisation, one in groups called twice, one that shares its weight, a linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.see, self.norm = nn.Conv2d(1, 2, 3, stride=2, padding=1), nn.BatchNorm2d(2)
+        self.mix = nn.Conv2d(2, 2, (2, 1), padding="same", dilation=2, groups=2)
+        self.again = nn.Conv2d(2, 2, (2, 1), padding=(1, 0), groups=2)
+        self.again.weight, self.again.bias = self.mix.weight, self.mix.bias
+        self.out = nn.Linear(12, 3)
+        self.norm.running_mean.fill_(0.2), self.norm.running_var.fill_(2.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.norm(self.see(x)))
+        h = torch.tanh(self.again(torch.tanh(self.mix(h)) + self.mix(h)))
+        return self.out(h.flatten(1))
+
+
 def frozen(model: nn.Module, *names: str) -> nn.Module:
     """``model`` with the named modules frozen, or all of it."""
     for name in names or ("",):
@@ -334,6 +391,35 @@ ZOO: dict[str, Callable[[], tuple[nn.Module, list[str], Any]]] = {
         nn.Sequential(Conv1D(3, 4), nn.Tanh(), Conv1D(4, 3)),
         ["0", "2"],
         (3,),
+    ),
+    "convolution": lambda: (Images(stride=2, padding=1), ["see", "out"], (2, 5, 4)),
+    "convolution, relu in place, no bias": lambda: (
+        Images(torch.relu_, bias=False, dilation=2, padding="same", padding_mode="circular"),
+        ["see", "out"],
+        (2, 4, 3),
+    ),
+    "convolution in groups": lambda: (
+        Images(groups=2, padding="same", padding_mode="reflect"),
+        ["see.group0", "see.group1", "out"],
+        (2, 3, 3),
+    ),
+    "convolutions, tied, called twice": lambda: (
+        Convolutions(),
+        ["see", "mix.group0", "mix.group1", "out"],
+        (1, 3, 4),
+    ),
+    "convolutions of other dimensions": lambda: (
+        nn.Sequential(
+            nn.Conv1d(2, 3, 2),
+            nn.Tanh(),
+            nn.Unflatten(1, (1, 3, 1)),
+            nn.Conv3d(1, 3, (2, 1, 2)),
+            nn.Flatten(2),
+            nn.AdaptiveAvgPool1d(1),
+            nn.Flatten(),
+        ),
+        ["0", "3"],
+        (2, 4),
     ),
     "transformer layer": lambda: (
         nn.Sequential(nn.TransformerEncoderLayer(4, 2, 5, 0.0, batch_first=True), nn.Flatten(), nn.Linear(12, 3)),

@@ -75,6 +75,14 @@ def label_distribution(name: str, f: Tensor) -> list[tuple[Tensor, Tensor]]:
     return [(f + step, torch.full((N,), 1 / (2 * F)).to(f)) for step in steps]
 
 
+def grouped(model: nn.Module, name: str) -> tuple[str, int | None]:
+    """A layer's module and its group in that: "mix.group2" is the third group of the convolution "mix"."""
+    if name in dict(model.named_modules()):
+        return name, None
+    path, _, group = name.rpartition(".")
+    return path, int(group.removeprefix("group"))
+
+
 # --- a model as a function of one vector ------------------------------------------------------------------------------
 
 
@@ -96,12 +104,14 @@ class Problem:
         self.places: list[tuple[str, int]] = []  # coordinate → (parameter, position in it)
         for name in self.layers:
             start = len(self.places)
-            module = self.model.get_submodule(name)
-            prefix = f"{name}." if name else ""
+            path, group = grouped(self.model, name)
+            module = self.model.get_submodule(path)
+            prefix = f"{path}." if path else ""
             transposed = getattr(module, "stored_transposed", False)
-            rows, columns = module.weight.shape if not transposed else reversed(module.weight.shape)
+            rows, columns = module.weight.flatten(1).shape if not transposed else reversed(module.weight.shape)
             bias = getattr(module, "bias", None) is not None
-            for o in range(rows):
+            first, rows = (group * rows // module.groups, rows // module.groups) if group is not None else (0, rows)
+            for o in range(first, first + rows):
                 for i in range(columns):
                     at = i * rows + o if transposed else o * columns + i
                     self.places.append((prefix + "weight", at))

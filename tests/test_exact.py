@@ -44,7 +44,7 @@ def test_the_gauss_newton_hessian_is_the_expected_label_fisher(case: Case) -> No
 @pytest.mark.parametrize("animal", ZOO)
 def test_the_gauss_newton_hessian_is_right_however_the_layers_are_used(animal: str, name: str) -> None:
     case = zoo(animal, name, n=4)
-    layers = case.layers if "residual" in animal or "transformer" in animal else None
+    layers = case.layers if any(word in animal for word in ("residual", "transformer", "tied, called")) else None
     found = gauss_newton(case.model, case.objective, case.train, layers, progress=False)
     assert list(found.layers) == case.layers
     assert_close(found.to_dense(), case.problem.gauss_newton(), 1e-12)
@@ -109,7 +109,18 @@ def test_products_agree_with_the_matrix(case: Case) -> None:
     assert_close(case.problem.flat(found), v @ case.problem.gauss_newton(), 1e-12)
 
 
-@pytest.mark.parametrize("animal", ["tied modules", "called twice", "tokens", "weight stored transposed", "all frozen"])
+@pytest.mark.parametrize(
+    "animal",
+    [
+        "tied modules",
+        "called twice",
+        "tokens",
+        "weight stored transposed",
+        "all frozen",
+        "convolution in groups",
+        "convolutions, tied, called twice",
+    ],
+)
 def test_products_agree_with_the_matrix_however_the_layers_are_used(animal: str) -> None:
     case = zoo(animal)
     v = torch.randn(2, len(case.problem.places))
