@@ -59,7 +59,7 @@ from .layers import CoverageNote, coverage, register, untied
 from .objectives import Bernoulli, CrossEntropy, Objective, SquaredError
 from .scoring import influence, predicted_change, self_influence
 from .sequences import NextToken, completion, token_batches
-from .storage import load, save
+from .storage import load, load_index, save
 
 __version__ = "0.1.0"
 
@@ -91,6 +91,7 @@ __all__ = [
     "influence",
     "kfac",
     "load",
+    "load_index",
     "predicted_change",
     "refine",
     "register",

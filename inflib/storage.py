@@ -1,8 +1,9 @@
-"""Curvatures to and from safetensors files, together with the facts that make them valid.
+"""Curvatures and indexes to and from safetensors files, together with the facts that make them valid.
 
 A file holds the eigenvalues and eigenvectors of a Kronecker curvature, and as metadata its layers' shapes, its method,
-label kind, draws, seed and number of examples, and a hash of the weights it was fitted at. ``load`` gives it back for
-that model only: with other layers, other shapes or other weights the numbers would be wrong in a way nobody could see.
+label kind, draws, seed and number of examples, and a hash of the weights it was fitted at; an index's file holds the
+rotated gradients of its training examples as well. What was saved is given back for that model only: with other layers,
+other shapes or other weights the numbers would be wrong in a way nobody could see.
 """
 
 from __future__ import annotations
@@ -14,30 +15,35 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import torch
 from torch import Tensor, nn
 
 from .curvature import Facts, Kronecker, Relative, hash_weights
+from .hooks import Pair
+from .index import Side, TrainIndex
 from .scoring import layers_of
 
 FORMAT = "inflib curvature 1"
+INDEX_FORMAT = "inflib index 1"
+READERS = {FORMAT: "inflib.load", INDEX_FORMAT: "inflib.load_index"}
 
 
-def save(curvature: Kronecker, path: str | Path) -> None:
-    """Write a Kronecker curvature to ``path``; an existing file is replaced only when the new one is complete."""
-    if not isinstance(curvature, Kronecker):
+def save(value: Kronecker | TrainIndex, path: str | Path) -> None:
+    """Write a Kronecker curvature or an index to ``path``; an existing file is replaced only by a complete new one."""
+    if isinstance(value, TrainIndex):
+        tensors, facts = _curvature_parts(value.curvature)
+        for name, held in value.held.items():
+            parts = {"a": held.a, "g": held.g} if isinstance(held, Pair) else {"G": held}
+            tensors |= {f"index/{part}/{name}": x.contiguous().cpu() for part, x in parts.items()}
+        write_safetensors(tensors, facts | {"format": INDEX_FORMAT}, Path(path))
+    elif isinstance(value, Kronecker):
+        tensors, facts = _curvature_parts(value)
+        write_safetensors(tensors, facts | {"format": FORMAT}, Path(path))
+    else:
         raise TypeError(
-            f"save got a {type(curvature).__name__}; expected a Kronecker curvature (ekfac, kfac, diagonal, identity)."
+            f"save got a {type(value).__name__}; expected a Kronecker curvature (ekfac, kfac, diagonal, identity) or a "
+            "TrainIndex. An exact curvature is made anew: gauss_newton(...)."
         )
-    parts = {"eigenvalues": curvature.eigenvalues, "Q_S": curvature.Q_S, "Q_A": curvature.Q_A}
-    tensors = {f"{part}/{name}": x.contiguous().cpu() for part, held in parts.items() for name, x in held.items()}
-    damping = curvature.default_damping
-    facts = {
-        "format": FORMAT,
-        "facts": json.dumps(asdict(curvature.facts)),
-        "layers": json.dumps({name: list(shape) for name, shape in curvature.shapes.items()}),
-        "damping": json.dumps({"relative": damping.factor} if isinstance(damping, Relative) else damping),
-    }
-    write_safetensors(tensors, facts, Path(path))
 
 
 def load(path: str | Path, model: nn.Module) -> Kronecker:
@@ -45,9 +51,40 @@ def load(path: str | Path, model: nn.Module) -> Kronecker:
 
     Raises FileNotFoundError, or ValueError saying what in the file differs from the model.
     """
-    tensors, metadata = read_safetensors(Path(path))
-    if metadata.get("format") != FORMAT:
-        raise ValueError(f"{path} is of format {metadata.get('format')!r}; expected {FORMAT!r}. Fit and save it again.")
+    tensors, metadata = _read(Path(path), FORMAT)
+    return _curvature(Path(path), tensors, metadata, model)
+
+
+def load_index(path: str | Path, model: nn.Module) -> TrainIndex:
+    """The index saved at ``path``, on the model's device; refused unless it was built at this model's weights.
+
+    Which training examples it was built from is for the caller to know: ``len(index)`` of them, in their order.
+    Raises as ``load`` does.
+    """
+    tensors, metadata = _read(Path(path), INDEX_FORMAT)
+    curvature = _curvature(Path(path), tensors, metadata, model)
+    device, held = next(model.parameters()).device, Side()
+    for name in curvature.layers:
+        parts = {part: tensors.get(f"index/{part}/{name}", torch.empty(0)).to(device) for part in ("a", "g", "G")}
+        held[name] = parts["G"] if parts["G"].numel() else Pair(parts["a"], parts["g"])
+    return TrainIndex(curvature, held)
+
+
+def _curvature_parts(curvature: Kronecker) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """A curvature's tensors by name, and its facts as text."""
+    parts = {"eigenvalues": curvature.eigenvalues, "Q_S": curvature.Q_S, "Q_A": curvature.Q_A}
+    tensors = {f"{part}/{name}": x.contiguous().cpu() for part, held in parts.items() for name, x in held.items()}
+    damping = curvature.default_damping
+    facts = {
+        "facts": json.dumps(asdict(curvature.facts)),
+        "layers": json.dumps({name: list(shape) for name, shape in curvature.shapes.items()}),
+        "damping": json.dumps({"relative": damping.factor} if isinstance(damping, Relative) else damping),
+    }
+    return tensors, facts
+
+
+def _curvature(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any], model: nn.Module) -> Kronecker:
+    """The curvature in a file's tensors, refused where the model is another."""
     facts = Facts(**json.loads(metadata["facts"]))
     shapes = {name: tuple(shape) for name, shape in json.loads(metadata["layers"]).items()}
     parts: dict[str, dict[str, Tensor]] = {"eigenvalues": {}, "Q_S": {}, "Q_A": {}}
@@ -69,6 +106,16 @@ def load(path: str | Path, model: nn.Module) -> Kronecker:
             "expected the same. Load the checkpoint it was fitted at, or fit again: ekfac(model, objective, train)."
         )
     return curvature
+
+
+def _read(path: Path, expected: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """A file's tensors and metadata; ValueError where it is of another format."""
+    tensors, metadata = read_safetensors(path)
+    came = metadata.get("format")
+    if came != expected:
+        fix = f"Read it with {READERS[came]}." if came in READERS else "Fit and save it again."
+        raise ValueError(f"{path} is of format {came!r}; expected {expected!r}. {fix}")
+    return tensors, metadata
 
 
 def write_safetensors(tensors: dict[str, Tensor], metadata: dict[str, str], path: Path) -> None:

@@ -419,7 +419,7 @@ def errors() -> dict[str, Row]:
             r"may be indefinite",
             r"give damping=, for instance damping_of\(gauss_newton",
         ),
-        "keep": (score(keep=("head",)), value, r"keep='head'", r"expected \('layer',\) or \(\)", r"Leave it out"),
+        "keep": (score(keep=("head",)), value, r"keep='head'", r"some of \('layer', 'token'\)", r"Leave it out"),
         "measurement": (
             score(measurement="loss"),
             value,
@@ -548,12 +548,14 @@ def errors() -> dict[str, Row]:
             r"expected a name or glob",
             r"among '0'",
         ),
-        "an index of a layer called twice": (
-            lambda: inflib.TrainIndex.build(two, objective, train, two_curvature, progress=False),
+        "an index's tokens": (
+            lambda: inflib.TrainIndex.build(two, objective, train, two_curvature, progress=False).influence(
+                two, objective, train, keep=("token",)
+            ),
             value,
-            r"is applied 2 times an example",
-            r"expects once \(T = 1\)",
-            r"Use inflib.influence",
+            r"keep='token'",
+            r"some of \('layer',\)",
+            r"Split by token with inflib.influence",
         ),
         "an index without a basis": (
             lambda: inflib.TrainIndex.build(model, objective, train, dense, progress=False),

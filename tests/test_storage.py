@@ -15,13 +15,14 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-from networks import Tied, make
+from networks import Tied, make, zoo
 from oracle import assert_close
 from torch import nn
 
 from inflib import (
     Facts,
     Kronecker,
+    TrainIndex,
     diagonal,
     ekfac,
     gauss_newton,
@@ -29,6 +30,7 @@ from inflib import (
     influence,
     kfac,
     load,
+    load_index,
     relative,
     save,
     untied,
@@ -178,6 +180,47 @@ def test_a_saved_file_may_be_read_by_those_who_may_read_any_new_file(mask: int, 
     for _ in range(2):  # new, and over an old one
         save(curvature, tmp_path / "f")
         assert stat.S_IMODE((tmp_path / "f").stat().st_mode) == 0o666 & ~mask
+
+
+# --- indexes --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+@pytest.mark.parametrize("animal", ["residual", "tokens", "transformer layer"])
+def test_an_index_comes_back_and_answers_as_before(animal: str, dtype: Any, tmp_path: Path) -> None:
+    case = zoo(animal)
+    curvature = ekfac(case.model, case.objective, case.train, layers=case.layers, progress=False)
+    before = TrainIndex.build(case.model, case.objective, case.train, curvature, dtype=dtype, progress=False)
+    save(before, tmp_path / "index")
+    after = load_index(tmp_path / "index", case.model)
+    assert (len(after), after.nbytes, list(after.held)) == (len(before), before.nbytes, list(before.held))
+    one, two = (index.influence(case.model, case.objective, case.queries, damping=0.1) for index in (before, after))
+    assert_close(two, one, 1e-13)  # stored row by row, so rounded differently
+    save(after, tmp_path / "again")
+    assert (tmp_path / "again").read_bytes() == (tmp_path / "index").read_bytes()
+
+
+def test_an_index_of_other_weights_is_refused(tmp_path: Path) -> None:
+    case = zoo("tokens")
+    curvature = ekfac(case.model, case.objective, case.train, progress=False)
+    save(TrainIndex.build(case.model, case.objective, case.train, curvature, progress=False), tmp_path / "index")
+    with torch.no_grad():
+        case.model.up.weight += 1
+    with pytest.raises(ValueError, match=r"was fitted at weights with hash \w+, this model's are"):
+        load_index(tmp_path / "index", case.model)
+
+
+def test_a_file_of_the_other_kind_says_how_to_read_it(tmp_path: Path) -> None:
+    case = make()
+    curvature = ekfac(case.model, case.objective, case.train, progress=False)
+    save(curvature, tmp_path / "curvature")
+    save(TrainIndex.build(case.model, case.objective, case.train, curvature, progress=False), tmp_path / "index")
+    with pytest.raises(
+        ValueError, match=r"'inflib curvature 1'; expected 'inflib index 1'. Read it with inflib.load\."
+    ):
+        load_index(tmp_path / "curvature", case.model)
+    with pytest.raises(ValueError, match=r"Read it with inflib.load_index\."):
+        load(tmp_path / "index", case.model)
 
 
 # --- what is refused ------------------------------------------------------------------------------------------------------------
