@@ -1,7 +1,8 @@
 """Train the networks that ship in data/checkpoints/, by the recipes below; `--sweep` shows how one was chosen.
 
-    python data/build_checkpoints.py            # writes data/checkpoints/mnist_mlp.safetensors
-    python data/build_checkpoints.py --sweep    # the table of weight decays in data/README.md; writes nothing
+    python data/build_checkpoints.py                   # writes data/checkpoints/mnist_mlp.safetensors
+    python data/build_checkpoints.py --networks cnn    # some of notebook 07's (inflib.lab.networks); without names, all
+    python data/build_checkpoints.py --sweep           # the table of weight decays in data/README.md; writes nothing
 
 A rebuilt file holds the same bytes on the same machine and torch. Elsewhere float32 rounds otherwise and training
 drifts, which is why the file itself is shipped.
@@ -17,7 +18,18 @@ import torch
 from torch import nn
 
 from inflib import CrossEntropy
-from inflib.lab import DigitData, accuracy, mean_loss, mlp, mnist_5k, save_checkpoint, shipped_checkpoint, train
+from inflib.lab import (
+    DigitData,
+    accuracy,
+    mean_loss,
+    mlp,
+    mnist_5k,
+    networks,
+    save_checkpoint,
+    shipped_checkpoint,
+    train,
+)
+from inflib.lab.networks import RECIPES
 
 # The published MNIST experiment's network, optimiser and batches. Its 20 epochs of 60,000 images were 9,380 steps; of
 # 4,500 images they are 720, too few, hence 100 epochs (3,600 steps). The weight decay keeps the network from
@@ -31,6 +43,7 @@ SWEEP = [(epochs, decay) for epochs in (20, 100) for decay in (0.0, 1e-4, 1e-3, 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sweep", action="store_true", help="compare weight decays, write nothing")
+    parser.add_argument("--networks", nargs="*", metavar="NAME", help="train the networks of notebook 07 instead")
     parser.add_argument("--seeds", type=int, default=3, help="how many seeds the sweep averages over")
     parser.add_argument("--output", type=Path, default=shipped_checkpoint("mnist_mlp"))
     options = parser.parse_args()
@@ -38,6 +51,11 @@ def main() -> None:
     digits = mnist_5k()
     if options.sweep:
         sweep(digits, options.seeds)
+    elif options.networks is not None:
+        for name in options.networks or RECIPES["small"]:
+            made = networks.build(RECIPES["small"][name], digits, progress=False)
+            made.save(shipped_checkpoint(f"mnist_{name}"))
+            print(f"{name:10}", ", ".join(f"{key} {value:.4f}" for key, value in made.metrics.items()), flush=True)
     else:
         build(digits, options.output)
 

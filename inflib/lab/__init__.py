@@ -4,6 +4,7 @@ downloads   files that others publish, found on this machine or downloaded once
 data        the digits that ship with the repository, with a split that never changes, and all of MNIST
 handwriting a drawing or a photograph as MNIST would hold it
 models      small networks whose layers have readable names
+networks    the networks of notebook 07, shipped or trained when first asked for
 training    seeded training, and checkpoints that know their weights and their data
 """
 
@@ -11,7 +12,8 @@ from __future__ import annotations
 
 from .data import DigitData, Digits, mnist, mnist_5k, mnist_full, normalise
 from .handwriting import NoDigitError, Stroke, as_mnist, ink_of_picture, ink_of_strokes
-from .models import mlp
+from .models import cnn, mlp
+from .networks import network
 from .training import (
     Checkpoint,
     History,
@@ -34,12 +36,14 @@ __all__ = [
     "as_mnist",
     "ink_of_picture",
     "ink_of_strokes",
+    "cnn",
     "load_checkpoint",
     "mean_loss",
     "mlp",
     "mnist",
     "mnist_5k",
     "mnist_full",
+    "network",
     "normalise",
     "save_checkpoint",
     "shipped_checkpoint",

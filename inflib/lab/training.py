@@ -46,6 +46,8 @@ def train(
     batch_size: int = 128,
     lr: float = 1e-3,
     weight_decay: float = 0.0,
+    anneal: bool = False,
+    jacobian: float = 0.0,
     seed: int = 0,
     device: torch.device | str | None = None,
     progress: bool = True,
@@ -54,8 +56,10 @@ def train(
 
     ``inputs`` (N, ...) and ``targets`` (N, ...) are shuffled each epoch in an order drawn on the CPU from ``seed``
     alone; dropout is seeded as well, and the global generators are left as they were. ``weight_decay`` is Adam's
-    own, which adds weight_decay · θ to the gradient. ``device=None`` trains where the model is; otherwise the model
-    is moved there, and stays. Raises ValueError for losses that are not (B,) and for a loss that diverges.
+    own, which adds weight_decay · θ to the gradient. ``anneal`` lets the learning rate fall to 0 along half a cosine,
+    step by step, so that training ends at rest. ``jacobian`` is the weight of ½ ‖∂f/∂x‖², the model's sensitivity to
+    its inputs (see ``_jacobian_penalty``). ``device=None`` trains where the model is; otherwise the model is moved
+    there, and stays. Raises ValueError for losses that are not (B,) and for a loss that diverges.
     """
     if len(inputs) != len(targets) or len(inputs) == 0:
         raise ValueError(f"{len(inputs)} inputs and {len(targets)} targets; expected as many of each, at least one.")
@@ -64,6 +68,8 @@ def train(
     inputs, targets = inputs.to(device), targets.to(device)
     model.to(device).train()
     optimiser = torch.optim.Adam(model.parameters(), lr=lr, weight_decay=weight_decay)
+    steps = epochs * -(-len(inputs) // batch_size)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda k: _half_cosine(k / steps) if anneal else 1.0)
     shuffle = torch.Generator().manual_seed(seed)
     losses: list[float] = []
     with _seeded(seed, device):
@@ -71,7 +77,8 @@ def train(
             order = torch.randperm(len(inputs), generator=shuffle, device="cpu").to(device)
             total = torch.zeros((), dtype=torch.float64, device=device)
             for rows in order.split(batch_size):
-                total += _step(model, optimiser, function, inputs[rows], targets[rows])
+                total += _step(model, optimiser, function, inputs[rows], targets[rows], jacobian)
+                schedule.step()
             losses.append(total.item() / len(inputs))
             if not math.isfinite(losses[-1]):
                 raise ValueError(
@@ -80,8 +87,9 @@ def train(
                 )
     optimiser.zero_grad()
     model.eval()
-    recipe = dict(epochs=epochs, batch_size=batch_size, lr=lr, weight_decay=weight_decay, seed=seed)
-    return History(tuple(losses), {"optimiser": "Adam", "loss": _name(loss)} | recipe)
+    recipe: dict[str, Any] = dict(epochs=epochs, batch_size=batch_size, lr=lr, weight_decay=weight_decay, seed=seed)
+    used = {name: value for name, value in (("anneal", anneal), ("jacobian", jacobian)) if value}
+    return History(tuple(losses), {"optimiser": "Adam", "loss": _name(loss)} | recipe | used)
 
 
 @torch.no_grad()
@@ -206,15 +214,41 @@ def _repair(path: Path) -> str:
 
 
 def _step(
-    model: nn.Module, optimiser: torch.optim.Optimizer, function: Callable, inputs: Tensor, targets: Tensor
+    model: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    function: Callable,
+    inputs: Tensor,
+    targets: Tensor,
+    jacobian: float,
 ) -> Tensor:
     """One step of the optimiser on one batch; returns the batch's summed loss, a scalar."""
+    if jacobian:
+        inputs = inputs.detach().requires_grad_()
     outputs = model(inputs)
     losses = per_example(function(outputs, targets), outputs, "training loss")  # (B,)
+    total = losses.mean()
+    if jacobian:
+        total = total + jacobian * _jacobian_penalty(outputs, inputs)
     optimiser.zero_grad()
-    losses.mean().backward()
+    total.backward()
     optimiser.step()
     return losses.detach().sum()
+
+
+def _jacobian_penalty(outputs: Tensor, inputs: Tensor) -> Tensor:
+    """½ ‖∂f/∂x‖² on average over the batch, a scalar, from one random direction of the outputs an example.
+
+    For v uniform on the sphere of C dimensions, E[v vᵀ] = I/C, so that C ‖Jᵀv‖² is ‖J‖² in expectation. Source:
+    Hoffman, Roberts & Yaida 2019, "Robust learning with Jacobian regularization".
+    """
+    v = torch.nn.functional.normalize(torch.randn_like(outputs), dim=-1)  # (B, C), from the seeded global generator
+    (pulled,) = torch.autograd.grad((outputs * v).sum(), inputs, create_graph=True)  # Jᵀv (B, ...)
+    return 0.5 * outputs.shape[-1] * pulled.flatten(1).square().sum(1).mean()
+
+
+def _half_cosine(share: float) -> float:
+    """From 1 at the start of training to 0 at its end."""
+    return 0.5 * (1 + math.cos(math.pi * share))
 
 
 @contextmanager

@@ -1,12 +1,31 @@
 """Does influence predict what it claims to? Ground truths that share nothing with the scores they judge.
 
 leave_one_out   refit without the example, for convex models: what ``predicted_change`` estimates
+mislabels       flip labels on purpose, and judge rankings that should find them
+intervals       bootstrap intervals of means over queries, rank correlation
 pbrf            minimise the proximal Bregman objective: what influence with damped G estimates for a network
 """
 
 from __future__ import annotations
 
+from .intervals import Interval, bootstrap, rank_correlation
 from .leave_one_out import Refit, fit_linear, leave_one_out, left_out
+from .mislabels import Flipped, auc, flip_labels, recall
 from .pbrf import NotConvergedWarning, Proximal, pbrf
 
-__all__ = ["NotConvergedWarning", "Proximal", "Refit", "fit_linear", "leave_one_out", "left_out", "pbrf"]
+__all__ = [
+    "Flipped",
+    "Interval",
+    "NotConvergedWarning",
+    "Proximal",
+    "Refit",
+    "auc",
+    "bootstrap",
+    "fit_linear",
+    "flip_labels",
+    "leave_one_out",
+    "left_out",
+    "pbrf",
+    "rank_correlation",
+    "recall",
+]

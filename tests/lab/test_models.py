@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from inflib.lab import mlp
+from inflib.lab import cnn, mlp
 
 
 def test_layers_have_readable_names_and_the_published_sizes():
@@ -63,3 +63,58 @@ def test_weights_are_spread_as_in_a_fresh_torch_layer():
 def test_impossible_sizes_are_refused_with_an_example(sizes):
     with pytest.raises(ValueError, match=r"sizes=.*at least two positive widths.*\(784, 64, 10\)"):
         mlp(sizes)
+
+
+# --- the convolutional network ---------------------------------------------------------------------------------
+
+
+def test_the_cnn_is_small_and_its_layers_have_readable_names():
+    model = cnn()
+    shapes = {name.removesuffix(".weight"): tuple(p.shape) for name, p in model.named_parameters() if p.ndim > 1}
+    assert shapes == {"conv1": (8, 1, 5, 5), "conv2": (16, 8, 5, 5), "hidden1": (32, 784), "out": (10, 32)}
+    assert sum(p.numel() for p in model.parameters()) == 28_874
+    assert model(torch.zeros(3, 784)).shape == (3, 10)
+
+
+def test_the_cnn_reads_the_784_numbers_as_a_picture_row_by_row():
+    model, x = cnn((2,), 4), torch.arange(2 * 784.0).reshape(2, 784)
+    seen = {}
+    model.conv1.register_forward_hook(lambda _, inputs, output: seen.update(x=inputs[0], y=output))
+    model(x)
+    assert torch.equal(seen["x"], x.reshape(2, 1, 28, 28))
+    assert seen["y"].shape == (2, 2, 14, 14)
+
+
+def test_channels_hidden_width_and_classes_are_options():
+    model = cnn((2, 3, 4), 5, classes=7)
+    assert [n for n, m in model.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))] == [
+        "conv1",
+        "conv2",
+        "conv3",
+        "hidden1",
+        "out",
+    ]
+    assert model.hidden1.in_features == 4 * 4 * 4  # 28, 14, 7, 4
+    assert model(torch.zeros(1, 784)).shape == (1, 7)
+
+
+@pytest.mark.usefixtures("rng_untouched")
+def test_the_cnns_seed_alone_decides_its_weights_in_any_dtype():
+    one, two = cnn(seed=3), cnn(seed=3, dtype=torch.float64)
+    for a, b in zip(one.parameters(), two.parameters(), strict=True):
+        assert torch.equal(a.double(), b)
+    assert not torch.equal(one.conv1.weight, cnn(seed=4).conv1.weight)
+
+
+def test_the_cnns_weights_are_spread_as_in_a_fresh_torch_layer():
+    for name, parameter in cnn((64, 64), 256).named_parameters():
+        came_in = {"conv1": 25, "conv2": 25 * 64, "hidden1": 64 * 49, "out": 256}[name.split(".")[0]]
+        assert parameter.abs().max() <= came_in**-0.5
+        if parameter.numel() > 1000:
+            assert parameter.abs().max() > 0.99 * came_in**-0.5
+
+
+@pytest.mark.parametrize("options", [{"channels": ()}, {"channels": (4, 0)}, {"hidden": 0}, {"classes": -1}])
+def test_impossible_cnns_are_refused_with_an_example(options):
+    with pytest.raises(ValueError, match=r"at least one convolution.*cnn\(\(8, 16\), hidden=32\)"):
+        cnn(**options)

@@ -1,6 +1,7 @@
 """Training repeats itself bit for bit; a checkpoint is loaded for its own weights, model and data, or not at all."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch import nn
 
 from inflib import CrossEntropy
 from inflib.lab import accuracy, load_checkpoint, mean_loss, mlp, save_checkpoint, shipped_checkpoint, train
-from inflib.lab.training import data_sha256
+from inflib.lab.training import _jacobian_penalty, data_sha256
 
 SHIPPED = shipped_checkpoint("mnist_mlp")
 
@@ -146,6 +147,53 @@ def test_a_diverging_loss_is_refused_with_its_epoch_and_learning_rate(digits):
 def test_inputs_and_targets_must_match_and_exist(n_inputs, n_targets):
     with pytest.raises(ValueError, match=rf"{n_inputs} inputs and {n_targets} targets; expected as many of each"):
         train(mlp((4, 2)), each_loss, torch.zeros(n_inputs, 4), torch.zeros(n_targets, dtype=torch.long))
+
+
+def test_an_annealed_learning_rate_falls_along_half_a_cosine_step_by_step(digits, monkeypatch):
+    rates = []
+    step = torch.optim.Adam.step
+
+    def watched(optimiser, *args, **kwargs):
+        rates.append(optimiser.param_groups[0]["lr"])
+        return step(optimiser, *args, **kwargs)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", watched)
+    history = trained(digits.train, anneal=True, lr=2e-3)[1]
+    assert len(rates) == 20  # 2 epochs of 600 in batches of 64
+    for k, rate in enumerate(rates):
+        assert rate == pytest.approx(1e-3 * (1 + math.cos(math.pi * k / 20)), abs=1e-12)
+    assert history.recipe["anneal"] is True
+    rates.clear()
+    trained(digits.train)
+    assert set(rates) == {1e-3}
+
+
+def test_the_jacobian_penalty_is_half_the_squared_jacobian_on_average():
+    model = mlp((5, 7, 4), activation=nn.Tanh, dtype=torch.float64)
+    x = torch.randn(3, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    exact = torch.func.vmap(torch.func.jacrev(model))(x).square().sum((1, 2)).mean() / 2
+    many = x.repeat(20_000, 1).requires_grad_()
+    torch.manual_seed(0)
+    assert _jacobian_penalty(model(many), many).item() == pytest.approx(exact.item(), rel=0.02)
+
+
+@pytest.mark.usefixtures("rng_untouched")
+def test_the_jacobian_option_makes_the_model_less_sensitive_to_its_inputs(digits):
+    def sensitivity(model):
+        return torch.func.vmap(torch.func.jacrev(model))(digits.train.inputs[:50]).square().sum().item()
+
+    plain, _ = trained(digits.train, epochs=5)
+    smooth, history = trained(digits.train, epochs=5, jacobian=1.0)
+    assert sensitivity(smooth) < 0.7 * sensitivity(plain)
+    assert history.recipe["jacobian"] == 1.0
+    assert torch.equal(weights(smooth), weights(trained(digits.train, epochs=5, jacobian=1.0)[0]))
+
+
+def test_training_with_a_penalty_leaves_the_inputs_as_they_were(digits):
+    x = digits.train.inputs[:100].clone()
+    train(mlp((784, 4, 10)), CrossEntropy(), x, digits.train.labels[:100], epochs=1, jacobian=0.1, progress=False)
+    assert not x.requires_grad
+    assert torch.equal(x, digits.train.inputs[:100])
 
 
 # --- the checkpoint that ships ---------------------------------------------------------------------------------
