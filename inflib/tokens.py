@@ -6,8 +6,8 @@ position t carries every later token's loss. Appendix B.1 asks about the token i
     output token   d/dε of weighting its loss by 1 + ε          −⟨P_q, ∇_θ ℓ_t⟩                              (eq. 36)
     input token    d/dε of scaling its embedding by 1 + ε       −⟨P_q, ∇_θ (e_t · ∂ℓ/∂e_t)⟩                  (eq. 38)
 
-⟨P_q, ∇_θ ·⟩ is a derivative along P_q, so one forward-mode pass gives it for all tokens at once: exactly, where the paper
-takes a small finite step. The input side is its reverse-mode derivative in the scales of the embeddings.
+⟨P_q, ∇_θ ·⟩ is a derivative along P_q, so one forward-mode pass gives it for all tokens at once: exactly, where the
+paper takes a small finite step. On the input side it goes over a backward pass to the embeddings' scales.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from .objectives import Measurement
 from .scoring import gather, layers_of
 from .sequences import NextToken
 
-PerToken = Callable[[Fit, Batch, Matrices], Tensor]  # a batch's losses (B, T) or their sum's slope, along one P
+PerToken = Callable[[Fit, Batch, Matrices], Tensor]  # of a batch (B, T), along one query's P
 
 
 def output_tokens(
@@ -87,9 +87,10 @@ def input_tokens(
 
     def along(fit: Fit, batch: Batch, direction: Matrices) -> Tensor:
         own = matrices_of(fit)
+        unscaled = torch.zeros_like(batch.targets, dtype=next(iter(own.values())).dtype)  # (B, T)
 
-        def slope(scales: Tensor) -> Tensor:
-            def loss(matrices: Matrices) -> Tensor:
+        def slope(matrices: Matrices) -> Tensor:
+            def loss(scales: Tensor) -> Tensor:
                 handle = module.register_forward_hook(lambda _module, _args, e: e * (1 + scales[..., None]))
                 try:
                     outputs = call(fit.model, batch.inputs, as_parameters(fit, matrices))
@@ -97,9 +98,10 @@ def input_tokens(
                     handle.remove()
                 return objective.token_losses(outputs, batch.targets).sum()
 
-            return jvp(loss, (own,), (direction,))[1]
+            return grad(loss)(unscaled)
 
-        return grad(slope)(torch.zeros_like(batch.targets, dtype=next(iter(own.values())).dtype))  # (B, T)
+        # forward over reverse: torch's reverse over forward is wrong through a LayerNorm (2.13)
+        return jvp(slope, (own,), (direction,))[1]
 
     return _per_token(model, objective, train, queries, curvature, damping, along, measurement, max_bytes, progress)
 
