@@ -3,17 +3,24 @@
 downloads   files that others publish, found on this machine or downloaded once
 data        the digits that ship with the repository, with a split that never changes, and all of MNIST
 handwriting a drawing or a photograph as MNIST would hold it
+text        vocabularies and corpora; letters and digits in turn
+facts       invented facts told in several wordings, where it is known which sentence taught what
+shakespeare the plays, cut in sequences that know their speaker and line
 models      small networks whose layers have readable names
 networks    the networks of notebook 07, shipped or trained when first asked for
+transformer the language model, whose layers have readable names too
 training    seeded training, and checkpoints that know their weights and their data
 """
 
 from __future__ import annotations
 
 from .data import DigitData, Digits, mnist, mnist_5k, mnist_full, normalise
+from .facts import Fact, FactData, facts
 from .handwriting import NoDigitError, Stroke, as_mnist, ink_of_picture, ink_of_strokes
 from .models import cnn, mlp
 from .networks import network
+from .shakespeare import shakespeare
+from .text import Corpus, Vocabulary, alternating, characters, words
 from .training import (
     Checkpoint,
     History,
@@ -24,17 +31,26 @@ from .training import (
     shipped_checkpoint,
     train,
 )
+from .transformer import Transformer, transformer
 
 __all__ = [
     "Checkpoint",
+    "Corpus",
     "DigitData",
     "Digits",
+    "Fact",
+    "FactData",
     "History",
     "NoDigitError",
     "Stroke",
+    "Transformer",
+    "Vocabulary",
     "accuracy",
+    "alternating",
     "as_mnist",
+    "characters",
     "cnn",
+    "facts",
     "ink_of_picture",
     "ink_of_strokes",
     "load_checkpoint",
@@ -46,6 +62,9 @@ __all__ = [
     "network",
     "normalise",
     "save_checkpoint",
+    "shakespeare",
     "shipped_checkpoint",
     "train",
+    "transformer",
+    "words",
 ]

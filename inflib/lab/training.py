@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..batches import bar
+from ..batches import bar, tensors
 from ..objectives import Objective, per_example
 from .data import FOLDER, content_sha256
 
 Loss = Objective | Callable[[Tensor, Tensor], Tensor]  # (outputs, targets) -> (B,)
-TrainingData = tuple[Tensor, Tensor]  # inputs (N, ...), targets (N, ...)
+Inputs = Tensor | Mapping[str, Tensor]  # (N, ...), or several by name, passed to the model as **inputs
+TrainingData = tuple[Inputs, Tensor]  # inputs (N, ...), targets (N, ...)
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class History:
 def train(
     model: nn.Module,
     loss: Loss,
-    inputs: Tensor,
+    inputs: Inputs,
     targets: Tensor,
     *,
     epochs: int = 20,
@@ -54,32 +56,34 @@ def train(
 ) -> History:
     """Train the model in place with Adam on the mean of the per-example losses; it ends in evaluation mode.
 
-    ``inputs`` (N, ...) and ``targets`` (N, ...) are shuffled each epoch in an order drawn on the CPU from ``seed``
-    alone; dropout is seeded as well, and the global generators are left as they were. ``weight_decay`` is Adam's
-    own, which adds weight_decay · θ to the gradient. ``anneal`` lets the learning rate fall to 0 along half a cosine,
-    step by step, so that training ends at rest. ``jacobian`` is the weight of ½ ‖∂f/∂x‖², the model's sensitivity to
-    its inputs (see ``_jacobian_penalty``). ``device=None`` trains where the model is; otherwise the model is moved
-    there, and stays. Raises ValueError for losses that are not (B,) and for a loss that diverges.
+    ``inputs`` (N, ...), or a dict of such tensors, and ``targets`` (N, ...) are shuffled each epoch in an order drawn
+    on the CPU from ``seed`` alone; dropout is seeded as well, and the global generators are left as they were.
+    ``weight_decay`` is Adam's own, which adds weight_decay · θ to the gradient. ``anneal`` lets the learning rate fall
+    to 0 along half a cosine, step by step, so that training ends at rest. ``jacobian`` is the weight of ½ ‖∂f/∂x‖²,
+    the model's sensitivity to its inputs (see ``_jacobian_penalty``). ``device=None`` trains where the model is;
+    otherwise the model is moved there, and stays. Raises ValueError for losses that are not (B,) and for a loss that
+    diverges.
     """
-    if len(inputs) != len(targets) or len(inputs) == 0:
-        raise ValueError(f"{len(inputs)} inputs and {len(targets)} targets; expected as many of each, at least one.")
+    for each in tensors(inputs):
+        if len(each) != len(targets) or len(targets) == 0:
+            raise ValueError(f"{len(each)} inputs and {len(targets)} targets; expected as many of each, at least one.")
     function = loss.loss if isinstance(loss, Objective) else loss
     device = torch.device(device) if device is not None else next(model.parameters()).device
-    inputs, targets = inputs.to(device), targets.to(device)
+    inputs, targets = _map(inputs, lambda x: x.to(device)), targets.to(device)
     model.to(device).train()
     optimiser = torch.optim.Adam(model.parameters(), lr=lr, weight_decay=weight_decay)
-    steps = epochs * -(-len(inputs) // batch_size)
+    steps = epochs * -(-len(targets) // batch_size)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda k: _half_cosine(k / steps) if anneal else 1.0)
     shuffle = torch.Generator().manual_seed(seed)
     losses: list[float] = []
     with _seeded(seed, device):
         for epoch in bar(range(epochs), epochs, "training", "epoch") if progress else range(epochs):
-            order = torch.randperm(len(inputs), generator=shuffle, device="cpu").to(device)
+            order = torch.randperm(len(targets), generator=shuffle, device="cpu").to(device)
             total = torch.zeros((), dtype=torch.float64, device=device)
             for rows in order.split(batch_size):
-                total += _step(model, optimiser, function, inputs[rows], targets[rows], jacobian)
+                total += _step(model, optimiser, function, _map(inputs, itemgetter(rows)), targets[rows], jacobian)
                 schedule.step()
-            losses.append(total.item() / len(inputs))
+            losses.append(total.item() / len(targets))
             if not math.isfinite(losses[-1]):
                 raise ValueError(
                     f"the training loss became {losses[-1]} in epoch {epoch + 1} of {epochs}; expected a finite "
@@ -100,11 +104,12 @@ def accuracy(model: nn.Module, inputs: Tensor, targets: Tensor, *, batch_size: i
 
 
 @torch.no_grad()
-def mean_loss(model: nn.Module, loss: Loss, inputs: Tensor, targets: Tensor, *, batch_size: int = 1000) -> float:
+def mean_loss(model: nn.Module, loss: Loss, inputs: Inputs, targets: Tensor, *, batch_size: int = 1000) -> float:
     """The mean per-example loss in nats."""
     function = loss.loss if isinstance(loss, Objective) else loss
-    batches = zip(inputs.split(batch_size), targets.split(batch_size), strict=True)
-    return sum(function(model(x), y).sum().item() for x, y in batches) / len(inputs)
+    slices = (slice(at, at + batch_size) for at in range(0, len(targets), batch_size))
+    batches = ((_map(inputs, itemgetter(rows)), targets[rows]) for rows in slices)
+    return sum(function(_outputs(model, x), y).sum().item() for x, y in batches) / len(targets)
 
 
 # --- checkpoints -----------------------------------------------------------------------------------------------
@@ -150,7 +155,7 @@ def load_checkpoint(path: str | Path, model: nn.Module, *, data: TrainingData | 
     if data is not None and (came := data_sha256(*data)) != facts.data_sha256:
         raise ValueError(
             f"{path} was trained on data with SHA-256 {facts.data_sha256}; the data given has {came} "
-            f"({len(data[0])} examples). Pass the inputs and targets that it was trained on, in their order, or "
+            f"({len(data[1])} examples). Pass the inputs and targets that it was trained on, in their order, or "
             "train the model anew on these."
         )
     model.load_state_dict(weights)
@@ -163,9 +168,11 @@ def shipped_checkpoint(name: str) -> Path:
     return FOLDER / "checkpoints" / f"{name}.safetensors"
 
 
-def data_sha256(inputs: Tensor, targets: Tensor) -> str:
+def data_sha256(inputs: Inputs, targets: Tensor) -> str:
     """SHA-256 of a training set; floating inputs count as float32, so that a float64 copy is the same data."""
-    return content_sha256({"inputs": inputs.float() if inputs.is_floating_point() else inputs, "targets": targets})
+    named = inputs if isinstance(inputs, Mapping) else {"inputs": inputs}
+    single = {name: x.float() if x.is_floating_point() else x for name, x in named.items()}
+    return content_sha256(single | {"targets": targets})
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], Checkpoint]:
@@ -217,18 +224,18 @@ def _step(
     model: nn.Module,
     optimiser: torch.optim.Optimizer,
     function: Callable,
-    inputs: Tensor,
+    inputs: Inputs,
     targets: Tensor,
     jacobian: float,
 ) -> Tensor:
     """One step of the optimiser on one batch; returns the batch's summed loss, a scalar."""
     if jacobian:
-        inputs = inputs.detach().requires_grad_()
-    outputs = model(inputs)
+        inputs = _map(inputs, lambda x: x.detach().requires_grad_())
+    outputs = _outputs(model, inputs)
     losses = per_example(function(outputs, targets), outputs, "training loss")  # (B,)
     total = losses.mean()
     if jacobian:
-        total = total + jacobian * _jacobian_penalty(outputs, inputs)
+        total = total + jacobian * sum(_jacobian_penalty(outputs, x) for x in tensors(inputs))
     optimiser.zero_grad()
     total.backward()
     optimiser.step()
@@ -249,6 +256,15 @@ def _jacobian_penalty(outputs: Tensor, inputs: Tensor) -> Tensor:
 def _half_cosine(share: float) -> float:
     """From 1 at the start of training to 0 at its end."""
     return 0.5 * (1 + math.cos(math.pi * share))
+
+
+def _outputs(model: nn.Module, inputs: Inputs) -> Tensor:
+    return model(**inputs) if isinstance(inputs, Mapping) else model(inputs)
+
+
+def _map(inputs: Inputs, function: Callable[[Tensor], Tensor]) -> Inputs:
+    """``function`` of the inputs, or of each of them."""
+    return {k: function(x) for k, x in inputs.items()} if isinstance(inputs, Mapping) else function(inputs)
 
 
 @contextmanager

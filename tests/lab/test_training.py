@@ -107,6 +107,28 @@ def test_the_shuffle_differs_between_epochs_and_seeds(digits):
     assert len(set(seen)) == 4
 
 
+def test_inputs_by_name_train_as_one_tensor_does(digits):
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = mlp((784, 8, 10))
+
+        def forward(self, left, right):
+            return self.net(torch.cat([left, right], 1))
+
+    x, y = digits.train.inputs[:200], digits.train.labels[:200]
+    parts = {"left": x[:, :300], "right": x[:, 300:]}
+    named, plain = Named(), mlp((784, 8, 10))
+    for model, inputs in ((named, parts), (plain, x)):
+        train(model, CrossEntropy(), inputs, y, epochs=2, batch_size=32, progress=False)
+    assert torch.equal(weights(named), weights(plain))
+    assert mean_loss(named, CrossEntropy(), parts, y, batch_size=7) == mean_loss(
+        plain, CrossEntropy(), x, y, batch_size=7
+    )
+    with pytest.raises(ValueError, match="199 inputs and 200 targets"):
+        train(named, CrossEntropy(), parts | {"right": x[1:, 300:]}, y, progress=False)
+
+
 def test_an_objective_and_a_plain_function_train_alike(digits):
     one, first = trained(digits.train, loss=CrossEntropy())
     two, second = trained(digits.train, loss=each_loss)
@@ -307,6 +329,15 @@ def test_other_data_is_refused_and_the_model_left_alone(saved):
         refused(
             path, mlp((784, 16, 10)), r"was trained on data with SHA-256 \w{64}; the data given has \w{64}", data=data
         )
+
+
+def test_a_checkpoint_knows_inputs_by_name(saved, tmp_path):
+    _, model, (x, y) = saved
+    named = {"left": x[:, :300], "right": x[:, 300:]}
+    save_checkpoint(tmp_path / "named.safetensors", model, data=(named, y), recipe={}, metrics={})
+    load_checkpoint(tmp_path / "named.safetensors", model, data=(dict(reversed(named.items())), y))
+    for other in (named | {"left": named["left"] + 1}, {"left": named["right"], "right": named["left"]}):
+        refused(tmp_path / "named.safetensors", model, "was trained on data with SHA-256", data=(other, y))
 
 
 @pytest.mark.parametrize("content", [b"", b"not safetensors", None])
