@@ -58,6 +58,7 @@ class Facts:
     examples: int
     weights: str  # hash_weights(model)
     untied: bool = False  # fitted with layers=untied(...): each module's use of a shared weight counts as its own
+    sharing: str = "expand"  # how the positions of an example make A and S, see ``inflib.ekfac``
 
 
 class Curvature(Protocol):
@@ -181,6 +182,8 @@ def ekfac(
     draws: int = 1,
     seed: int = 0,
     progress: bool = True,
+    *,
+    sharing: str = "expand",
 ) -> Kronecker:
     """EK-FAC curvature of the objective at the model's weights: two passes over ``train``, one eigh per factor.
 
@@ -188,12 +191,14 @@ def ekfac(
     layers: None (all understood layers), a glob, a list of globs, a predicate (name, module) → bool, or untied(...).
     labels: "expected", "sampled" (``draws`` labels an example from the model, fresh in each pass, from ``seed``),
             "observed" (the empirical Fisher), or None for the objective's default.
+    sharing: in a layer applied at many positions, what makes a row of A and S: "expand", each position; "reduce", the
+            mean of a and the sum of g over an example's positions (see kfac.py). Λ is exact in either basis.
 
     Returns a Kronecker curvature, mean over the examples; the model is left exactly as it was. Raises ValueError,
     TypeError, RuntimeError or FloatingPointError with the layer or argument, what came, what was expected, and the fix.
-    Source: George et al. 2018; Grosse et al. 2023, eq. 16–21.
+    Source: George et al. 2018; Grosse et al. 2023, eq. 16–21; Eschenhagen et al. 2023 for ``sharing``.
     """
-    fit = Fit.of(model, objective, train, layers, labels, draws, seed, progress)
+    fit = Fit.of(model, objective, train, layers, labels, draws, seed, progress, sharing)
     basis = eigenbasis(accumulate_moments(fit))
     squares = corrected_eigenvalues(fit, basis)
     return Kronecker(squares.means(), basis.Q_S, basis.Q_A, facts_of(fit, "EK-FAC", squares.examples))
@@ -208,12 +213,14 @@ def kfac(
     draws: int = 1,
     seed: int = 0,
     progress: bool = True,
+    *,
+    sharing: str = "expand",
 ) -> Kronecker:
     """K-FAC curvature, S ⊗ A: Λ = λ_S λ_Aᵀ. One pass over ``train``. Arguments and errors as for ``ekfac``.
 
     Source: Martens & Grosse 2015; Grosse et al. 2023, eq. 16–17.
     """
-    fit = Fit.of(model, objective, train, layers, labels, draws, seed, progress)
+    fit = Fit.of(model, objective, train, layers, labels, draws, seed, progress, sharing)
     moments = accumulate_moments(fit)
     basis = eigenbasis(moments)
     values = {name: torch.outer(basis.lambda_S[name], basis.lambda_A[name]) for name in fit.layers}
@@ -453,7 +460,7 @@ def check_stacks(curvature: Curvature, v: Matrices) -> None:
 def facts_of(fit: Fit, method: str, examples: int) -> Facts:
     """The facts of a curvature made by ``fit`` from that many examples."""
     untied = any(layer.untied for layer in fit.layers.values())
-    return Facts(method, fit.labels, fit.draws, fit.seed, examples, hash_weights(fit.model), untied)
+    return Facts(method, fit.labels, fit.draws, fit.seed, examples, hash_weights(fit.model), untied, fit.sharing)
 
 
 def hash_weights(model: nn.Module) -> str:
@@ -472,7 +479,8 @@ def describe(curvature: Curvature) -> str:
     labels = f"{facts.labels} labels" + (
         f" ({facts.draws} draws, seed {facts.seed})" if facts.labels == "sampled" else ""
     )
+    shared = ", positions reduced" if facts.sharing == "reduce" else ""
     width = max(len(name) for name in means)
-    lines = [f"{facts.method} curvature, {labels}, {facts.examples} examples"]
+    lines = [f"{facts.method} curvature, {labels}, {facts.examples} examples{shared}"]
     lines += [f"  {k:{width}}  ({o}, {i})  mean eigenvalue {means[k]:.3g}" for k, (o, i) in curvature.shapes.items()]
     return "\n".join(lines)

@@ -167,7 +167,7 @@ class TrainIndex:
         if not (flat or (same and bool(own.Q_S) == bool(other.Q_S))):
             raise ValueError(
                 f"the {curvature.facts.method} curvature has another eigenbasis than this index; expected one fitted "
-                "with the same data, labels and seed, or an identity. Build an index for it: TrainIndex.build(...)."
+                "with the same data, labels, seed and sharing, or an identity. Build an index for it: TrainIndex.build."
             )
         return curvature
 

@@ -5,6 +5,12 @@
 (Martens & Grosse 2015; Grosse et al. 2023, eq. 16) with A = Σ a aᵀ / positions (i, i) and S = Σ g gᵀ / examples (o, o),
 g of the per-example loss *summed* over tokens, so that S ⊗ A has the curvature's scale for any number of positions.
 Row-major: entry (o i, o' i') is S[o, o'] A[i, i'].
+
+That counts every position of an example (a token, a pixel) as an example of its own, ``sharing="expand"``: exact for
+linear networks with a loss at every position. ``sharing="reduce"`` takes an example's positions together, A = Σ ā āᵀ /
+examples and S = Σ ḡ ḡᵀ / examples with ā the mean of a and ḡ the sum of g over them: exact for linear networks whose
+outputs are averaged over positions before the loss, as after global pooling; and cheaper, with one row an example
+(Eschenhagen et al. 2023, "Kronecker-Factored Approximate Curvature for Modern Neural Network Architectures").
 """
 
 from __future__ import annotations
@@ -21,7 +27,9 @@ from .batches import Batch, Data, Order, check_seed, walk
 from .hooks import Recording, check_capture, check_finite, check_mode, forward
 from .layers import Layer, LayerSpec, select
 from .objectives import Objective, label_kind, label_seeds
-from .sequences import positions_present, present_rows
+from .sequences import positions_present, present_means, present_rows
+
+SHARING = ("expand", "reduce")
 
 
 @dataclass(frozen=True)
@@ -37,6 +45,7 @@ class Fit:
     seed: int
     progress: bool
     order: Order
+    sharing: str
 
     @classmethod
     def of(
@@ -49,11 +58,17 @@ class Fit:
         draws: int = 1,
         seed: int = 0,
         progress: bool = True,
+        sharing: str = "expand",
     ) -> Fit:
         """Check the arguments and choose the layers."""
         if not (isinstance(draws, Integral) and int(draws) >= 1):
             raise ValueError(
                 f"draws={draws!r}; expected a whole number of label draws per example, at least 1. Leave it at draws=1."
+            )
+        if sharing not in SHARING:
+            raise ValueError(
+                f"sharing={sharing!r}; expected 'expand' (each position counts by itself) or 'reduce' (an example's "
+                "positions count together). Leave it at sharing='expand'."
             )
         check_seed(seed)
         check_mode(model)
@@ -68,6 +83,7 @@ class Fit:
             int(seed),
             progress,
             Order("train"),
+            sharing,
         )
 
     def recordings(
@@ -133,9 +149,11 @@ def second_moments(
     draws: int = 1,
     seed: int = 0,
     progress: bool = True,
+    *,
+    sharing: str = "expand",
 ) -> Moments:
     """One pass over the data → the sums that A and S are made of (eq. 16). Arguments as for ``inflib.ekfac``."""
-    return accumulate_moments(Fit.of(model, objective, data, layers, labels, draws, seed, progress))
+    return accumulate_moments(Fit.of(model, objective, data, layers, labels, draws, seed, progress, sharing))
 
 
 def accumulate_moments(fit: Fit) -> Moments:
@@ -147,12 +165,16 @@ def accumulate_moments(fit: Fit) -> Moments:
     for batch, recording, seeds in fit.recordings(0, "second moments", check=True):
         there = positions_present(batch.inputs)
         for name, a in recording.activations.items():
-            rows = present_rows(a, there).to(accumulator(a.dtype))  # (B·T, i), padding left out
+            if fit.sharing == "expand":
+                rows = present_rows(a, there).to(accumulator(a.dtype))  # (B·T, i), padding left out
+            else:
+                rows = present_means(a.to(accumulator(a.dtype)), there)  # (B, i)
             _add(A, name, rows, 1.0, "activations", batch.index)
             positions[name] += rows.shape[0]
         for seed_, weight in seeds:
             for name, g in recording.gradients(seed_).items():
-                rows = g.flatten(0, 1).to(accumulator(g.dtype))  # (B·T, o)
+                g = g.to(accumulator(g.dtype))
+                rows = g.flatten(0, 1) if fit.sharing == "expand" else g.sum(1)  # (B·T, o), or (B, o)
                 _add(S, name, rows, weight, "output gradients", batch.index)
         examples += batch.size
     order = list(fit.layers)

@@ -260,6 +260,20 @@ def present_rows(a: Tensor, there: Tensor | None) -> Tensor:
     A layer called k times has T = k · T' positions, each call's in turn. Where T is no multiple of the mask's T' (a
     layer after pooling) its positions are no tokens, and all count.
     """
+    there = _at_every_call(a, there)
+    return a.flatten(0, 1) if there is None else a[there]
+
+
+def present_means(a: Tensor, there: Tensor | None) -> Tensor:
+    """The mean (B, i) of each example's activations a (B, T, i) over the positions that ``present_rows`` counts."""
+    there = _at_every_call(a, there)
+    if there is None:
+        return a.mean(1)
+    return a.masked_fill(~there[..., None], 0).sum(1) / there.sum(1, keepdim=True)
+
+
+def _at_every_call(a: Tensor, there: Tensor | None) -> Tensor | None:
+    """The mask (B, T) over a layer's own positions; None where all of them count."""
     if there is None or a.shape[1] % there.shape[1]:
-        return a.flatten(0, 1)
-    return a[there.repeat(1, a.shape[1] // there.shape[1])]
+        return None
+    return there.repeat(1, a.shape[1] // there.shape[1])

@@ -139,6 +139,17 @@ def test_eigenvalues_are_right_however_the_layers_are_used(animal: str, labels: 
         assert_close(found.eigenvalues[name], expected, 1e-11)
 
 
+@pytest.mark.parametrize("animal", ["tokens", "convolution", "convolution in groups", "tied modules"])
+@pytest.mark.parametrize("labels", ["expected", "observed"])
+def test_eigenvalues_are_right_in_the_basis_of_reduced_factors(animal: str, labels: str) -> None:
+    case = zoo(animal)
+    found = ekfac(case.model, case.objective, case.train, labels=labels, sharing="reduce", progress=False)
+    F = case.problem.gauss_newton() if labels == "expected" else case.problem.fisher()
+    for name, span in case.problem.spans.items():
+        expected = rotated_diagonal(F[span, span], found.Q_S[name], found.Q_A[name])
+        assert_close(found.eigenvalues[name], expected, 1e-11)
+
+
 def test_both_ways_to_rotate_many_positions_agree() -> None:
     """More positions than inputs takes the other branch of the sum over positions."""
     for positions in (2, 9):

@@ -323,6 +323,13 @@ def errors() -> dict[str, Row]:
             r"expected one number per example, \(3,\)",
             r"reduction='none'",
         ),
+        "an image without its batch axis": (
+            fit(nn.Conv2d(1, 3, 2), data=[(x[None], y)]),
+            value,
+            r"Conv2d was given an input of shape \(1, 5, 3\)",
+            r"expected \(B, channels, height, width\)",
+            r"Give batches of examples",
+        ),
         "an unused layer": (
             fit(Unused()),
             value,
@@ -437,6 +444,13 @@ def errors() -> dict[str, Row]:
         "draws 0": (fit(draws=0), value, r"draws=0", r"expected a whole number", r"Leave it at draws=1"),
         "draws 2.0": (fit(draws=2.0), value, r"draws=2.0", r"expected a whole number", r"Leave it at draws=1"),
         "draws '2'": (fit(draws="2"), value, r"draws='2'", r"expected a whole number", r"Leave it at draws=1"),
+        "sharing": (
+            fit(sharing="mean"),
+            value,
+            r"sharing='mean'",
+            r"expected 'expand' .* or 'reduce'",
+            r"Leave it at sharing='expand'",
+        ),
         # whatever the labels: the facts of a curvature hold its seed
         "seed negative": (fit(seed=-1), value, r"seed is -1", r"expected a whole number from 0", r"Leave it at seed=0"),
         "seed too large": (fit(seed=2**64), value, r"seed is 18446744073709551616", r"to 2\*\*64 − 1", r"seed=0"),

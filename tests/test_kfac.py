@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 from hypothesis import given
-from networks import Case, batches, cases, drawn, make, snapshot, zoo
-from oracle import LOSSES, assert_close, block_diag, kron, perceptron_moments
+from networks import Case, Positions, Tokens, batches, cases, drawn, make, perceptron, snapshot, zoo
+from oracle import LOSSES, Problem, assert_close, block_diag, kron, perceptron_moments
 from torch import Tensor, nn
 
-from inflib import CrossEntropy, kfac
+from inflib import CrossEntropy, SquaredError, ekfac, kfac
 from inflib.kfac import second_moments
 
 FUNCTIONS = {"tanh": torch.tanh, "relu": torch.relu, "linear": lambda h: h}
@@ -173,3 +173,149 @@ def test_a_fit_leaves_the_model_byte_for_byte_as_it_was(labels: str) -> None:
     before = snapshot(case.model)
     kfac(case.model, case.objective, case.train, labels=labels, progress=False)
     assert snapshot(case.model) == before
+
+
+# --- sharing: the positions of an example -----------------------------------------------------------------------------------
+
+Setting = tuple[
+    nn.Module, list[str], tuple[int, ...], tuple[int, ...]
+]  # model, layers, one input's shape, one output's
+
+
+class Pooled(nn.Sequential):
+    """A sequence of modules whose outputs (B, C, H, W) are averaged, or summed, over the image."""
+
+    def __init__(self, *modules: nn.Module, pool: str = "mean"):
+        super().__init__(*modules)
+        self.pool = pool
+
+    def forward(self, x: Tensor) -> Tensor:
+        return getattr(super().forward(x), self.pool)(dim=(2, 3))
+
+
+def circular(i: int, o: int) -> nn.Conv2d:
+    """Without a border: every position of the image reaches as many of the next layer."""
+    return nn.Conv2d(i, o, 3, padding=1, padding_mode="circular")
+
+
+# every case: each layer's block of G is exactly S ⊗ A in this kind of sharing, with squared error
+SHARED: dict[str, tuple[str, Any]] = {
+    "deep linear network, a loss at every position": (
+        "expand",
+        lambda: (perceptron([3, 4, 2], [True, True], "linear", 0), ["fc0", "fc1"], (5, 3), (5, 2)),
+    ),
+    "one convolution, a loss at every pixel": (
+        "expand",
+        lambda: (nn.Conv2d(2, 3, 2, stride=2, padding=1), [""], (2, 3, 4), (3, 2, 3)),
+    ),
+    "one convolution in groups, a loss at every pixel": (
+        "expand",
+        lambda: (nn.Conv2d(2, 4, 2, groups=2), ["group0", "group1"], (2, 3, 3), (4, 2, 2)),
+    ),
+    "deep linear network, outputs averaged": (
+        "reduce",
+        lambda: (
+            Positions(perceptron([3, 4, 2], [True, True], "linear", 0)),
+            ["inner.fc0", "inner.fc1"],
+            (5, 3),
+            (2,),
+        ),
+    ),
+    "deep linear convolutions, outputs averaged": (
+        "reduce",
+        lambda: (Pooled(circular(2, 3), circular(3, 2)), ["0", "1"], (2, 3, 4), (2,)),
+    ),
+    "deep linear convolutions, outputs summed": (
+        "reduce",
+        lambda: (Pooled(circular(2, 3), circular(3, 2), pool="sum"), ["0", "1"], (2, 3, 4), (2,)),
+    ),
+}
+
+
+def shared(which: str) -> tuple[nn.Module, list[tuple[Tensor, Tensor]], Tensor]:
+    """The model of SHARED, its data, and the diagonal blocks of its G."""
+    torch.manual_seed(0)
+    model, layers, inputs, outputs = SHARED[which][1]()
+    x, y = torch.randn(6, *inputs), torch.randn(6, *outputs)
+    problem = Problem(model, layers, lambda f, y: ((f - y.flatten()) ** 2).sum() / 2, x, y)
+    return model, batches(x, y, [4]), problem.block_diagonal(problem.gauss_newton())
+
+
+@pytest.mark.parametrize("fit", [kfac, ekfac])
+@pytest.mark.parametrize("which", SHARED)
+def test_each_kind_of_sharing_is_exact_where_theory_says_so(which: str, fit: Any) -> None:
+    model, data, G = shared(which)
+    found = fit(model, SquaredError(), data, sharing=SHARED[which][0], progress=False)
+    assert_close(found.to_dense(), G, 1e-10)
+
+
+@pytest.mark.parametrize("which", SHARED)
+def test_the_other_kind_of_sharing_is_not_exact_there(which: str) -> None:
+    model, data, G = shared(which)
+    other = "reduce" if SHARED[which][0] == "expand" else "expand"
+    error = kfac(model, SquaredError(), data, sharing=other, progress=False).to_dense() - G
+    assert float(error.norm() / G.norm()) > 0.1
+
+
+@pytest.mark.parametrize("animal", ["tokens", "grid of positions", "convolution", "called twice"])
+def test_reduced_factors_are_moments_of_the_mean_input_and_of_the_biass_gradient(animal: str) -> None:
+    """An example's bias gradient is Σ_t g_t: its second moment stands in the Fisher."""
+    case = zoo(animal)
+    found = second_moments(case.model, case.objective, case.train, sharing="reduce", progress=False)
+    F, first = case.problem.expected_fisher(case.name), case.layers[0]
+    for name, (o, i) in case.problem.shapes.items():
+        at = case.problem.spans[name].start + torch.arange(1, o + 1) * i - 1  # the bias's coordinates
+        assert_close(found.S(name), F[at][:, at], 1e-12)
+        assert found.positions[name] == found.examples == 6
+    if animal in ("tokens", "grid of positions"):
+        means = torch.cat([case.x.flatten(1, -2).mean(1), torch.ones(6, 1)], dim=1)
+        assert_close(found.A(first), means.T @ means / 6, 1e-13)
+
+
+def test_a_layer_applied_once_an_example_is_the_same_in_either_sharing() -> None:
+    case = make(widths=(3, 4, 3))
+    one, two = (
+        second_moments(case.model, case.objective, case.train, sharing=sharing, progress=False)
+        for sharing in ("expand", "reduce")
+    )
+    for name in case.layers:
+        assert torch.equal(one.A(name), two.A(name))
+        assert torch.equal(one.S(name), two.S(name))
+
+
+def test_padded_positions_are_in_no_mean() -> None:
+    class Masked(Tokens):
+        def forward(self, x: Tensor, attention_mask: Tensor) -> Tensor:
+            h = self.down(torch.tanh(self.up(x)))
+            return (h * attention_mask[..., None]).sum(1) / attention_mask.sum(1, keepdim=True)
+
+    model, y = Masked(), torch.tensor([0, 1])
+    x = torch.randn(2, 4, 3)
+    x[1, 2:] = 100.0
+    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
+    data = [({"x": x, "attention_mask": mask}, y)]
+    found = second_moments(model, CrossEntropy(), data, sharing="reduce", progress=False)
+    apart = [
+        ({"x": x[n : n + 1, :T], "attention_mask": mask[n : n + 1, :T]}, y[n : n + 1]) for n, T in ((0, 4), (1, 2))
+    ]
+    expected = second_moments(model, CrossEntropy(), apart, sharing="reduce", progress=False)
+    for name in ("up", "down"):
+        assert_close(found.A(name), expected.A(name), 1e-13)
+        assert_close(found.S(name), expected.S(name), 1e-13)
+
+
+def test_a_reduced_curvature_says_so() -> None:
+    case = zoo("convolution")
+    for fit in (kfac, ekfac):
+        found = fit(case.model, case.objective, case.train, sharing="reduce", progress=False)
+        assert found.facts.sharing == "reduce"
+        assert "6 examples, positions reduced" in repr(found)
+    assert kfac(case.model, case.objective, case.train, progress=False).facts.sharing == "expand"
+
+
+@pytest.mark.parametrize("fit", [kfac, ekfac, second_moments])
+@pytest.mark.parametrize("sharing", ["mean", None, True])
+def test_an_unknown_sharing_is_refused(fit: Any, sharing: Any) -> None:
+    case = make()
+    with pytest.raises(ValueError, match=rf"sharing={sharing!r}; expected 'expand'.*or 'reduce'.*sharing='expand'"):
+        fit(case.model, case.objective, case.train, sharing=sharing, progress=False)

@@ -12,7 +12,7 @@ from torch.func import hessian, vmap
 
 from inflib import NextToken, completion, token_batches
 from inflib.objectives import label_seeds
-from inflib.sequences import IGNORED, positions_present, present_rows
+from inflib.sequences import IGNORED, positions_present, present_means, present_rows
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -182,6 +182,16 @@ def test_rows_at_padding_are_left_out_and_a_second_call_has_its_own() -> None:
     assert present_rows(twice, there).flatten().tolist() == [0, 1, 10, 11, 4, 5, 14, 15]
     pooled = a[:, :1]
     assert present_rows(pooled, there).flatten().tolist() == [0, 3]
+
+
+def test_means_are_over_the_positions_that_are_there() -> None:
+    there = torch.tensor([[True, True, False], [False, True, True]])
+    a = torch.arange(2 * 3, dtype=torch.float64).reshape(2, 3, 1)
+    assert present_means(a, None).flatten().tolist() == [1, 4]
+    a[0, 2], a[1, 0] = float("nan"), float("inf")  # what stands at padding is never looked at
+    assert present_means(a, there).flatten().tolist() == [0.5, 4.5]
+    assert present_means(torch.cat([a, a + 10], dim=1), there).flatten().tolist() == [5.5, 9.5]
+    assert present_means(a[:, 1:2], there).flatten().tolist() == [1, 4]
 
 
 @pytest.mark.parametrize(

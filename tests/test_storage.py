@@ -70,6 +70,13 @@ def test_layers_come_back_in_the_models_order(tmp_path: Path) -> None:
     assert load(tmp_path / "f", case.model).layers == tuple(case.layers)
 
 
+def test_the_kind_of_sharing_comes_back(tmp_path: Path) -> None:
+    case = zoo("convolution")
+    for sharing in ("expand", "reduce"):
+        save(ekfac(case.model, case.objective, case.train, sharing=sharing, progress=False), tmp_path / "f")
+        assert load(tmp_path / "f", case.model).facts.sharing == sharing
+
+
 def test_some_layers_only_and_untied_layers_come_back(tmp_path: Path) -> None:
     case, model = make(), Tied()
     for layers in ("middle", untied(["first", "second"])):
