@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 CORE = sorted((ROOT / "inflib").glob("*.py"))
 ALWAYS = {"inflib", "numpy", "torch", *sys.stdlib_module_names}
-WHERE_INSTALLED = {"safetensors", "tqdm"}
+WHERE_INSTALLED = {"bm25s", "safetensors", "tqdm"}
 
 
 def imports(tree: ast.AST) -> Iterator[tuple[str, bool]]:
@@ -62,7 +62,7 @@ def test_the_search_for_imports_sees_them(source: str, found: list[str]) -> None
 
 def test_importing_inflib_loads_nothing_but_its_two_dependencies() -> None:
     """Checked in a fresh interpreter in which everything the course adds refuses to be imported."""
-    refused = ["IPython", "anywidget", "ipywidgets", "matplotlib", "PIL", "safetensors", "tqdm"]
+    refused = ["IPython", "anywidget", "bm25s", "ipywidgets", "matplotlib", "PIL", "safetensors", "tqdm"]
     code = f"import sys; sys.modules.update(dict.fromkeys({refused!r})); import inflib; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
