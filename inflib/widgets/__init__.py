@@ -9,13 +9,16 @@ answer             what the image browser shows, as plain values, text, HTML and
 image_influence    questions about images, answered from a TrainIndex
 image_lists        the two lists of an answer as strips of pictures
 browser            the image browser
+sketch             a sheet to draw on
+draw               draw a digit, and see which training digits made the model say what it says
 ladder             the ladder of curvatures
 plots              figures in one style
 """
 
 from .browser import ImageBrowser
+from .draw import DrawDigit
 from .engine import three_methods
 from .image_influence import ImageInfluence
 from .ladder import Ladder, Rungs
 
-__all__ = ["ImageBrowser", "ImageInfluence", "Ladder", "Rungs", "three_methods"]
+__all__ = ["DrawDigit", "ImageBrowser", "ImageInfluence", "Ladder", "Rungs", "three_methods"]

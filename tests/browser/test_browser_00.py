@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import csv
 import time
-from collections.abc import Callable
 
 import pytest
-from playwright.sync_api import Locator, expect
+from panels import PanelPage
+from playwright.sync_api import expect
 
 SOON = 90  # seconds to the live browser on a machine that does other things too; about 15 on an idle one
 
@@ -28,12 +28,11 @@ browser.influence.scores = slow
 """
 
 
-class Page:
+class Page(PanelPage):
     """The image browser on the page, and what a person can do with it."""
 
     def __init__(self, nb, pixels) -> None:
-        self.nb, self.page, self._pixels = nb, nb.page, pixels
-        self.root: Locator = nb.page.locator(".inflib-browser")
+        super().__init__(nb, pixels, ".inflib-browser", "subject")
         self.strips = self.root.locator(".inflib-strip")
         self.cards = self.root.locator(".inflib-card")
         self.subject = self.root.locator(".inflib-subject")
@@ -51,56 +50,6 @@ class Page:
         seconds = time.monotonic() - start
         assert self.page.evaluate("() => window.allRun"), self.nb.errors()
         return seconds
-
-    def kernel(self, code: str) -> None:
-        """Run code in the notebook's kernel, as a cell that nobody sees."""
-        status = self.page.evaluate(
-            """async code => (await window.jupyterapp.shell.currentWidget.sessionContext.session.kernel
-                  .requestExecute({code}).done).content.status""",
-            code,
-        )
-        assert status == "ok"
-
-    def text(self) -> str:
-        return self.root.evaluate(
-            "e => [...e.querySelectorAll('.inflib-subject, .inflib-heading, .inflib-quiet, .inflib-card')]"
-            ".map(part => part.innerText).join(' | ')"
-        )
-
-    def pixels(self) -> list[str]:
-        return self._pixels(self.root.locator("img"))
-
-    def changes(self, act: Callable[[], object], *, pixels: bool = True) -> None:
-        """Do something; the text has to change, and the pictures unless told otherwise, and nothing may go wrong."""
-        text, seen = self.text(), self.pixels()
-        act()
-        self.page.wait_for_function(
-            "([old, e]) => [...e.querySelectorAll('.inflib-subject, .inflib-heading, .inflib-quiet, .inflib-card')]"
-            ".map(part => part.innerText).join(' | ') !== old",
-            arg=[text, self.root.element_handle()],
-        )
-        self.settled()
-        assert (self.pixels() != seen) == pixels
-        expect(self.root.locator(".inflib-error")).to_have_count(0)
-
-    def settled(self) -> None:
-        """Wait until the kernel has nothing more to say."""
-        self.kernel("None")
-        expect(self.root.locator(".inflib-busy")).to_have_count(0)
-
-    def slide(self, name: str, key: str) -> None:
-        handle = self.root.get_by_role("slider", name=name, exact=True)
-        handle.focus()
-        handle.press(key)
-
-    def select(self, name: str, option: str) -> None:
-        self.root.get_by_role("combobox", name=name, exact=True).select_option(option)
-
-    def readout(self, name: str) -> str:
-        return self.root.locator(".widget-readout").and_(self.page.get_by_label(name, exact=True)).inner_text()
-
-    def button(self, name: str) -> Locator:
-        return self.root.get_by_role("button", name=name)
 
 
 @pytest.fixture
