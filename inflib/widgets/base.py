@@ -173,7 +173,7 @@ class Panel(W.VBox):
 
 
 def _error_html(error: Exception) -> str:
-    said, former = escape(str(error)), "<br>What is shown below is from before this error."
+    said, former = escape(str(error)), "<br>What is shown is from before this error."
     if isinstance(error, InputError):
         return f'<div class="inflib-error" role="alert">{said[:1].upper()}{said[1:]}{former}</div>'
     trace = "".join(traceback.format_exception(error))

@@ -28,6 +28,8 @@ from .image_lists import ImageLists
 from .ranking import Settings
 from .sketch import Sketch
 
+PREDICTED = "predicted"
+
 
 class DrawDigit(Asking):
     """Draw or upload a digit; see the model's probabilities, and the proponents and opponents of a label.
@@ -54,7 +56,7 @@ class DrawDigit(Asking):
         label: int | None = None,
         method: str | None = None,
         damping: float = 0.1,
-        count: int = 8,
+        count: int = 10,
     ) -> None:
         self.influence = ImageInfluence(model, objective, index, train, curvatures=curvatures)
         first = Settings(method or next(iter(self.influence.curvatures)), damping, count=count)
@@ -98,18 +100,22 @@ class DrawDigit(Asking):
         title = "<p><b>Draw a digit</b> (a still; run the notebook to draw)</p>"
         if self.answer is None:
             return f"{title}<p>{EMPTY}</p>"
-        return f"{title}{self.answer.as_html()}{_bars(self.answer.subject)}"
+        return f"{title}{_columns(self.answer.subject)}{self.answer.as_html()}"
 
     # --- controls -----------------------------------------------------------------------------------------------
 
     def _make_view(self, label: int | None) -> None:
         classes = self.influence.probabilities[TRAINING].shape[1]
         self.sketch, self.lists = Sketch(), ImageLists()
-        self.prediction = W.HTML(layout=W.Layout(flex="0 0 220px"))
-        options = [("the model's answer", None), *((str(c), c) for c in range(classes))]
-        self.label = W.ToggleButtons(options=options, value=label, description="Label", style=BUTTONS)
-        how = W.VBox([self.label, *self.how, self.count], layout=W.Layout(flex="1 1 380px"))
-        self.arrange([W.HBox([self.sketch, self.prediction, how], layout=WRAP)], [self.lists.box, *self.lists.remarks])
+        self.prediction = W.HTML()
+        options = [PREDICTED, *map(str, range(classes))]
+        first = PREDICTED if label is None else str(label)
+        self.label = W.ToggleButtons(options=options, value=first, description="Label", style=BUTTONS)
+        right = [self.prediction, self.label, *self.how, self.count]
+        self.arrange(
+            [W.HBox([self.sketch, W.VBox(right, layout=W.Layout(flex="1 1 400px"))], layout=WRAP)],
+            [W.HBox([self.lists.box]), *self.lists.remarks],
+        )
         self.prediction.value = _prediction_html(None)
 
     def _watch_controls(self) -> None:
@@ -132,8 +138,8 @@ class DrawDigit(Asking):
 
     def _ask(self, image: np.ndarray) -> Answer:
         """Ask about what the model reads, (28, 28) uint8, and show the answer."""
-        inputs = self._to_inputs(image[None])
-        answer = self.influence.ask_about(image, inputs, self.settings, self.label.value)
+        label = None if self.label.value == PREDICTED else int(self.label.value)
+        answer = self.influence.ask_about(image, self._to_inputs(image[None]), self.settings, label)
         self.image, self.answer = image, answer
         self.draw_damping()
         self.prediction.value = _prediction_html(answer.subject)
@@ -161,13 +167,14 @@ def _refuse(size: int) -> None:
 def _prediction_html(subject: Picture | None) -> str:
     """What the model says, what it read, and the probability of each class."""
     if subject is None:
-        return '<div class="inflib-prediction inflib-quiet">The model\'s answer will appear here.</div>'
+        return '<div class="inflib-prediction inflib-quiet">What the model says will stand here.</div>'
     name, p = subject.predictions[0]
     return (
-        f'<div class="inflib-prediction" role="status"><div class="inflib-heading">The model says {escape(name)} '
-        f'({p:.1%})</div><div style="display:flex;gap:10px;align-items:center;margin:6px 0 8px">'
-        f'<img src="{picture(subject.image)}" width="84" height="84" alt="the drawing, as the model reads it">'
-        f'<span class="inflib-quiet">what it reads: centred and scaled as MNIST was</span></div>{_bars(subject)}</div>'
+        f'<div class="inflib-prediction"><div class="inflib-heading" role="status">The model says {escape(name)} '
+        f'({p:.1%})</div><div style="display:flex;gap:20px;align-items:center;margin:4px 0">'
+        f'<figure style="margin:0;flex:none"><img src="{picture(subject.image)}" width="84" height="84" '
+        'alt="the drawing, centred and scaled as MNIST was"><figcaption class="inflib-quiet" '
+        f'style="text-align:center">what it reads</figcaption></figure>{_columns(subject)}</div></div>'
     )
 
 
@@ -175,19 +182,18 @@ def _by_class(subject: Picture) -> list[tuple[str, float]]:
     return sorted(subject.predictions, key=lambda one: (len(one[0]), one[0]))
 
 
-def _bars(subject: Picture) -> str:
-    """A row for each class: name, bar, probability; the model's answer is in bold, what is asked about has a mark."""
-    rows = []
+def _columns(subject: Picture) -> str:
+    """The probabilities as columns: the model's answer is in bold, what is asked about has a mark below its name."""
+    numbers, bars, names, marks = "", "", "", ""
     for name, p in _by_class(subject):
-        weight = "font-weight:700" if name == subject.predicted else ""
-        bar = f"height:9px;width:{max(1, round(120 * p))}px;background:{_BAR}"
-        asked = " ◂" if name == subject.label else ""
-        rows.append(
-            f'<tr style="background:none;{weight}"><td style="padding:0 8px 0 0">{escape(name)}</td>'
-            f'<td style="padding:0;width:120px;text-align:left"><div style="{bar}"></div></td>'
-            f'<td style="padding:0 0 0 8px;text-align:right">{p:.1%}{asked}</td></tr>'
-        )
-    return f'<table style="line-height:17px">{"".join(rows)}</table>'
+        cell = "padding:0;width:42px;text-align:center;" + "font-weight:700;" * (name == subject.predicted)
+        bar = f"height:{max(1, round(48 * p))}px;width:22px;margin:auto;background:{_BAR}"
+        numbers += f'<td style="{cell}font-size:11px">{p:.1%}</td>'
+        bars += f'<td style="{cell}height:50px;vertical-align:bottom"><div style="{bar}"></div></td>'
+        names += f'<td style="{cell}border-top:1px solid {_BAR}">{escape(name)}</td>'
+        marks += f'<td style="{cell}line-height:8px">{"▴" if name == subject.label else ""}</td>'
+    rows = "".join(f'<tr style="background:none">{cells}</tr>' for cells in (numbers, bars, names, marks))
+    return f'<table style="border-collapse:collapse;margin:0" aria-label="probabilities">{rows}</table>'
 
 
 _BAR = "#7A8793"  # neither of the two colours that mean a sign

@@ -17,7 +17,7 @@ import traitlets
 from ..lab.handwriting import MAX_BYTES, Stroke, ink_of_strokes
 
 _ESM = """
-const REST = 300;  // ms that the pen has to be up before the drawing is sent
+const REST = 200;  // ms that the pen has to be up before the drawing is sent
 const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 
 function make(tag, className, properties = {}, attributes = {}) {
@@ -127,7 +127,8 @@ function render({ model, el }) {
   });
   canvas.addEventListener("pointermove", event => {
     if (!event.isPrimary || !canvas.hasPointerCapture(event.pointerId)) return;
-    for (const one of event.getCoalescedEvents?.() ?? [event]) move(...at(one));
+    const all = event.getCoalescedEvents?.() ?? [];
+    for (const one of all.length ? all : [event]) move(...at(one));
   });
   for (const kind of ["pointerup", "pointercancel"]) canvas.addEventListener(kind, event => event.isPrimary && up());
 
@@ -151,7 +152,10 @@ function render({ model, el }) {
 
   width.addEventListener("input", () => { model.set("width", Number(width.value)); model.save_changes(); });
   undo.addEventListener("click", takeBack);
-  clear.addEventListener("click", () => change({ paper: new DataView(new ArrayBuffer(0)), strokes: [] }, "cleared"));
+  clear.addEventListener("click", () => {
+    pen.x = pen.y = size / 2;
+    change({ paper: new DataView(new ArrayBuffer(0)), strokes: [] }, "cleared");
+  });
   upload.addEventListener("click", () => file.click());
   file.addEventListener("change", async () => {
     const [picture] = file.files;

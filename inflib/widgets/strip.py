@@ -83,7 +83,8 @@ _CSS = f"""
 .inflib-card:hover {{ background: var(--jp-layout-color2, #eee); }}
 .inflib-card:focus-visible {{ outline: 2px solid var(--jp-brand-color1, #1976d2); outline-offset: 1px; }}
 .inflib-card img {{ width: 56px; height: 56px; }}
-.inflib-number {{ font-size: 12px; font-weight: 600; font-variant-numeric: tabular-nums; margin-top: 3px; }}
+.inflib-number {{ font-size: 11px; font-weight: 600; font-variant-numeric: tabular-nums; margin-top: 3px;
+  white-space: nowrap; }}
 .inflib-track {{ display: block; width: 100%; height: 5px; margin: 2px 0 3px;
   background: var(--jp-layout-color3, #ddd); }}
 .inflib-bar {{ display: block; height: 100%; }}
