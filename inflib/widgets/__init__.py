@@ -11,6 +11,12 @@ image_lists        the two lists of an answer as strips of pictures
 browser            the image browser
 sketch             a sheet to draw on
 draw               draw a digit, and see which training digits made the model say what it says
+heat               text with the influence of each token, in steps that can be told apart without colour
+text_answer        what the text browser shows, as plain values, text, HTML and CSV
+text_influence     questions about text, answered from a TrainIndex of sequences
+passages           texts with a heatmap over their tokens
+layer_bars         bars by layer to click on
+text_browser       the text browser
 ladder             the ladder of curvatures
 plots              figures in one style
 """
@@ -20,5 +26,17 @@ from .draw import DrawDigit
 from .engine import three_methods
 from .image_influence import ImageInfluence
 from .ladder import Ladder, Rungs
+from .text_browser import TextBrowser
+from .text_influence import TextInfluence, index_size
 
-__all__ = ["DrawDigit", "ImageBrowser", "ImageInfluence", "Ladder", "Rungs", "three_methods"]
+__all__ = [
+    "DrawDigit",
+    "ImageBrowser",
+    "ImageInfluence",
+    "Ladder",
+    "Rungs",
+    "TextBrowser",
+    "TextInfluence",
+    "index_size",
+    "three_methods",
+]

@@ -40,7 +40,7 @@ class Asking(Panel):
         self.damping_note = W.HTML()
         layers = [ALL_LAYERS, *engine.layers]
         self.layer = W.Dropdown(options=layers, description="Layers", style=STYLE, layout=NARROW)
-        self.measurement = W.Dropdown(options=names, description="Measured", style=STYLE, layout=NARROW)
+        self.measurement = W.Dropdown(options=names, description="Measured", style=STYLE, layout={"width": "204px"})
         self.count = W.IntSlider(value=first.count, min=1, max=max(20, first.count), description="How many", **WIDE)
         self.how = [self.method, self.damping, self.damping_note, W.HBox([self.layer, self.measurement])]
 
@@ -71,6 +71,10 @@ class Asking(Panel):
         """Say what the damping is in numbers; where it plays no role its slider rests."""
         used = self._engine.calibrated(self.method.value)
         self.damping.disabled = not used
-        numbers = ", ".join(unsigned(number, 2) for number in self._engine.damping(self.settings).values())
-        note = f"× mean Λ: λ = {numbers}" if used else "plays no role in gradient dot products"
+        numbers = list(self._engine.damping(self.settings).values())
+        many = len(numbers) > 4
+        each = (" to " if many else ", ").join(
+            unsigned(x, 2) for x in ((min(numbers), max(numbers)) if many else numbers)
+        )
+        note = f"× mean Λ: λ = {each}" if used else "plays no role in gradient dot products"
         self.damping_note.value = f'<div class="inflib-quiet inflib-note" style="margin-left:74px">{note}</div>'

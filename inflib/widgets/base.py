@@ -45,6 +45,10 @@ STYLE = """<style>
 .inflib-panel .widget-toggle-buttons .widget-toggle-button { margin: 2px 4px 2px 0; }
 .inflib-panel .widget-toggle-buttons .mod-active { font-weight: 600;
   box-shadow: inset 0 -3px 0 var(--jp-brand-color1, #1976d2); }
+.inflib-panel textarea { font-family: inherit; }
+.inflib-panel .inflib-said { font-size: 16px; line-height: 1.5; white-space: pre-wrap; overflow-wrap: anywhere; }
+.inflib-panel .inflib-beside { position: sticky; top: 8px; align-self: flex-start; }
+.inflib-panel .inflib-scale { font-size: 11px; font-variant-numeric: tabular-nums; margin: 2px 0 6px; }
 .inflib-panel .inflib-busy { color: var(--jp-ui-font-color2, #555); animation: inflib-appear 0.2s 0.15s both; }
 .inflib-panel .inflib-busy::before { content: "◌"; display: inline-block; margin-right: 6px;
   animation: inflib-turn 1s linear infinite; }
@@ -70,7 +74,7 @@ class _Keyboard(anywidget.AnyWidget):
     _esm = """
     const set = (part, key, value) => part.getAttribute(key) !== value && part.setAttribute(key, value);
     function tell(panel) {
-      panel.querySelectorAll("button, input, select, .noUi-handle").forEach(
+      panel.querySelectorAll("button, input, textarea, select, .noUi-handle").forEach(
         control => set(control, "data-lm-suppress-shortcuts", "true"));
       for (const control of panel.querySelectorAll(".widget-slider, .widget-toggle-buttons")) {
         const name = control.querySelector(".widget-label")?.textContent ?? "";
@@ -82,16 +86,27 @@ class _Keyboard(anywidget.AnyWidget):
           button => set(button, "aria-pressed", String(button.classList.contains("mod-active"))));
       }
     }
+    // in a box of several lines Enter is a new line, and Ctrl-Enter presses the panel's primary button
+    function press(event) {
+      if (event.key !== "Enter" || !(event.ctrlKey || event.metaKey) || !event.target.matches("textarea")) return;
+      event.preventDefault();
+      event.currentTarget.querySelector(".mod-primary")?.click();
+    }
     function render({ el }) {
-      let observer;
+      let observer, panel;
       const frame = requestAnimationFrame(() => {  // the panel holds el only after render returns
-        const panel = el.closest(".inflib-panel");
+        panel = el.closest(".inflib-panel");
         if (!panel) return;
         tell(panel);
+        panel.addEventListener("keydown", press);
         observer = new MutationObserver(() => tell(panel));
         observer.observe(panel, { childList: true, subtree: true, attributes: true, attributeFilter: ["class"] });
       });
-      return () => { cancelAnimationFrame(frame); observer?.disconnect(); };
+      return () => {
+        cancelAnimationFrame(frame);
+        observer?.disconnect();
+        panel?.removeEventListener("keydown", press);
+      };
     }
     export default { render };
     """

@@ -76,9 +76,9 @@ class Engine:
         """Whether scores have the measurement's unit: not where the curvature is the identity."""
         return self.curvatures[method].facts.method != "identity"
 
-    def damping(self, settings: Settings) -> dict[str, float]:
-        """{layer: λ} of the layers asked about; 0 for the identity, where damping plays no role."""
-        layers = self.layers if settings.layer == ALL_LAYERS else (settings.layer,)
+    def damping(self, settings: Settings, *, all_layers: bool = False) -> dict[str, float]:
+        """{layer: λ} of the layers asked about, or of all; 0 for the identity, where damping plays no role."""
+        layers = self.layers if all_layers or settings.layer == ALL_LAYERS else (settings.layer,)
         if not self.calibrated(settings.method):
             return dict.fromkeys(layers, 0.0)
         numbers = damping_of(self.index.curvature, settings.damping)

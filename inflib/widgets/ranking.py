@@ -30,6 +30,7 @@ class Settings:
     measurement: str = "log_likelihood"
     count: int = 8
     unit_norm: bool = False  # scores divided by the norm of the training gradient
+    heat: str = "position"  # what the colour of a token of text means, see ``text_answer.HEATS``
 
     @property
     def quantity(self) -> str:

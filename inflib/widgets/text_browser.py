@@ -1,0 +1,279 @@
+"""The text browser: which training sequences raised or lowered the model's belief in a completion, token by token.
+
+Type a prompt and a completion, or choose a ready one; look at its proponents and opponents, at the tokens in them that
+matter, at the layers that carry it. Nothing refits and nothing is trained: see ``TextInfluence``, which answers, and
+``TextAnswer``, which is what is shown.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from html import escape
+from itertools import pairwise
+from pathlib import Path
+
+import ipywidgets as W
+from torch import nn
+
+from ..curvature import Kronecker
+from ..index import TrainIndex
+from ..objectives import Objective
+from .asking import STYLE, WRAP, Asking
+from .base import InputError, csv_link, csv_text, signed
+from .heat import steps, token_name, visible
+from .layer_bars import LayerBar, LayerBars
+from .passages import HeatedText, Passages
+from .ranking import ALL_LAYERS, Settings
+from .text_answer import HEATS, RankedText, TextAnswer
+from .text_influence import Corpus, TextInfluence
+
+OWN = "your own, typed below"
+
+
+class TextBrowser(Asking):
+    """Browse the influence of training sequences on log p(completion | prompt), and on other measurements of it.
+
+    index:      a ``TrainIndex`` of the corpus's sequences; its own curvature sets the unit of damping.
+    corpus:     the sequences, in the index's order, with their vocabulary.
+    queries:    (prompt, completion) pairs to choose from beside what is typed; the first is shown first.
+    curvatures: {name: curvature} to choose from, see ``three_methods``; None for the index's own alone.
+    context:    how many tokens the model reads at most; None for the longest that it was trained on.
+    method, damping, count, unit_norm: what is shown first. Afterwards the controls decide.
+
+    In both boxes ⏎ stands for a new line. ``answer`` is what is shown, as plain values; ``table()``, ``token_table()``
+    and ``to_csv(path)`` hand it out. ``ask`` raises ``InputError``, a ValueError, for what cannot be asked.
+
+    Raises ValueError without queries, or where index and corpus differ in number.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        objective: Objective,
+        index: TrainIndex,
+        corpus: Corpus,
+        queries: Sequence[tuple[str, str]],
+        *,
+        curvatures: Mapping[str, Kronecker] | None = None,
+        context: int | None = None,
+        method: str | None = None,
+        damping: float = 0.1,
+        count: int = 8,
+        unit_norm: bool = False,
+    ) -> None:
+        if not queries:
+            raise ValueError("queries is empty; expected at least one (prompt, completion) pair: the one shown first.")
+        self.influence = TextInfluence(model, objective, index, corpus, curvatures, context)
+        first = Settings(method or next(iter(self.influence.curvatures)), damping, count=count, unit_norm=unit_norm)
+        super().__init__("TextBrowser", "inflib-text-browser", self.influence, first)
+        self.answer: TextAnswer
+        self._queries = [(first, then) for first, then in queries]
+        self.count.max = max(50, count)
+        self.unit_norm = W.Checkbox(
+            value=unit_norm, description="÷ norm of its gradient", indent=False, layout=W.Layout(width="auto")
+        )
+        heats = [(name, heat) for heat, (name, _) in HEATS.items()]
+        self.heat = W.Dropdown(options=heats, value=first.heat, description="Colour", style=STYLE, layout=_COLOUR)
+        self._make_question_controls()
+        self._make_view()
+        self._watch_controls()
+        self.ask(*self._queries[0])
+
+    # --- from Python --------------------------------------------------------------------------------------------
+
+    @property
+    def settings(self) -> Settings:
+        return replace(super().settings, unit_norm=self.unit_norm.value, heat=self.heat.value)
+
+    @property
+    def setting_controls(self) -> tuple[W.Widget, ...]:
+        return *super().setting_controls, self.unit_norm, self.heat
+
+    def ask(self, prompt: str, completion: str) -> TextAnswer:
+        """Show the proponents and opponents of this completion. Raises InputError for what cannot be asked."""
+        with self.working():
+            self._fill(prompt, completion)
+            return self._draw(self.influence.ask(_typed(prompt), _typed(completion), self.settings))
+
+    def token_table(self) -> list[dict[str, object]]:
+        """What is shown, a row for each token of each sequence."""
+        return self.answer.token_table()
+
+    def to_csv(self, path: str | Path, *, tokens: bool = False) -> Path:
+        """Write ``table``, or ``token_table``, as a CSV file."""
+        path = Path(path)
+        path.write_text(csv_text(self.token_table() if tokens else self.table()), encoding="utf-8")
+        return path
+
+    def as_text(self) -> str:
+        return f"TextBrowser: {self.answer.as_text()}"
+
+    def as_html(self) -> str:
+        return f"<p><b>Text browser</b> (a still; run the notebook for its controls)</p>{self.answer.as_html()}"
+
+    # --- controls -----------------------------------------------------------------------------------------------
+
+    def _make_question_controls(self) -> None:
+        ready = [(visible(f"{first} → {then}"), k) for k, (first, then) in enumerate(self._queries)]
+        self.ready = W.Dropdown(options=[(OWN, -1), *ready], value=-1, description="Query", **_BOX)
+        self.prompt = W.Textarea(description="Prompt", rows=2, **_BOX)
+        self.completion = W.Text(description="Completion", **_BOX)
+        self.button = W.Button(description="Ask", button_style="primary", layout=W.Layout(width="96px"))
+        self.fits = W.HTML()
+
+    def _make_view(self) -> None:
+        self.subject, self.explanation, self.csv = W.HTML(), W.HTML(), W.HTML()
+        self.bars, self.bars_title = LayerBars(), W.HTML(_LAYERS)
+        self.headings, self.lists = (W.HTML(), W.HTML()), (Passages(), Passages())
+        indent = W.HTML(layout=W.Layout(width="82px"))
+        ask = [self.ready, self.prompt, self.completion, W.HBox([indent, self.button, self.fits])]
+        how = [*self.how, W.HBox([self.heat, self.unit_norm], layout=W.Layout(grid_gap="10px")), self.count]
+        left = W.VBox([self.bars_title, self.bars], layout=W.Layout(flex="0 0 290px"))
+        left.add_class("inflib-beside")
+        both = [W.VBox(pair) for pair in zip(self.headings, self.lists, strict=True)]
+        right = W.VBox(both, layout=W.Layout(flex="1 1 480px", min_width="0"))
+        self.arrange(
+            [W.HBox([W.VBox(ask), W.VBox(how)], layout=WRAP)],
+            [self.subject, W.HBox([left, right], layout=WRAP), self.explanation, self.csv],
+        )
+
+    def _watch_controls(self) -> None:
+        for control in self.setting_controls:
+            self.watch(control, self._again)
+        self.watch(self.button, self._ask_typed)
+        self.completion.on_msg(
+            lambda _widget, content, _buffers: (
+                self.attempt(self._ask_typed) if content.get("event") == "submit" else None
+            )
+        )
+        self.watch(self.ready, self._ask_ready)
+        for box in (self.prompt, self.completion):
+            box.observe(lambda _: self._draw_fits(), "value")
+        self.bars.on_choose(lambda name: self.attempt(lambda: self._toggle(name)))
+
+    def _ask_typed(self) -> None:
+        self.ask(self.prompt.value, self.completion.value)
+
+    def _ask_ready(self) -> None:
+        if self.ready.value >= 0:
+            self.ask(*self._queries[self.ready.value])
+
+    def _again(self) -> TextAnswer:
+        """The question that is shown, with the controls' new settings."""
+        q = self.answer.question
+        return self._draw(self.influence.ask(q.prompt, q.completion, self.settings))
+
+    def _toggle(self, layer: str) -> None:
+        """A layer was clicked: that one alone, or all again."""
+        self.layer.value = ALL_LAYERS if self.layer.value == layer else layer
+        self._again()
+
+    # --- drawing ------------------------------------------------------------------------------------------------
+
+    def _fill(self, prompt: str, completion: str) -> None:
+        """Make boxes and ready queries agree with what is asked."""
+        self.prompt.value, self.completion.value = prompt, completion.replace("\n", "⏎")
+        pair = (_typed(prompt), _typed(completion))
+        self.ready.value = self._queries.index(pair) if pair in self._queries else -1
+
+    def _draw_fits(self) -> None:
+        """While typing: how many tokens of how many, or what is wrong."""
+        try:
+            first, then = self.influence.encode(_typed(self.prompt.value), _typed(self.completion.value))
+            note = f"{len(first)} + {len(then)} tokens; the model reads up to {self.influence.context}"
+        except InputError as error:
+            note = f"<b>!</b> {escape(str(error).split(';')[0])}"
+        self.fits.value = f'<div class="inflib-quiet inflib-note">{note}</div>'
+
+    def _draw(self, answer: TextAnswer) -> TextAnswer:
+        """Show the answer, and make the controls agree with it."""
+        self.answer = answer
+        self._draw_fits()
+        self.draw_damping()
+        self.subject.value = _subject_html(answer)
+        self.bars.show(*_bars(answer))
+        limit = answer.limit
+        for heading, view, title, note, few in zip(
+            self.headings, self.lists, answer.titles(), answer.notes(), answer.lists, strict=True
+        ):
+            heading.value = (
+                f'<div class="inflib-heading">{escape(title)}</div><div class="inflib-quiet">{escape(note)}</div>'
+            )
+            view.show([_heated(ranked, limit, answer.settings.heat) for ranked in few], title)
+        remarks = "".join(
+            f'<div class="inflib-quiet">{escape(text)}</div>' for text in (answer.legend(), answer.explanation())
+        )
+        self.explanation.value = f'<div class="inflib-scale">{answer.scale()}</div>{remarks}'
+        self.csv.value = csv_link(answer.table(), "influence_text.csv", "Save what is shown as CSV")
+        return answer
+
+
+_STYLE = {"description_width": "78px"}
+_BOX = {"style": _STYLE, "layout": {"width": "470px"}}
+_COLOUR = {"width": "230px"}
+_LAYERS = (
+    '<div class="inflib-heading">Layers</div><div class="inflib-quiet">parts of all influence; a click filters</div>'
+)
+
+
+def _typed(text: str) -> str:
+    """What was typed, ⏎ being a new line: the completion's box has a single one."""
+    return text.replace("⏎", "\n")
+
+
+def _subject_html(answer: TextAnswer) -> str:
+    """The question, and what the model makes of it."""
+    q = answer.question
+    prompt, completion = escape(visible(q.prompt)), escape(visible("".join(q.pieces)))
+    return (
+        f'<div class="inflib-subject"><div class="inflib-said">{prompt}<b>{completion}</b></div>'
+        f'<div class="inflib-quiet">{escape(q.describe())}</div>'
+        f'<div class="inflib-quiet">{escape(q.token_probabilities())}</div></div>'
+    )
+
+
+def _bars(answer: TextAnswer) -> tuple[list[LayerBar], str]:
+    """The chart by layer; 0.65 of each half is for the bars, the rest for their numbers."""
+    bars = answer.bars()
+    most = max((abs(part) for _, *parts, _ in bars for part in parts), default=0.0) or 1.0
+    found = []
+    for name, up, down, chosen in bars:
+        then = "shows all layers again" if chosen else "shows what goes through this layer alone"
+        found.append(
+            LayerBar(
+                name,
+                0.65 * up / most,
+                -0.65 * down / most,
+                f"{up:.0%}",
+                f"{-down:.0%}",
+                chosen,
+                tip=f"a click {then}",
+                spoken=f"{name}: {up:.0%} positive, {-down:.0%} negative; {then}",
+            )
+        )
+    return found, "parts of all influence, by layer"
+
+
+def _heated(ranked: RankedText, limit: float, heat: str) -> HeatedText:
+    """A sequence of one of the lists."""
+    one, number, values = ranked.passage, signed(ranked.shown), ranked.shown_tokens
+    names = [token_name(piece) for piece in one.pieces]
+    if heat == "position":  # reads one, predicts the next
+        names = [*(f"{read} → {said}" for read, said in pairwise(names)), names[-1]]
+    return HeatedText(
+        key=one.position,
+        number=number,
+        share=ranked.share,
+        positive=ranked.shown > 0,
+        place=one.place,
+        pieces=tuple(map(visible, one.pieces)),
+        names=tuple(names),
+        steps=tuple(steps(values, limit).tolist()),
+        numbers=tuple("no value" if math.isnan(value) else signed(value) for value in values.tolist()),
+        text=visible(one.text, lines=True),
+        before=visible(one.before, lines=True),
+        after=visible(one.after, lines=True),
+        spoken=f"{one.place}, {number}; arrow keys read its tokens",
+    )

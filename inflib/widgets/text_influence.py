@@ -1,0 +1,241 @@
+"""Questions about text, answered without a pass over the training data: which sequences taught the model this?
+
+    f = log p(completion | prompt)                                    (Grosse et al. 2023, eq. 24 and 25)
+
+``TextInfluence`` holds an index of the training sequences, prepared once; ``ask`` ranks them for a prompt and a
+completion. The index gives every sequence's score split by layer (eq. 30); what its tokens contribute (eq. 31, 36 or
+38) is computed for the sequences shown alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..batches import Data, call
+from ..curvature import Kronecker
+from ..index import TrainIndex
+from ..objectives import Objective
+from ..scoring import influence
+from ..sequences import completion as as_query
+from ..sequences import token_batches
+from ..tokens import input_tokens, output_tokens
+from .base import InputError
+from .engine import Engine
+from .ranking import ALL_LAYERS, Settings, two_lists
+from .text_answer import Passage, Question, RankedText, TextAnswer
+
+Query = tuple[dict[str, torch.Tensor], torch.Tensor]  # a batch of one: inputs and targets, (1, T) each
+
+
+TOKENS: dict[str, Callable[..., torch.Tensor]] = {  # (Q, N, T − 1) for each of ``text_answer.HEATS``
+    "position": partial(influence, keep=("token",)),
+    "output": output_tokens,
+    "input": input_tokens,
+}
+
+
+class Vocabulary(Protocol):
+    """Token ids and their text."""
+
+    def encode(self, text: str) -> list[int]:
+        """Raises ValueError naming the piece that has no id, and its place."""
+
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        """The text of each token; joined they are the text."""
+
+
+class Corpus(Protocol):
+    """Training sequences, for instance ``inflib.lab.Corpus``."""
+
+    @property
+    def sequences(self) -> Sequence[Sequence[int]]:
+        """The token ids of each."""
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """What its ids mean."""
+
+    def place(self, n: int) -> str:
+        """Where in the corpus sequence n stands, in words."""
+
+
+class TextInfluence(Engine):
+    """Influence of training sequences on what the model says after a prompt.
+
+    index:      of the corpus's sequences, in their order; its own curvature sets the unit of damping.
+    curvatures: {name: curvature}, each in the index's eigenbasis or an identity; None for the index's own alone.
+    context:    how many tokens the model reads at most; None for the longest that it was trained on.
+
+    Raises ValueError where index and corpus differ in number.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        objective: Objective,
+        index: TrainIndex,
+        corpus: Corpus,
+        curvatures: Mapping[str, Kronecker] | None = None,
+        context: int | None = None,
+    ) -> None:
+        if len(index) != len(corpus.sequences):
+            raise ValueError(
+                f"the index holds {len(index)} training examples, and the corpus {len(corpus.sequences)} sequences; "
+                "expected the sequences that the index was built from, in their order."
+            )
+        super().__init__(model, objective, index, curvatures)
+        self.corpus = corpus
+        self.context = context or max(map(len, corpus.sequences)) - 1  # the last token is only predicted
+        self._scored: tuple[object, np.ndarray] = (None, np.empty(0))  # the last question's, and of what
+        self._norms: dict[str, np.ndarray] = {}
+
+    # --- questions ----------------------------------------------------------------------------------------------
+
+    def encode(self, prompt: str, completion: str) -> tuple[list[int], list[int]]:
+        """The token ids of both. Raises InputError: one is empty, unknown to the vocabulary, or both are too long."""
+        ids = self._ids("prompt", prompt), self._ids("completion", completion)
+        positions = len(ids[0]) + len(ids[1]) - 1
+        if positions > self.context:
+            raise InputError(
+                f"prompt and completion are {len(ids[0])} + {len(ids[1])} tokens, of which the model would read "
+                f"{positions} (the last is only predicted); it reads at most {self.context}. Leave out "
+                f"{positions - self.context} or more, for instance at the beginning of the prompt."
+            )
+        return ids
+
+    def _ids(self, what: str, text: str) -> list[int]:
+        try:
+            ids = self.corpus.vocabulary.encode(text)
+        except ValueError as error:
+            raise InputError(f"the {what} has something that the model never read: {error}") from None
+        if not ids:
+            why = "the model reads first" if what == "prompt" else "the question is about: how likely it is then"
+            raise InputError(f"the {what} is empty; expected at least one token, the text that {why}. Type some.")
+        return ids
+
+    def question(self, prompt: str, completion: str) -> Question:
+        """What the model makes of the completion, and what it would say itself. Raises InputError as ``encode``."""
+        first, then = self.encode(prompt, completion)
+        outputs = self._outputs(first + then[:-1])[len(first) - 1 :]  # (T, V), of the completion's tokens
+        p = outputs.softmax(-1)[range(len(then)), then]
+        own: list[int] = []
+        for _ in then:
+            own.append(int(self._outputs(first + own)[-1].argmax()))
+        pieces = self.corpus.vocabulary.pieces(first + then)[len(first) :]
+        likeliest = "".join(self.corpus.vocabulary.pieces(first + own)[len(first) :])
+        return Question(prompt, completion, tuple(pieces), tuple(p.tolist()), likeliest)
+
+    @torch.no_grad()
+    def _outputs(self, ids: list[int]) -> torch.Tensor:
+        """(T, V) float64 logits at every position."""
+        device = next(self.model.parameters()).device
+        row = torch.tensor([ids], device=device)
+        return call(self.model, {"input_ids": row, "attention_mask": torch.ones_like(row)})[0].double().cpu()
+
+    def query(self, prompt: str, completion: str) -> Query:
+        """The question as a batch of one: what ``inflib.influence`` takes as queries, [query]."""
+        first, then = self.encode(prompt, completion)
+        return as_query(first, then, context=self.context, device=next(self.model.parameters()).device)
+
+    # --- answers ------------------------------------------------------------------------------------------------
+
+    def scores(self, prompt: str, completion: str, settings: Settings) -> np.ndarray:
+        """(N, L) influence of every training sequence through every layer, in ``layers`` order."""
+        key = (prompt, completion, settings.measurement, settings.method, settings.damping)
+        if self._scored[0] != key:
+            query = self.query(prompt, completion)
+            prepared = self.index.prepare(self.model, self.objective, [query], settings.measurement)
+            damping = self.damping(settings, all_layers=True)
+            scores = self.index.scores(prepared, self.curvatures[settings.method], damping, keep=("layer",))
+            self._scored = key, scores[0].double().cpu().numpy()
+        return self._scored[1]
+
+    def norms(self, layer: str) -> np.ndarray:
+        """(N,) ‖∇ℓ_n‖ of every training sequence, in one layer or in all of them."""
+        if layer not in self._norms:
+            norms = self.index.norms(layers=None if layer == ALL_LAYERS else [layer]).double().cpu().numpy()
+            self._norms[layer] = np.maximum(norms, np.finfo(np.float64).tiny)
+        return self._norms[layer]
+
+    def ask(self, prompt: str, completion: str, settings: Settings) -> TextAnswer:
+        """The proponents and opponents of this completion. Raises InputError as ``encode``."""
+        question = self.question(prompt, completion)
+        parts = self.scores(prompt, completion, settings)  # (N, L)
+        if settings.unit_norm:
+            parts = parts / self.norms(settings.layer)[:, None]
+        chosen = [self.layers.index(name) for name in self.damping(settings)]
+        scores = parts[:, chosen].sum(1)
+        lists = two_lists(scores, settings.count)
+        rows = lists.raised + lists.lowered
+        tokens = self._tokens(rows, prompt, completion, settings)
+        few = scores[list(rows)]
+        ranked = [
+            RankedText(
+                passage=self.passage(n),
+                tokens=values,
+                layers=parts[n],
+                score=score,
+                change=change,
+                share=abs(score) / lists.largest,
+            )
+            for n, values, score, change in zip(rows, tokens, few.tolist(), self.changes(few, settings), strict=True)
+        ]
+        return TextAnswer(
+            question=question,
+            layers=self.layers,
+            shares=np.stack([parts.clip(min=0).sum(0), parts.clip(max=0).sum(0)], axis=1),
+            raised=tuple(ranked[: len(lists.raised)]),
+            lowered=tuple(ranked[len(lists.raised) :]),
+            counts=lists.counts,
+            parts=lists.parts,
+            settings=settings,
+            calibrated=self.calibrated(settings.method),
+            n_train=len(self.index),
+        )
+
+    def _tokens(self, rows: Sequence[int], prompt: str, completion: str, settings: Settings) -> list[np.ndarray]:
+        """(T,) of each of these sequences: the influence of its tokens in the layers asked about."""
+        if not rows:
+            return []
+        damping, device = self.damping(settings), next(self.model.parameters()).device
+        found = TOKENS[settings.heat](
+            self.model,
+            self.objective,
+            token_batches([self.corpus.sequences[n] for n in rows], batch_size=8, device=device),
+            [self.query(prompt, completion)],
+            self.curvatures[settings.method].restrict(damping),
+            damping,
+            measurement=settings.measurement,
+            progress=False,
+        )[0]  # (rows, T − 1)
+        norms = self.norms(settings.layer)[list(rows)] if settings.unit_norm else np.ones(len(rows))
+        values = found.double().cpu().numpy() / norms[:, None]
+        none = (1, 0) if settings.heat == "output" else (0, 1)  # the first token is not predicted, the last not read
+        return [
+            np.pad(values[k, : len(self.corpus.sequences[n]) - 1], none, constant_values=np.nan)
+            for k, n in enumerate(rows)
+        ]
+
+    def passage(self, n: int) -> Passage:
+        """Training sequence n, its place, and its neighbours."""
+
+        def text(k: int) -> str:
+            there = 0 <= k < len(self.corpus.sequences)
+            return "".join(self.corpus.vocabulary.pieces(self.corpus.sequences[k])) if there else ""
+
+        pieces = tuple(self.corpus.vocabulary.pieces(self.corpus.sequences[n]))
+        return Passage(n, self.corpus.place(n), pieces, before=text(n - 1), after=text(n + 1))
+
+
+def index_size(model: nn.Module, train: Data, curvature: Kronecker, dtype: torch.dtype | None = None) -> str:
+    """A sentence that says, before it is built, how much memory ``TrainIndex.build`` will take for these sequences."""
+    megabytes = TrainIndex.bytes_needed(model, train, curvature, dtype) / 1e6
+    size = f"{megabytes:,.0f}" if megabytes >= 10 else f"{megabytes:.1f}"
+    examples, layers = sum(len(targets) for _, targets in train), len(curvature.layers)
+    return f"the index of {examples:,} sequences in {layers} layers will take {size} MB"

@@ -1,0 +1,271 @@
+"""The text browser from Python: each control changes what is shown, bad input is said, and no text becomes markup."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+
+import numpy as np
+import pytest
+
+from inflib.widgets import TextBrowser
+from inflib.widgets.base import InputError
+from inflib.widgets.ranking import ALL_LAYERS
+from inflib.widgets.text_browser import OWN
+
+
+@pytest.fixture
+def browser(talk) -> TextBrowser:
+    return talk.browser(count=5)
+
+
+CONTROLS = {
+    "ready": 3,
+    "method": "K-FAC",
+    "damping": 10.0,
+    "layer": "unembed",
+    "measurement": "margin",
+    "count": 3,
+    "unit_norm": True,
+    "heat": "output",
+}
+
+
+def drawn(browser: TextBrowser) -> tuple[object, ...]:
+    """What the front end is given to show."""
+    lists = [(view.label, view.passages) for view in browser.lists]
+    return (browser.subject.value, *(h.value for h in browser.headings), lists, browser.bars.bars, browser.csv.value)
+
+
+@pytest.mark.parametrize("name", CONTROLS)
+def test_every_control_changes_what_is_shown(browser, name) -> None:
+    before, still = drawn(browser), browser.as_html()
+    getattr(browser, name).value = CONTROLS[name]
+    assert browser.error.value == ""
+    assert drawn(browser) != before
+    assert browser.as_html() != still
+
+
+def press_enter(browser: TextBrowser) -> None:
+    """What the front end sends when Enter is pressed in the completion's box."""
+    browser.completion._handle_custom_msg({"event": "submit"}, [])
+
+
+@pytest.mark.parametrize("how", ["button", "enter"])
+def test_a_typed_query_is_answered_by_the_button_and_by_enter(browser, talk, how) -> None:
+    prompt, said = "the rumour about the", talk.queries[2][0].split()[1]
+    before = drawn(browser)
+    browser.prompt.value, browser.completion.value = prompt, said
+    assert drawn(browser) == before  # nothing happens before it is asked
+    browser.button.click() if how == "button" else press_enter(browser)
+    assert browser.error.value == ""
+    assert (browser.answer.question.prompt, browser.answer.question.completion) == (prompt, said)
+    assert browser.ready.label == OWN
+
+
+def test_a_typed_query_that_is_a_ready_one_is_recognised(browser, talk) -> None:
+    browser.ask(*talk.queries[4])
+    assert browser.ready.value == 4
+    browser.ready.value = 1
+    assert (browser.prompt.value, browser.completion.value) == talk.queries[1]
+
+
+def test_while_typing_the_panel_says_what_fits(browser) -> None:
+    assert "5 + 1 tokens; the model reads up to 9" in browser.fits.value
+    browser.completion.value = "qwerty <b>"
+    assert "&#x27;qwerty&#x27;, word 1" in browser.fits.value
+    browser.completion.value = "was"
+    assert "5 + 1 tokens" in browser.fits.value
+
+
+BAD = {
+    "no prompt": ("", "was", "The prompt is empty"),
+    "no completion": ("the", "", "The completion is empty"),
+    "unknown": (
+        "the <i>x</i>",
+        "was",
+        "&#x27;&lt;i&gt;x&lt;/i&gt;&#x27;, word 2 of the text, is not in this vocabulary",
+    ),
+    "too long": ("the " * 11, "was", "it reads at most 9"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_said_and_the_former_answer_stays(browser, case) -> None:
+    prompt, said, message = BAD[case]
+    before, text = drawn(browser), browser.as_text()
+    browser.prompt.value, browser.completion.value = prompt, said
+    browser.button.click()
+    assert message in browser.error.value
+    assert "Traceback" not in browser.error.value
+    assert 'role="alert"' in browser.error.value
+    assert (drawn(browser), browser.as_text()) == (before, text)
+    assert browser.prompt.value == prompt  # to be mended
+    browser.method.value = "K-FAC"  # another control goes on with the question that is shown
+    assert browser.error.value == ""
+    with pytest.raises(InputError):
+        browser.ask(prompt, said)
+
+
+def click(browser: TextBrowser, layer: str) -> None:
+    """What the front end sends when a bar is clicked."""
+    browser.bars._handle_custom_msg({"chosen": layer}, [])
+
+
+def test_a_clicked_layer_filters_and_a_second_click_shows_all_again(browser) -> None:
+    before = drawn(browser)
+    click(browser, "blocks.0.mlp.up")
+    assert browser.layer.value == "blocks.0.mlp.up"
+    assert [bar["name"] for bar in browser.bars.bars if bar["chosen"]] == ["blocks.0.mlp.up"]
+    assert browser.answer.settings.layer == "blocks.0.mlp.up"
+    assert drawn(browser) != before
+    click(browser, "blocks.0.mlp.up")
+    assert browser.layer.value == ALL_LAYERS
+    assert drawn(browser) == before
+
+
+def test_the_passages_are_the_answer(browser) -> None:
+    for view, few in zip(browser.lists, browser.answer.lists, strict=True):
+        assert [one["key"] for one in view.passages] == [r.passage.position for r in few]
+        for one, ranked in zip(view.passages, few, strict=True):
+            assert "".join(one["pieces"]) == ranked.passage.text
+            assert len(one["pieces"]) == len(one["names"]) == len(one["steps"]) == len(one["numbers"])
+            assert one["positive"] == (ranked.score > 0)
+            assert one["place"] == ranked.passage.place
+    steps = [abs(step) for view in browser.lists for one in view.passages for step in one["steps"]]
+    assert max(steps) == 7  # one scale for both lists, and its end is used
+
+
+def test_a_position_is_named_by_what_is_read_there_and_predicted_next(browser) -> None:
+    one = browser.lists[0].passages[0]
+    pieces = [piece.strip() for piece in one["pieces"]]
+    assert one["names"][0] == f"{pieces[0]} → {pieces[1]}"
+    assert one["numbers"][-1] == "no value"
+    browser.heat.value = "output"
+    one = browser.lists[0].passages[0]
+    assert one["names"][0] == one["pieces"][0]
+    assert one["numbers"][0] == "no value"
+
+
+def test_what_goes_to_the_page_is_light(letters) -> None:
+    browser = letters.browser(count=6)
+    passages = [one for view in browser.lists for one in view.passages]
+    size = len(json.dumps(passages, ensure_ascii=False).encode())
+    assert size / sum(len(one["pieces"]) for one in passages) < 60  # bytes a token
+
+
+def test_no_text_becomes_markup(letters) -> None:
+    browser = letters.browser(count=6)
+    shown = [browser.subject.value, *(h.value for h in browser.headings), browser.explanation.value, browser.csv.value]
+    for html in (*shown, browser.as_html()):
+        assert "<script" not in html
+        assert "ipt>" not in html
+        assert "\u202e" not in html
+    assert "&lt;scr<b>ipt&gt;</b>" in browser.subject.value
+    texts = ["".join(one["pieces"]) for view in browser.lists for one in view.passages]
+    assert "‹U+202E›right to left‹U+202C›" in texts
+    assert "tab⇥line⏎line⏎" in texts
+
+
+def test_in_the_boxes_a_sign_stands_for_a_new_line(letters) -> None:
+    browser = letters.browser()
+    browser.ready.value = 1
+    assert browser.completion.value == "\tline⏎"
+    browser.prompt.value, browser.completion.value = "tab\tline\n", "line⏎"
+    browser.button.click()
+    assert browser.error.value == ""
+    assert browser.answer.question.completion == "line\n"
+
+
+def test_damping_is_given_in_numbers_and_rests_where_it_plays_no_role(browser) -> None:
+    assert re.search(r"λ = \S+ to \S+<", browser.damping_note.value)
+    browser.method.value = "gradient dot product"
+    assert browser.damping.disabled
+    assert "no unit" in browser.explanation.value
+
+
+def test_the_tables_say_what_is_shown_and_how_it_was_made(browser, tmp_path) -> None:
+    table = browser.table()
+    assert [row["list"] for row in table] == ["proponent"] * 5 + ["opponent"] * 5
+    for row, ranked in zip(table, (*browser.answer.raised, *browser.answer.lowered), strict=True):
+        assert row["text"] == ranked.passage.text
+        assert sum(value for name, value in row.items() if name.startswith("score in")) == pytest.approx(row["score"])
+        assert row["predicted_change_if_removed"] == pytest.approx(-row["score"] / 24)
+    read = list(csv.DictReader(io.StringIO(browser.to_csv(tmp_path / "shown.csv").read_text(encoding="utf-8"))))
+    assert [float(row["score"]) for row in read] == [row["score"] for row in table]
+    tokens = browser.token_table()
+    assert sum(row["score"] for row in tokens if (row["list"], row["rank"]) == ("opponent", 2)) == pytest.approx(
+        table[6]["score"]
+    )
+    assert len(browser.to_csv(tmp_path / "tokens.csv", tokens=True).read_text().splitlines()) == len(tokens) + 1
+
+
+def test_the_still_is_the_same_each_time_and_shows_what_the_widget_shows(browser, talk) -> None:
+    text, html = browser.as_text(), browser.as_html()
+    again = talk.browser(count=5)
+    assert (again.as_text(), again.as_html()) == (text, html)
+    assert not re.search(r"<script|<style|https?:", html)
+    for view in browser.lists:
+        for one in view.passages:
+            assert one["number"] in text
+            assert one["number"] in html
+            assert one["place"] in html
+    assert len(html) < 20_000
+    assert not re.search(r"\d\.\d{6}", text)
+
+
+def test_the_still_reads_without_styles(browser) -> None:
+    """As on GitHub: proponents' tokens underlined, opponents' in italics, numbers signed."""
+    plain = re.sub(r' style="[^"]*"', "", browser.as_html())
+    words = re.sub(r"<[^>]*>", "", plain)
+    assert "<ins" in plain
+    assert "<i " in plain
+    for few in browser.answer.lists:
+        for ranked in few:
+            assert ranked.passage.text in words.replace("&#x27;", "'")
+
+
+def test_an_error_while_answering_is_shown_and_the_last_answer_stays(browser, monkeypatch) -> None:
+    def broken(*_args, **_kwargs):
+        raise RuntimeError("<script>lost</script>")
+
+    before = drawn(browser)
+    monkeypatch.setattr(browser.influence, "scores", broken)
+    click(browser, "unembed")
+    assert "&lt;script&gt;lost" in browser.error.value
+    assert drawn(browser) == before
+    monkeypatch.undo()
+    browser.count.value = 4
+    assert browser.error.value == ""
+
+
+def test_every_control_has_a_label_and_sliders_wait_for_the_hand_to_rest(browser) -> None:
+    for name in (*CONTROLS, "prompt", "completion", "button"):
+        assert getattr(browser, name).description.strip()
+    assert not any(slider.continuous_update for slider in (browser.damping, browser.count))
+
+
+def test_a_screen_reader_is_told_what_the_eye_sees(browser) -> None:
+    for view in browser.lists:
+        for one in view.passages:
+            assert one["number"] in one["spoken"]
+            assert one["place"] in one["spoken"]
+    for bar in browser.bars.bars:
+        assert bar["name"] in bar["spoken"]
+        assert "positive" in bar["spoken"]
+
+
+def test_a_browser_needs_something_to_ask(talk) -> None:
+    with pytest.raises(ValueError, match="queries is empty; expected at least one"):
+        TextBrowser(talk.model, talk.objective, talk.index, talk.corpus, [])
+
+
+def test_the_explanation_fits_the_numbers(browser) -> None:
+    assert "score ÷ 24, in nats" in browser.explanation.value
+    browser.unit_norm.value = True
+    assert "divided by the norm of the sequence&#x27;s own gradient" in browser.explanation.value
+    assert np.isclose(browser.answer.raised[0].shown, browser.answer.raised[0].score)
+    browser.heat.value = "input"
+    assert "embedding" in browser.explanation.value

@@ -1,0 +1,211 @@
+"""What the text browser answers is what inflib computes, and what dense matrices say; what cannot be asked is refused."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from oracle import LOSSES, Problem
+
+from inflib import TrainIndex, completion, ekfac, influence, load_index, save, self_influence, token_batches
+from inflib.curvature import identity
+from inflib.lab import Corpus
+from inflib.widgets import TextInfluence, index_size
+from inflib.widgets.base import InputError
+from inflib.widgets.ranking import ALL_LAYERS, Settings
+from inflib.widgets.text_answer import HEATS
+
+METHODS = ("EK-FAC", "K-FAC", "gradient dot product")
+
+
+@pytest.fixture(scope="module")
+def asked(talk) -> TextInfluence:
+    return talk.influence()
+
+
+def encoded(talk, prompt, said):
+    return [completion(talk.corpus.vocabulary.encode(prompt), talk.corpus.vocabulary.encode(said))]
+
+
+@pytest.mark.parametrize("layer", [ALL_LAYERS, "blocks.1.mlp.down"])
+@pytest.mark.parametrize("method", METHODS)
+def test_every_heat_is_taken_at_the_same_layers_and_damping_as_the_scores(talk, asked, method, layer) -> None:
+    """Positions and predictions add up to the score of their sequence, whatever is asked."""
+    for heat in ("position", "output"):
+        answer = asked.ask(*talk.queries[0], Settings(method, 0.3, layer, "margin", count=5, heat=heat))
+        for ranked in (*answer.raised, *answer.lowered):
+            assert np.nansum(ranked.tokens) == pytest.approx(ranked.score, rel=1e-9)
+            assert len(ranked.tokens) == len(ranked.passage.pieces)
+            chosen = ranked.layers if layer == ALL_LAYERS else ranked.layers[[asked.layers.index(layer)]]
+            assert chosen.sum() == pytest.approx(ranked.score, rel=1e-9)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_answers_are_those_of_influence_at_the_same_damping_for_all(talk, asked, method) -> None:
+    damping = {name: 0.03 * mean for name, mean in talk.index.curvature.mean_eigenvalues().items()}
+    truth = influence(
+        talk.model,
+        talk.objective,
+        talk.train,
+        encoded(talk, *talk.queries[1]),
+        talk.methods[method],
+        damping if method != "gradient dot product" else 0.0,
+        keep=("layer",),
+        progress=False,
+    )[0]
+    scores = asked.scores(*talk.queries[1], Settings(method, damping=0.03))
+    np.testing.assert_allclose(scores, truth, rtol=1e-9, atol=1e-9 * truth.abs().max())
+
+
+@pytest.mark.usefixtures("float64")
+def test_scores_are_those_of_a_dense_solve(talk) -> None:
+    """One layer, so that its matrix can be held: no hook, no rotation, no loss of the library is used."""
+    name = "blocks.1.mlp.down"
+    curvature = ekfac(talk.model, talk.objective, talk.train, [name], progress=False)
+    index = TrainIndex.build(talk.model, talk.objective, talk.train, curvature, progress=False)
+    small = TextInfluence(talk.model, talk.objective, index, talk.corpus)
+    x, y = talk.corpus.tensors()
+    problem = Problem(talk.model, [name], LOSSES["NextToken"], x, y)
+    C = curvature.to_dense()
+    (query,) = encoded(talk, *talk.queries[0])
+    truth = problem.influence(C, problem.relative(C, 0.1), *query)[0]
+    scores = small.scores(*talk.queries[0], Settings("EK-FAC", damping=0.1))[:, 0]
+    np.testing.assert_allclose(scores, truth, rtol=1e-8, atol=1e-9 * truth.abs().max())
+
+
+@pytest.mark.parametrize("heat", HEATS)
+def test_the_token_that_has_no_value_is_the_one_not_read_or_not_predicted(talk, asked, heat) -> None:
+    answer = asked.ask(*talk.queries[0], Settings("EK-FAC", heat=heat))
+    for ranked in answer.raised:
+        missing = np.isnan(ranked.tokens).nonzero()[0].tolist()
+        assert missing == [0 if heat == "output" else len(ranked.passage.pieces) - 1]
+
+
+def test_the_heat_of_a_position_is_the_gradient_that_passes_there(talk) -> None:
+    """Autograd, with the layer's output at one position detached from all others' gradients."""
+    name = "unembed"
+    own = identity(talk.model, talk.objective, layers=[name])
+    index = TrainIndex.build(
+        talk.model,
+        talk.objective,
+        talk.train,
+        ekfac(talk.model, talk.objective, talk.train, [name], progress=False),
+        progress=False,
+    )
+    small = TextInfluence(talk.model, talk.objective, index, talk.corpus, {"dot": own})
+    answer = small.ask(*talk.queries[0], Settings("dot"))
+    ranked = answer.raised[0]
+
+    def gradients(inputs, targets):
+        """∇ log p of every predicted token by itself, in the unembedding, where nothing passes on: (T, V, d + 1)."""
+        found = []
+        for t in range(targets.shape[1]):
+            talk.model.zero_grad()
+            log_p = talk.model(**inputs)[0, t].log_softmax(-1)
+            if targets[0, t] >= 0:
+                log_p[targets[0, t]].backward()
+            layer = talk.model.unembed
+            both = (layer.weight.grad, layer.bias.grad) if targets[0, t] >= 0 else (layer.weight * 0, layer.bias * 0)
+            found.append(torch.cat([both[0], both[1][:, None]], dim=1).detach().clone())
+        return torch.stack(found)
+
+    query = gradients(*encoded(talk, *talk.queries[0])[0]).sum(0)
+    (sequence,) = token_batches([talk.corpus.sequences[ranked.passage.position]])
+    truth = (gradients(*sequence) * query).sum((1, 2))
+    np.testing.assert_allclose(ranked.tokens[:-1], truth, rtol=1e-9, atol=1e-12)
+    talk.model.zero_grad()
+
+
+def test_unit_norm_divides_by_the_gradient_of_the_layers_asked_about(talk, asked) -> None:
+    for layer in (ALL_LAYERS, "unembed"):
+        names = list(asked.layers) if layer == ALL_LAYERS else [layer]
+        own = identity(talk.model, talk.objective, layers=names)
+        norms = self_influence(talk.model, talk.objective, talk.train, own, progress=False).sqrt().numpy()
+        plain = asked.scores(*talk.queries[0], Settings("EK-FAC"))[:, [asked.layers.index(k) for k in names]].sum(1)
+        answer = asked.ask(*talk.queries[0], Settings("EK-FAC", layer=layer, unit_norm=True, count=3))
+        assert [r.score for r in answer.raised] == pytest.approx(sorted(plain / norms, reverse=True)[:3], rel=1e-9)
+        for ranked in answer.raised:
+            assert np.nansum(ranked.tokens) == pytest.approx(ranked.score, rel=1e-9)
+            assert ranked.change is None
+        assert "no unit" in answer.explanation()
+
+
+def test_the_bars_are_all_positive_and_all_negative_influence_of_each_layer(talk, asked) -> None:
+    answer = asked.ask(*talk.queries[0], Settings("EK-FAC", layer="unembed", count=2))
+    scores = asked.scores(*talk.queries[0], Settings("EK-FAC"))
+    total = np.abs(scores).sum()
+    for k, (name, up, down, chosen) in enumerate(answer.bars()):
+        assert name == asked.layers[k]
+        assert up == pytest.approx(scores[:, k][scores[:, k] > 0].sum() / total)
+        assert down == pytest.approx(scores[:, k][scores[:, k] < 0].sum() / total)
+        assert chosen == (name == "unembed")
+
+
+def test_the_model_s_own_belief_is_in_the_question(talk, asked) -> None:
+    prompt, said = talk.queries[0][0], f"{talk.queries[0][1]} {talk.queries[1][1]}"
+    question = asked.question("the", f"{prompt[4:]} {talk.queries[0][1]}")
+    ids = talk.corpus.vocabulary.encode(f"{prompt} {talk.queries[0][1]}")
+    p = talk.model(torch.tensor([ids])).softmax(-1)[0]
+    expected = [float(p[t, ids[t + 1]]) for t in range(len(ids) - 1)]
+    assert question.probabilities == pytest.approx(expected)
+    assert question.log_likelihood == pytest.approx(sum(map(math.log, expected)))
+    own = asked.question(prompt, said.split()[0]).likeliest
+    assert own.strip() == talk.corpus.vocabulary.pieces([int(p[len(ids) - 2].argmax())])[0].strip()
+
+
+def test_a_sequence_knows_its_place_and_its_neighbours(talk, asked) -> None:
+    texts = talk.corpus.texts
+    one = asked.passage(3)
+    assert (one.text, one.before, one.after) == (texts[3], texts[2], texts[4])
+    assert one.place == talk.corpus.place(3)
+    assert asked.passage(0).before == ""
+    assert asked.passage(len(texts) - 1).after == ""
+
+
+BAD = {
+    "no prompt": ("", "was", "the prompt is empty; expected at least one token, the text that the model reads first"),
+    "a prompt of blanks": ("  ", "was", "the prompt is empty"),
+    "no completion": ("the", "", "the completion is empty; expected at least one token"),
+    "an unknown word": ("the qwerty", "was", "the prompt has something that the model never read: 'qwerty', word 2"),
+    "an unknown answer": ("the", "was <b>", "the completion has something that the model never read: '<b>', word 2"),
+    "too long": (
+        "the " * 11,
+        "was the",
+        r"11 \+ 2 tokens, of which the model would read 12 .* at most 9\. Leave out 3",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_what_cannot_be_asked_is_refused_with_what_to_do(asked, case) -> None:
+    prompt, said, message = BAD[case]
+    assert asked.context == 9
+    with pytest.raises(InputError, match=message):
+        asked.ask(prompt, said, Settings("EK-FAC"))
+    with pytest.raises(ValueError, match=message):
+        asked.query(prompt, said)
+
+
+def test_what_fits_exactly_is_asked(asked) -> None:
+    assert asked.query("the " * 9, "was")[1].shape == (1, 9)
+
+
+def test_a_corpus_of_another_length_than_the_index_is_refused(talk) -> None:
+    fewer = Corpus(talk.corpus.sequences[:-1], talk.corpus.vocabulary, str)
+    with pytest.raises(ValueError, match=r"the index holds 24 training examples, and the corpus 23 sequences"):
+        TextInfluence(talk.model, talk.objective, talk.index, fewer)
+
+
+def test_an_index_says_its_size_before_it_is_built_and_answers_alike_when_read_back(talk, tmp_path) -> None:
+    said = index_size(talk.model, talk.train, talk.index.curvature, torch.float32)
+    numbers = sum(o * i for o, i in talk.index.curvature.shapes.values())
+    assert said == f"the index of 24 sequences in 13 layers will take {24 * numbers * 4 / 1e6:.1f} MB"
+    assert TrainIndex.bytes_needed(talk.model, talk.train, talk.index.curvature) == talk.index.nbytes
+    save(talk.index, tmp_path / "index.safetensors")
+    read = load_index(tmp_path / "index.safetensors", talk.model)
+    again = TextInfluence(talk.model, talk.objective, read, talk.corpus)
+    settings = Settings("EK-FAC")
+    truth = talk.influence().scores(*talk.queries[0], settings)
+    np.testing.assert_allclose(again.scores(*talk.queries[0], settings), truth, rtol=1e-9, atol=1e-12)
