@@ -112,12 +112,13 @@ def call(model: nn.Module, inputs: Any, parameters: dict[str, Tensor] | None = N
 def _as_found(model: nn.Module) -> Iterator[None]:
     """Put back what a forward pass changes (running statistics, the random generator); raise if it drew numbers."""
     held = [(m, k, b, b.clone(), b._version) for m in model.modules() for k, b in m._buffers.items() if b is not None]
-    state = torch.get_rng_state()
+    generators = _generators(model)
+    states = [generator.get_state() for generator in generators]
     drew = False
     try:
-        with preserved_rng():
+        with preserved_rng(generators):
             yield
-            drew = not torch.equal(state, torch.get_rng_state())
+            drew = any(not torch.equal(g.get_state(), s) for g, s in zip(generators, states, strict=True))
     finally:
         for module, key, buffer, before, version in held:
             if buffer._version != version:
@@ -212,13 +213,20 @@ def _shuffles(name: str, how: str) -> str:
 
 
 @contextmanager
-def preserved_rng() -> Iterator[None]:
-    """Leave torch's global CPU generator as it was found (a DataLoader draws from it just by being iterated)."""
-    state = torch.get_rng_state()
+def preserved_rng(generators: Iterable[torch.Generator] = (torch.default_generator,)) -> Iterator[None]:
+    """Leave torch's global generators as they were found (a DataLoader draws from the CPU's just by being iterated)."""
+    states = [(generator, generator.get_state()) for generator in generators]
     try:
         yield
     finally:
-        torch.set_rng_state(state)
+        for generator, state in states:
+            generator.set_state(state)
+
+
+def _generators(model: nn.Module) -> list[torch.Generator]:
+    """torch's global generators that the model can draw from: the CPU's, and those of the GPUs it is on."""
+    gpus = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
+    return [torch.default_generator, *(torch.cuda.default_generators[index] for index in gpus)]
 
 
 def check_seed(seed: Any) -> None:
@@ -264,6 +272,14 @@ def chunks(count: int, bytes_each: int, budget: int = BYTE_BUDGET) -> Iterator[s
 
 
 # --- small things ----------------------------------------------------------------------------------------------
+
+
+def double(x: Tensor) -> Tensor:
+    """x in float64, on the CPU where its own device has no float64 (MPS)."""
+    try:
+        return x.double()
+    except TypeError:
+        return x.cpu().double()
 
 
 def _iterate(data: Data, name: str) -> Iterator[Any]:

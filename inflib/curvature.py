@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from .batches import Data, hash_tensor
+from .batches import Data, double, hash_tensor
 from .ekfac import corrected_eigenvalues, eigenbasis
 from .hooks import Matrices
 from .kfac import Fit, accumulate_moments, accumulator
@@ -109,7 +109,7 @@ class Kronecker:
 
     def mean_eigenvalues(self) -> dict[str, float]:
         """mean(Λ_layer): the unit that relative damping is measured in."""
-        return {name: float(values.mean(dtype=torch.float64)) for name, values in self.eigenvalues.items()}
+        return {name: float(double(values).mean()) for name, values in self.eigenvalues.items()}
 
     def restrict(self, layers: Iterable[str]) -> Kronecker:
         """The same curvature on some of its layers only."""
@@ -121,7 +121,8 @@ class Kronecker:
 
     def rotate(self, v: Matrices) -> Matrices:
         """Q_Sᵀ V Q_A: the coordinates in the eigenbasis."""
-        return {k: self.Q_S[k].T @ x.to(self.Q_S[k]) @ self.Q_A[k] if k in self.Q_S else x for k, x in v.items()}
+        v = {k: x.to(self.eigenvalues[k]) for k, x in v.items()}
+        return {k: self.Q_S[k].T @ x @ self.Q_A[k] if k in self.Q_S else x for k, x in v.items()}
 
     def rotate_back(self, v: Matrices) -> Matrices:
         """Q_S V Q_Aᵀ: from eigenbasis coordinates to weight matrices."""
@@ -285,7 +286,7 @@ class Dense:
     def matvec(self, v: Matrices) -> Matrices:
         """C v for stacks {layer: (K, o, i)}."""
         check_stacks(self, v)
-        return unflatten(flatten(v, self.shapes) @ self.matrix, self.shapes)
+        return unflatten(flatten(v, self.shapes).to(self.matrix) @ self.matrix, self.shapes)
 
     def solve(self, v: Matrices, damping: Damping = None) -> Matrices:
         """(C + diag λ)⁻¹ v, λ constant in a layer; warns (IndefiniteWarning) when the damped matrix is indefinite."""

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .batches import CACHED_BYTES, chunks
+from .batches import CACHED_BYTES, chunks, double
 from .hooks import Pair, check_finite
 from .kfac import Fit, Moments, accumulator
 
@@ -47,10 +47,11 @@ def eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
 
     A backend without float64 or ``eigh`` (MPS) has it done on the CPU. Results come in the matrix's dtype and device.
     """
+    exact = double(matrix)
     try:
-        values, vectors = torch.linalg.eigh(matrix.double())
-    except (NotImplementedError, TypeError, RuntimeError):
-        values, vectors = torch.linalg.eigh(matrix.cpu().double())
+        values, vectors = torch.linalg.eigh(exact)
+    except (NotImplementedError, RuntimeError):
+        values, vectors = torch.linalg.eigh(exact.cpu())
     return values.clamp_min(0).to(matrix), vectors.to(matrix)
 
 

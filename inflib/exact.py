@@ -25,6 +25,7 @@ from torch.utils import _pytree as pytree
 
 from .batches import BYTE_BUDGET, Batch, Data, call, chunks, walk
 from .curvature import BlockDense, Dense, facts_of, unflatten
+from .ekfac import eigh
 from .hooks import Matrices, check_finite, check_mode
 from .kfac import Fit, accumulator
 from .layers import LayerSpec
@@ -86,7 +87,7 @@ def hessian(
     fit = Fit.of(model, objective, train, layers, "observed", draws, seed, progress)
     _refuse_untied(fit)
     theta = torch.cat([m.flatten() for m in matrices_of(fit).values()])  # (D,)
-    total, examples = torch.zeros(len(theta), len(theta)).to(theta), 0
+    total, examples = theta.new_zeros(len(theta), len(theta)), 0
     for batch in walk(train, name="train", progress=progress, what="Hessian"):
         objective.check(call(model, batch.inputs), batch.targets)
 
@@ -96,7 +97,7 @@ def hessian(
 
         with plain_attention():
             product = vmap(lambda v, loss=loss: jvp(grad(loss), (theta,), (v,))[1], chunk_size=64)
-            total += product(torch.eye(len(theta)).to(theta))
+            total += product(torch.eye(len(theta), dtype=theta.dtype, device=theta.device))
         _check_finite(fit, "Hessian rows", total, batch.index)
         examples = batch.start + batch.size
     mean = (total + total.T) / (2 * examples)
@@ -226,8 +227,8 @@ def _output_hessians(objective: Objective, outputs: Tensor, targets: Any) -> Ten
 
 def _root(H: Tensor) -> Tensor:
     """R (B, F, F) with R Rᵀ = H for positive semi-definite H."""
-    values, vectors = torch.linalg.eigh(H)
-    return vectors * values.clamp_min(0).sqrt()[:, None, :]
+    values, vectors = eigh(H)
+    return vectors * values.sqrt()[:, None, :]
 
 
 @contextmanager

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from .batches import batch_size, call
+from .batches import batch_size, call, double
 from .layers import Layer, LayerSpec, select
 from .objectives import Objective, output_gradient
 
@@ -253,9 +253,9 @@ def check_capture(
             )
     for name, layer in compared.items():
         parts = {n: torch.zeros_like(weights[n]) if truth[n] is None else truth[n] for n in truth}
-        a, g = captured[name].a.flatten(0, 1).double(), captured[name].g.flatten(0, 1).double()
+        a, g = (double(x.flatten(0, 1)) for x in captured[name])
         scale = g.abs().T @ a.abs()  # what the sum would be without cancellation: the yardstick for rounding
-        error = float((g.T @ a - layer.join(parts).double()).norm() / scale.norm().clamp_min(1e-300))
+        error = float((g.T @ a - double(layer.join(parts))).norm() / scale.norm().clamp_min(1e-300))
         if error > _TOLERANCE.get(layer.weight.dtype, 0.1):
             raise ValueError(
                 f"layer {name!r}: the weight gradient built from its activations and output gradients differs from "

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .batches import LabelStreams
+from .batches import LabelStreams, double
 
 LABELS = ("expected", "sampled", "observed")
 Measurement = str | Callable[[Tensor, Any], Tensor]
@@ -55,7 +55,7 @@ class Objective:
         raise NotImplementedError(f"{type(self).__name__} has no sampler; use labels='observed'")
 
     def sample(self, outputs: Tensor, uniforms: Tensor, targets: Any = None) -> Any:
-        """Targets drawn from the model's own label distribution, from uniforms (B, U) in (0, 1)."""
+        """Targets drawn from the model's own label distribution, from uniforms (B, U) in (0, 1), float64 on the CPU."""
         raise NotImplementedError(f"{type(self).__name__} has no sampler; use labels='observed'")
 
     def log_likelihood(self, outputs: Tensor, targets: Any) -> Tensor:
@@ -120,8 +120,7 @@ class CrossEntropy(Objective):
         return 1
 
     def sample(self, outputs: Tensor, uniforms: Tensor, targets: Any = None) -> Tensor:
-        p = outputs.double().softmax(-1).cumsum(-1)  # (B, C)
-        return torch.searchsorted(p, uniforms.to(p) * p[:, -1:]).squeeze(-1).clamp(max=p.shape[-1] - 1)
+        return inverse_cdf(double(outputs).softmax(-1), uniforms).to(outputs.device)
 
     def logit(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """f_y, the target class's logit (B,)."""
@@ -187,8 +186,8 @@ class Bernoulli(Objective):
         return outputs[0].numel()
 
     def sample(self, outputs: Tensor, uniforms: Tensor, targets: Any = None) -> Tensor:
-        p = outputs.double().sigmoid()
-        return (uniforms.to(p).reshape(p.shape) < p).to(outputs.dtype)
+        p = double(outputs).sigmoid()
+        return (uniforms.to(p).reshape(p.shape) < p).to(outputs)
 
     def logit(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """The logit of the target's side (±f), where there is one output per example (B,)."""
@@ -231,7 +230,7 @@ def label_seeds(
     else:
         count = objective.uniforms(outputs)
         for draw in range(draws):
-            u = LabelStreams(seed, pass_, draw).uniforms(start, outputs.shape[0], count).to(outputs.device)
+            u = LabelStreams(seed, pass_, draw).uniforms(start, outputs.shape[0], count)
             drawn = objective.sample(outputs, u, targets)
             yield output_gradient(objective.loss, outputs, drawn), 1.0 / draws
 
@@ -243,6 +242,17 @@ def output_gradient(function: Callable[[Tensor, Any], Tensor], outputs: Tensor, 
         value = per_example(function(f, targets), outputs, getattr(function, "__name__", "function"))
         (gradient,) = torch.autograd.grad(value.sum(), f)
     return gradient
+
+
+def inverse_cdf(p: Tensor, uniforms: Tensor) -> Tensor:
+    """The class (...) on whose share of (0, 1) each uniform (..., 1) falls, for probabilities p (..., C) in float64.
+
+    Summed in whole numbers of 2⁻⁵²: exactly, so on every device alike. A running sum of fractions depends on its order,
+    and torch refuses it on a GPU under ``use_deterministic_algorithms``.
+    """
+    cdf = (p * 2.0**52).round().long().cumsum(-1)
+    drawn = torch.searchsorted(cdf, (uniforms.to(p) * cdf[..., -1:]).long(), right=True)
+    return drawn.squeeze(-1).clamp(max=p.shape[-1] - 1)
 
 
 def per_example(value: Tensor, outputs: Tensor, what: str) -> Tensor:

@@ -19,7 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .objectives import Objective
+from .batches import double
+from .objectives import Objective, inverse_cdf
 
 IGNORED = -100  # the target of a position that is not in the loss
 MAX_SEEDS = 4096  # backward passes a batch that expected labels may take
@@ -101,11 +102,10 @@ class NextToken(Objective):
 
     def sample(self, outputs: Tensor, uniforms: Tensor, targets: Any = None) -> Tensor:
         """Labels (B, T) where targets count; the k-th counted one uses the k-th number, wherever padding puts it."""
-        counted = torch.ones_like(uniforms, dtype=torch.bool) if targets is None else targets != IGNORED
-        own = uniforms.gather(1, (counted.cumsum(1) - 1).clamp_min(0))[..., None]  # (B, T, 1)
-        p = outputs.double().softmax(-1).cumsum(-1)  # (B, T, V)
-        drawn = torch.searchsorted(p, own.to(p) * p[..., -1:]).squeeze(-1).clamp(max=p.shape[-1] - 1)
-        return drawn.where(counted, IGNORED)
+        counted = torch.ones_like(outputs[..., 0], dtype=torch.bool) if targets is None else targets != IGNORED
+        own = uniforms.gather(1, (counted.cumsum(1) - 1).clamp_min(0).to(uniforms.device))[..., None]  # (B, T, 1)
+        drawn = inverse_cdf(double(outputs).softmax(-1), own)  # (B, T)
+        return drawn.to(outputs.device).where(counted, IGNORED)
 
     def logit(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """The targets' logits, summed over the tokens (B,)."""

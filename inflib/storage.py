@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-import torch
 from torch import Tensor, nn
 
 from .curvature import Facts, Kronecker, Relative, hash_weights
@@ -65,8 +64,8 @@ def load_index(path: str | Path, model: nn.Module) -> TrainIndex:
     curvature = _curvature(Path(path), tensors, metadata, model)
     device, held = next(model.parameters()).device, Side()
     for name in curvature.layers:
-        parts = {part: tensors.get(f"index/{part}/{name}", torch.empty(0)).to(device) for part in ("a", "g", "G")}
-        held[name] = parts["G"] if parts["G"].numel() else Pair(parts["a"], parts["g"])
+        a, g, G = (tensors.get(f"index/{part}/{name}") for part in ("a", "g", "G"))
+        held[name] = Pair(a.to(device), g.to(device)) if a is not None and g is not None else G.to(device)  # type: ignore[union-attr]
     return TrainIndex(curvature, held)
 
 

@@ -32,9 +32,9 @@ class TinyTransformer(nn.Module):
         B, T = input_ids.shape
         x = self.embed(input_ids)
         q, k, v = (m(x).reshape(B, T, self.heads, -1).transpose(1, 2) for m in (self.q, self.k, self.v))
-        seen = torch.ones(T, T, dtype=torch.bool).tril()[None, None]
+        seen = torch.ones(T, T, dtype=torch.bool, device=input_ids.device).tril()[None, None]
         if attention_mask is not None:  # a position sees itself, so that no row of weights is empty
-            seen = (seen & (attention_mask[:, None, None, :] != 0)) | torch.eye(T, dtype=torch.bool)
+            seen = (seen & (attention_mask[:, None, None, :] != 0)) | torch.eye(T, dtype=torch.bool, device=seen.device)
         weights = (q @ k.mT / q.shape[-1] ** 0.5).masked_fill(~seen, -torch.inf).softmax(-1)
         mixed = weights @ v
         x = x + self.o(mixed.transpose(1, 2).reshape(B, T, -1))

@@ -91,8 +91,8 @@ PLANTS = {
     ),
     "transposed eigenbasis, in the solve": Plant(
         "curvature.py",
-        "self.Q_S[k].T @ x.to(self.Q_S[k]) @ self.Q_A[k] if",
-        "self.Q_S[k] @ x.to(self.Q_S[k]) @ self.Q_A[k].T if",
+        "self.Q_S[k].T @ x @ self.Q_A[k] if",
+        "self.Q_S[k] @ x @ self.Q_A[k].T if",
         asserting(SOLVE, DENSE.format("given")),
     ),
     "transposed eigenbasis, eigenvectors taken for rows": Plant(
