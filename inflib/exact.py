@@ -23,7 +23,7 @@ from torch.func import hessian as output_hessian
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 
-from .batches import BYTE_BUDGET, Batch, Data, call, chunks, walk
+from .batches import BYTE_BUDGET, Batch, Data, call, chunks, tensors, walk
 from .curvature import BlockDense, Dense, facts_of, unflatten
 from .ekfac import eigh
 from .hooks import Matrices, check_finite, check_mode
@@ -200,7 +200,11 @@ def _square_root_rows(fit: Fit) -> Iterator[tuple[Batch, Tensor]]:
 
 
 def jacobian(fit: Fit, inputs: Any) -> Tensor:
-    """Per-example Jacobian of the outputs in the chosen layers' matrices, (B, F, D), by reverse mode under vmap."""
+    """Per-example Jacobian of the outputs in the chosen layers' matrices, (B, F, D), by reverse mode under vmap.
+
+    A model that vmap cannot follow, as its forward pass looks at its inputs' values (Hugging Face's masks do), is
+    run on one example at a time.
+    """
     layers = fit.layers.values()
     names = [n for layer in layers for n in (layer.weight_name, layer.bias_name) if n is not None]
     every = {n: p.detach() for n, p in fit.model.named_parameters()}
@@ -211,7 +215,11 @@ def jacobian(fit: Fit, inputs: Any) -> Tensor:
 
     check_mode(fit.model)
     with plain_attention():
-        J = vmap(jacrev(outputs), in_dims=(None, 0))(own, inputs)  # {parameter: (B, F, *shape)}
+        try:
+            J = vmap(jacrev(outputs), in_dims=(None, 0))(own, inputs)  # {parameter: (B, F, *shape)}
+        except RuntimeError:
+            each = [jacrev(outputs)(own, _take(inputs, n)) for n in range(next(tensors(inputs)).shape[0])]
+            J = {n: torch.stack([one[n] for one in each]) for n in own}
     return torch.cat([layer.join(J).flatten(2) for layer in layers], dim=2)
 
 
@@ -277,7 +285,7 @@ def _check_finite(fit: Fit, what: str, rows: Tensor, batch: int) -> None:
         check_finite(name, what, part, batch)
 
 
-def _take(value: Any, rows: slice) -> Any:
+def _take(value: Any, rows: slice | int) -> Any:
     return pytree.tree_map(lambda x: x[rows], value)
 
 

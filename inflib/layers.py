@@ -7,6 +7,7 @@ a (B, T, i), how a gradient at the module's output becomes g (B, T, o), and how 
 
     register(MyLinear, activations=lambda module, x: x.flatten(1, -2), gradients=lambda module, g: g.flatten(1, -2))
 
+A type of another library is registered by its full name, so that nothing has to be imported: transformers' Conv1D is.
 On the first batch of every fit, capture is compared with autograd's own weight gradients (``hooks.check_capture``),
 so a wrong registration is an error, not a wrong score.
 """
@@ -138,11 +139,11 @@ def untied(layers: LayerSpec) -> Untied:
 
 # --- the registry --------------------------------------------------------------------------------------------------
 
-_KINDS: dict[type[nn.Module], Kind] = {}
+_KINDS: dict[type[nn.Module] | str, Kind] = {}
 
 
 def register(
-    module_type: type[nn.Module],
+    module_type: type[nn.Module] | str,
     activations: Callable[[Any, Tensor], Tensor],
     gradients: Callable[[Any, Tensor], Tensor],
     *,
@@ -153,6 +154,7 @@ def register(
 ) -> None:
     """Teach inflib that modules of ``module_type`` (and subclasses) apply one matrix at every position.
 
+    module_type: the class, or its full name ("package.module.Class") where its library may not be installed.
     activations: (module, input) → (B, T, i), T the positions at which the matrix is applied.
     gradients:   (module, gradient at the output) → (B, T, o), positions in the same order.
     transposed:  True where the weight is stored (i, o). weight, bias: the parameters' names on the module.
@@ -175,13 +177,15 @@ def positions_last(module: nn.Module, x: Tensor) -> Tensor:
 register(nn.Linear, positions_last, positions_last)
 for convolution in (nn.Conv1d, nn.Conv2d, nn.Conv3d):
     register(convolution, convolutions.patches, convolutions.positions, groups="groups")
+register("transformers.pytorch_utils.Conv1D", positions_last, positions_last, transposed=True)  # GPT-2's linear layer
 
 
 def kind_of(module: nn.Module) -> Kind | None:
     """The registered Kind of a module, or None; nn.MultiheadAttention reads its out_proj without calling it."""
     if type(module).__name__ == "NonDynamicallyQuantizableLinear":
         return None
-    kind = next((_KINDS[t] for t in type(module).__mro__ if t in _KINDS), None)
+    known = (key for t in type(module).__mro__ for key in (t, f"{t.__module__}.{t.__qualname__}") if key in _KINDS)
+    kind = next((_KINDS[key] for key in known), None)
     owns = kind is not None and module._parameters.get(kind.weight) is not None
     return kind if owns else None
 

@@ -54,12 +54,13 @@ class LanguageCase:
     prompts: list[int]  # how many predictions at each sequence's start are not in the loss
     queries: list[list[int]]
     layers: list[str] = field(default_factory=lambda: list(LAYERS))
-
     objective: NextToken = field(default_factory=NextToken)
+    positions: bool = False  # the model is told each token's position, as padding on the left moves it
+    one_by_one: bool = False  # the oracle cannot use vmap on this model
 
     def batches(self, sizes: list[int] | None = None, side: str = "right", extra: int = 0) -> list[tuple[Any, Tensor]]:
         """The training sequences in batches of these sizes, each padded to its longest plus ``extra``."""
-        return cut(self.sequences, self.prompts, sizes or [len(self.sequences)], side, extra)
+        return cut(self.sequences, self.prompts, sizes or [len(self.sequences)], side, extra, self.positions)
 
     @property
     def train(self) -> list[tuple[Any, Tensor]]:
@@ -68,16 +69,25 @@ class LanguageCase:
 
     @property
     def asked(self) -> list[tuple[Any, Tensor]]:
-        return cut(self.queries, [0] * len(self.queries), [len(self.queries)])
+        return cut(self.queries, [0] * len(self.queries), [len(self.queries)], positions=self.positions)
 
     @property
     def problem(self) -> Problem:
-        (x, y) = self.batches()[0]
-        return Problem(self.model, self.layers, LOSSES["NextToken"], x, y)
+        return self.problem_of("right")
+
+    def problem_of(self, side: str) -> Problem:
+        """The oracle's, for all training sequences in one batch that is padded on this side."""
+        (x, y) = self.batches(side=side)[0]
+        return Problem(self.model, self.layers, LOSSES["NextToken"], x, y, self.one_by_one)
 
 
 def cut(
-    sequences: list[list[int]], prompts: list[int], sizes: list[int], side: str = "right", extra: int = 0
+    sequences: list[list[int]],
+    prompts: list[int],
+    sizes: list[int],
+    side: str = "right",
+    extra: int = 0,
+    positions: bool = False,
 ) -> list[tuple[Any, Tensor]]:
     """Batches written out without inflib's help: ids[:-1] and ids[1:], 0 and −100 at padding, −100 at the prompt."""
     found, at = [], 0
@@ -90,9 +100,10 @@ def cut(
             for t in range(len(sequence) - 1):
                 ids[row][start + t], mask[row][start + t] = sequence[t], 1
                 targets[row][start + t] = sequence[t + 1] if t >= prompt else -100
-        found.append(
-            ({"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)}, torch.tensor(targets)),
-        )
+        inputs = {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)}
+        if positions:
+            inputs["position_ids"] = (inputs["attention_mask"].cumsum(1) - 1).clamp_min(0)
+        found.append((inputs, torch.tensor(targets)))
         at += size
     return found
 
@@ -103,17 +114,23 @@ def language(
     seed: int = 0,
     queries: tuple[int, ...] = (4, 3),
     bias: bool = True,
+    model: nn.Module | None = None,
+    vocabulary: int = VOCABULARY,
+    **more: Any,
 ) -> LanguageCase:
-    """A case in float64; sequence n has lengths[n] predictions, of which the first prompts[n] are not in the loss."""
+    """A case in float64; sequence n has lengths[n] predictions, of which the first prompts[n] are not in the loss.
+
+    ``model`` in place of the tiny transformer needs its ``vocabulary`` and ``layers``.
+    """
     torch.manual_seed(seed)
-    model = TinyTransformer(bias=bias).double().eval()
+    model = model or TinyTransformer(bias=bias).double().eval()
     generator = torch.Generator().manual_seed(seed + 1)
 
     def draw(length: int) -> list[int]:
-        return torch.randint(0, VOCABULARY, (length + 1,), generator=generator).tolist()
+        return torch.randint(0, vocabulary, (length + 1,), generator=generator).tolist()
 
     sequences, asked = [draw(n) for n in lengths], [draw(n) for n in queries]
-    return LanguageCase(model, sequences, list(prompts), asked)
+    return LanguageCase(model, sequences, list(prompts), asked, **more)
 
 
 @st.composite

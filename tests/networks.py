@@ -304,8 +304,6 @@ class OutOfOrder(nn.Module):
 class Conv1D(nn.Module):
     """A linear layer that stores its weight as (i, o), as older language models do; unknown until registered."""
 
-    stored_transposed = True
-
     def __init__(self, i: int, o: int):
         super().__init__()
         self.weight = nn.Parameter(torch.randn(i, o) * 0.5)

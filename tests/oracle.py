@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, hessian, jacrev, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 
 Formula = Callable[[Tensor, Tensor], Tensor]  # (outputs (F,) of one example, its target) → ()
@@ -95,6 +96,7 @@ class Problem:
     loss: Formula
     x: Any  # a tensor, tuple or dict of tensors, examples first
     y: Tensor
+    one_by_one: bool = False  # for a model that vmap cannot follow
 
     def __post_init__(self) -> None:
         self.own = {n: p.detach().clone() for n, p in self.model.named_parameters()}
@@ -107,7 +109,7 @@ class Problem:
             path, group = grouped(self.model, name)
             module = self.model.get_submodule(path)
             prefix = f"{path}." if path else ""
-            transposed = getattr(module, "stored_transposed", False)
+            transposed = type(module).__name__ == "Conv1D"
             rows, columns = module.weight.flatten(1).shape if not transposed else reversed(module.weight.shape)
             bias = getattr(module, "bias", None) is not None
             first, rows = (group * rows // module.groups, rows // module.groups) if group is not None else (0, rows)
@@ -145,17 +147,23 @@ class Problem:
             args = tuple(batch)
         else:
             args = (batch,)
-        found = functional_call(self.model, (parameters, self.rest), args, kwargs)
+        with sdpa_kernel(SDPBackend.MATH):  # which alone knows second derivatives
+            found = functional_call(self.model, (parameters, self.rest), args, kwargs)
         return getattr(found, "logits", found)[0].reshape(-1)
 
-    def of_examples(self, function: Callable[[Tensor, Any, Tensor], Tensor], x: Any, y: Tensor) -> Tensor:
-        return vmap(function, in_dims=(None, 0, 0))(self.theta, x, y)
+    def of_examples(self, function: Callable[..., Tensor], *rows: Any, theta: Tensor | None = None) -> Tensor:
+        """function(θ, *one) of every example, (N, ...)."""
+        theta = self.theta if theta is None else theta
+        if not self.one_by_one:
+            return vmap(function, in_dims=(None, *(0 for _ in rows)))(theta, *rows)
+        count = len(pytree.tree_leaves(rows)[0])
+        return torch.stack([function(theta, *pytree.tree_map(lambda x, n=n: x[n], rows)) for n in range(count)])
 
     # --- first derivatives
 
     def outputs(self, x: Any = None) -> Tensor:
         """(N, F)."""
-        return vmap(self.outputs_of, in_dims=(None, 0))(self.theta, self.x if x is None else x)
+        return self.of_examples(self.outputs_of, self.x if x is None else x)
 
     def gradients(self, y: Tensor | None = None, formula: Formula | None = None, x: Any = None) -> Tensor:
         """Per-example gradient of the loss, or another formula, (N, D)."""
@@ -165,7 +173,7 @@ class Problem:
 
     def jacobians(self) -> Tensor:
         """d outputs / dθ, (N, F, D)."""
-        return vmap(jacrev(self.outputs_of), in_dims=(None, 0))(self.theta, self.x)
+        return self.of_examples(jacrev(self.outputs_of), self.x)
 
     # --- curvatures, each a mean over the examples
 
@@ -196,7 +204,10 @@ class Problem:
         """The Hessian of the mean loss, (D, D)."""
 
         def mean_loss(theta: Tensor) -> Tensor:
-            return vmap(lambda x, y: self.loss(self.outputs_of(theta, x), y))(self.x, self.y).mean()
+            def one(theta: Tensor, x: Any, y: Tensor) -> Tensor:
+                return self.loss(self.outputs_of(theta, x), y)
+
+            return self.of_examples(one, self.x, self.y, theta=theta).mean()
 
         return hessian(mean_loss)(self.theta)
 

@@ -223,6 +223,20 @@ def test_an_outputs_axis_may_be_missing() -> None:
     assert_close(H, case.problem.hessian(), 1e-12)
 
 
+def test_a_model_that_looks_at_its_inputs_values_is_taken_one_example_at_a_time() -> None:
+    """vmap refuses to follow it."""
+
+    class Looks(torch.nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) if bool(x.isfinite().all()) else x
+
+    for name in ("CrossEntropy", "SquaredError"):
+        case = make(name, splits=[3])
+        for labels, expected in (("expected", case.problem.gauss_newton()), ("observed", case.problem.fisher())):
+            found = gauss_newton(Looks(case.model), case.objective, case.train, labels=labels, progress=False)
+            assert_close(found.to_dense(), expected, 1e-12)
+
+
 def test_targets_out_of_range_are_refused() -> None:
     case = make()
     bad: list[tuple[Tensor, Tensor]] = [(case.x, case.y + 2)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 import inflib
 from inflib import CoverageNote, CrossEntropy, coverage, ekfac, influence, self_influence, untied
-from inflib.layers import select
+from inflib.layers import _KINDS, kind_of, positions_last, register, select
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -323,3 +324,49 @@ def test_a_subclass_is_read_as_what_it_extends() -> None:
         pass
 
     assert list(select(nn.Sequential(Special(3, 3)), None)) == ["0"]
+
+
+# --- types of other libraries -------------------------------------------------------------------------------------------
+
+
+class Foreign(nn.Module):
+    """As another library would write a linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.weight.T
+
+
+class Heir(Foreign):
+    pass
+
+
+@pytest.fixture
+def foreign() -> Iterator[str]:
+    name = f"{Foreign.__module__}.Foreign"
+    register(name, positions_last, positions_last)
+    yield name
+    del _KINDS[name]
+
+
+def test_a_type_is_known_by_its_full_name(foreign: str) -> None:
+    model = nn.Sequential(Foreign(), nn.Tanh(), Heir())
+    assert list(select(model, None)) == ["0", "2"]
+    assert coverage(model).rows == (("0", "Foreign", 4, 3), ("2", "Heir", 4, 3))
+
+
+def test_a_name_of_another_module_is_another_type(foreign: str) -> None:
+    namesake = type("Foreign", (nn.Module,), {"__module__": "elsewhere"})()
+    namesake.weight = nn.Parameter(torch.randn(4, 3))
+    assert kind_of(namesake) is None
+
+
+def test_what_is_registered_for_a_class_goes_before_what_is_for_its_parents_name(foreign: str) -> None:
+    register(Heir, positions_last, positions_last, transposed=True)
+    try:
+        assert [layer.shape for layer in select(nn.Sequential(Foreign(), Heir()), None).values()] == [(4, 3), (3, 4)]
+    finally:
+        del _KINDS[Heir]
