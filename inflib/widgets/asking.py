@@ -39,7 +39,7 @@ class Asking(Panel):
         )
         self.damping_note = W.HTML()
         layers = [ALL_LAYERS, *engine.layers]
-        self.layer = W.Dropdown(options=layers, description="Layers", style=STYLE, layout=NARROW)
+        self.layer = W.Dropdown(options=layers, description="Layers", style=STYLE, layout={"width": "208px"})
         self.measurement = W.Dropdown(options=names, description="Measured", style=STYLE, layout={"width": "204px"})
         self.count = W.IntSlider(value=first.count, min=1, max=max(20, first.count), description="How many", **WIDE)
         self.how = [self.method, self.damping, self.damping_note, W.HBox([self.layer, self.measurement])]

@@ -121,7 +121,7 @@ class TextBrowser(Asking):
         self.prompt = W.Textarea(description="Prompt", rows=2, **_BOX)
         self.completion = W.Text(description="Completion", **_BOX)
         self.button = W.Button(description="Ask", button_style="primary", layout=W.Layout(width="96px"))
-        self.fits = W.HTML()
+        self.fits = W.HTML(layout=W.Layout(width="270px"))
 
     def _make_view(self) -> None:
         self.subject, self.explanation, self.csv = W.HTML(), W.HTML(), W.HTML()
@@ -131,7 +131,6 @@ class TextBrowser(Asking):
         ask = [self.ready, self.prompt, self.completion, W.HBox([indent, self.button, self.fits])]
         how = [*self.how, W.HBox([self.heat, self.unit_norm], layout=W.Layout(grid_gap="10px")), self.count]
         left = W.VBox([self.bars_title, self.bars], layout=W.Layout(flex="0 0 290px"))
-        left.add_class("inflib-beside")
         both = [W.VBox(pair) for pair in zip(self.headings, self.lists, strict=True)]
         right = W.VBox(both, layout=W.Layout(flex="1 1 480px", min_width="0"))
         self.arrange(
@@ -185,7 +184,7 @@ class TextBrowser(Asking):
             note = f"{len(first)} + {len(then)} tokens; the model reads up to {self.influence.context}"
         except InputError as error:
             note = f"<b>!</b> {escape(str(error).split(';')[0])}"
-        self.fits.value = f'<div class="inflib-quiet inflib-note">{note}</div>'
+        self.fits.value = f'<div class="inflib-quiet inflib-note inflib-one-line">{note}</div>'
 
     def _draw(self, answer: TextAnswer) -> TextAnswer:
         """Show the answer, and make the controls agree with it."""
@@ -211,7 +210,7 @@ class TextBrowser(Asking):
 
 
 _STYLE = {"description_width": "78px"}
-_BOX = {"style": _STYLE, "layout": {"width": "470px"}}
+_BOX = {"style": _STYLE, "layout": {"width": "460px"}}
 _COLOUR = {"width": "230px"}
 _LAYERS = (
     '<div class="inflib-heading">Layers</div><div class="inflib-quiet">parts of all influence; a click filters</div>'

@@ -113,7 +113,7 @@ class TextInfluence(Engine):
         try:
             ids = self.corpus.vocabulary.encode(text)
         except ValueError as error:
-            raise InputError(f"the {what} has something that the model never read: {error}") from None
+            raise InputError(f"the {what} cannot be read: {error}") from None
         if not ids:
             why = "the model reads first" if what == "prompt" else "the question is about: how likely it is then"
             raise InputError(f"the {what} is empty; expected at least one token, the text that {why}. Type some.")

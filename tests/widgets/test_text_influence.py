@@ -168,8 +168,8 @@ BAD = {
     "no prompt": ("", "was", "the prompt is empty; expected at least one token, the text that the model reads first"),
     "a prompt of blanks": ("  ", "was", "the prompt is empty"),
     "no completion": ("the", "", "the completion is empty; expected at least one token"),
-    "an unknown word": ("the qwerty", "was", "the prompt has something that the model never read: 'qwerty', word 2"),
-    "an unknown answer": ("the", "was <b>", "the completion has something that the model never read: '<b>', word 2"),
+    "an unknown word": ("the qwerty", "was", "the prompt cannot be read: 'qwerty', word 2"),
+    "an unknown answer": ("the", "was <b>", "the completion cannot be read: '<b>', word 2"),
     "too long": (
         "the " * 11,
         "was the",
