@@ -59,6 +59,24 @@ class Workload:
         return Workload(**facts)
 
 
+class Convolutional(Workload):
+    """The same digits asked about with a small convolutional network: seeded, untrained, so far from saturation."""
+
+    def model(self) -> nn.Sequential:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            layers = [
+                nn.Unflatten(1, (1, 28, 28)),
+                nn.Conv2d(1, 4, 3, stride=2, padding=1),
+                nn.ReLU(),
+                nn.Conv2d(4, 6, 3, stride=2, padding=1, bias=False),
+                nn.ReLU(),
+                nn.Flatten(),
+                nn.Linear(6 * 7 * 7, 10),
+            ]
+        return nn.Sequential(*layers).to(self.train_x.dtype).eval()
+
+
 def mlp(widths: tuple[int, ...]) -> nn.Sequential:
     """Linear layers with biases, a ReLU between any two: submodules "0", "2", "4", …"""
     layers: list[nn.Module] = []

@@ -13,7 +13,7 @@ Which training examples made this model do that? The code tells one story, and a
 Each arrow is a function of plain values; the model is left exactly as it was found.
 
     symbol   shape         meaning
-    a        (B, T, i)     a layer's input: batch, positions (1 for a plain MLP), features; 1 appended for the bias
+    a        (B, T, i)     a layer's input: batch, positions (tokens, pixels; 1 for a plain MLP), features, bias's 1
     g        (B, T, o)     d(per-example loss) / d(layer output)
     Dθ       (o, i)        a layer's weight gradient, Σ_t g_t a_tᵀ; row-major wherever it is flattened
     ℓ_n      ()            per-example loss in nats, summed over an example's parts; squared error is ½‖f − y‖²

@@ -9,8 +9,8 @@ Row-major: entry (o i, o' i') is S[o, o'] A[i, i'].
 That counts every position of an example (a token, a pixel) as an example of its own, ``sharing="expand"``: exact for
 linear networks with a loss at every position. ``sharing="reduce"`` takes an example's positions together, A = Σ ā āᵀ /
 examples and S = Σ ḡ ḡᵀ / examples with ā the mean of a and ḡ the sum of g over them: exact for linear networks whose
-outputs are averaged over positions before the loss, as after global pooling; and cheaper, with one row an example
-(Eschenhagen et al. 2023, "Kronecker-Factored Approximate Curvature for Modern Neural Network Architectures").
+outputs are averaged over positions before the loss, as after global pooling (Eschenhagen et al. 2023,
+"Kronecker-Factored Approximate Curvature for Modern Neural Network Architectures").
 """
 
 from __future__ import annotations

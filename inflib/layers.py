@@ -7,9 +7,9 @@ a (B, T, i), how a gradient at the module's output becomes g (B, T, o), and how 
 
     register(MyLinear, activations=lambda module, x: x.flatten(1, -2), gradients=lambda module, g: g.flatten(1, -2))
 
-A type of another library is registered by its full name, so that nothing has to be imported: transformers' Conv1D is.
-On the first batch of every fit, capture is compared with autograd's own weight gradients (``hooks.check_capture``),
-so a wrong registration is an error, not a wrong score.
+A convolution in groups is several layers (convolutions.py). A type of another library is registered by its full name,
+so that nothing has to be imported: transformers' Conv1D is. On the first batch of every fit, capture is compared with
+autograd's own weight gradients (``hooks.check_capture``), so a wrong registration is an error, not a wrong score.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 import inflib
-from benchmarks.workload import Workload, batches, prepare, save
+from benchmarks.workload import Convolutional, Workload, batches, prepare, save
 from inflib import CrossEntropy, damping_of, influence, self_influence
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -34,6 +34,7 @@ class Problem(NamedTuple):
 
     work: Workload
     kronfluence: dict[str, Any]
+    convolutions: dict[str, Any]  # kronfluence's of another network
     curvlinops: dict[Any, Any]
 
     def curvature(self, method: str = "ekfac", labels: str = "observed") -> inflib.Kronecker:
@@ -58,7 +59,7 @@ def problem(peers_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Pro
     dampings = ["--dampings", *map(str, DAMPINGS)]
     ask(peers_python, "peer_scores.py", folder / "workload.pt", folder / "answers.pt", *dampings)
     answers = torch.load(folder / "answers.pt")
-    return Problem(work, answers["kronfluence"], answers["curvlinops"])
+    return Problem(work, answers["kronfluence"], answers["convolutions"], answers["curvlinops"])
 
 
 def ask(python: Path, script: str, *arguments: object) -> str:
@@ -88,6 +89,15 @@ def test_pairwise_scores_equal_those_of_kronfluence(problem: Problem, damping: f
 def test_self_influence_equals_that_of_kronfluence(problem: Problem, damping: float | None) -> None:
     theirs = problem.kronfluence["self"][damping]  # (N,)
     assert relative_error(problem.self_influence(problem.curvature(), damping), theirs) < EQUAL
+
+
+@pytest.mark.parametrize("damping", [None, *DAMPINGS])
+def test_scores_of_a_convolutional_network_equal_those_of_kronfluence(problem: Problem, damping: float | None) -> None:
+    ours = problem._replace(work=Convolutional(**vars(problem.work)))
+    curvature = ours.curvature()
+    assert curvature.shapes == {"1": (4, 10), "3": (6, 36), "6": (10, 295)}
+    assert relative_error(ours.influence(curvature, damping), problem.convolutions["pairwise"][damping]) < EQUAL
+    assert relative_error(ours.self_influence(curvature, damping), problem.convolutions["self"][damping]) < EQUAL
 
 
 def test_the_default_damping_is_the_one_of_kronfluence_layer_by_layer(problem: Problem) -> None:
