@@ -158,8 +158,10 @@ class TextAnswer(Ranking[RankedText]):
         )
         return (
             f"<p><code>{escape(visible(q.prompt))}</code> → <code><b>{escape(visible(q.completion))}</b></code><br>"
-            f"{escape(q.describe())}<br>{escape(self.method())}</p>{self._still_bars()}{lists}"
-            f"<p><small>{self.scale()}<br>{escape(self.legend())} {escape(self.explanation())}</small></p>"
+            f"{escape(q.describe())}<br>{escape(self.method())}</p>"
+            f"<table><tr><td {_LEFT}>{self._still_bars()}</td><td {_LEFT}>{lists}</td></tr></table>"
+            f"<p><small>{self.scale()}<br>{escape(self.legend())} Where colours are taken out, + is underlined and − "
+            f"in italics. {escape(self.explanation())}</small></p>"
         )
 
     def _still_rows(self, few: Sequence[RankedText]) -> str:
@@ -176,12 +178,12 @@ class TextAnswer(Ranking[RankedText]):
         bars = self.bars()
         most = max((abs(part) for _, *parts, _ in bars for part in parts), default=0.0) or 1.0
         rows = "".join(
-            f"<tr><td {_LEFT}>{f'<b>{escape(name)}</b>' if chosen else escape(name)}</td>"
-            f"<td {_RIGHT}>{down:.1%}{_bar(-down / most, False, 120)}</td>"
-            f"<td {_LEFT}>+{up:.1%}{_bar(up / most, True, 120)}</td></tr>"
+            f"<tr><td {_LEFT}><small>{f'<b>{escape(name)}</b>' if chosen else escape(name)}</small></td>"
+            f"<td {_RIGHT}><small>−{-down:.0%}</small>{_bar(-down / most, False, 50)}</td>"
+            f"<td {_LEFT}><small>+{up:.0%}</small>{_bar(up / most, True, 50)}</td></tr>"
             for name, up, down, chosen in bars
-        ).replace(">-", ">−")
-        return f"<table><tr><th>layer</th><th>−</th><th>+ (parts of all influence)</th></tr>{rows}</table>"
+        )
+        return f"<p><b>Layers</b><br><small>parts of all influence</small></p><table>{rows}</table>"
 
     def table(self) -> list[dict[str, object]]:
         """One row for each sequence in the two lists, with its layers' parts and all that says how it was scored."""

@@ -40,7 +40,8 @@ class TextBrowser(Asking):
     queries:    (prompt, completion) pairs to choose from beside what is typed; the first is shown first.
     curvatures: {name: curvature} to choose from, see ``three_methods``; None for the index's own alone.
     context:    how many tokens the model reads at most; None for the longest that it was trained on.
-    method, damping, count, unit_norm: what is shown first. Afterwards the controls decide.
+    method, damping, count, unit_norm, heat: what is shown first. Afterwards the controls decide. ``heat`` is what
+    colours a token: "position" (eq. 31 of Grosse et al. 2023), "output" (eq. 36) or "input" (eq. 38).
 
     In both boxes ⏎ stands for a new line. ``answer`` is what is shown, as plain values; ``table()``, ``token_table()``
     and ``to_csv(path)`` hand it out. ``ask`` raises ``InputError``, a ValueError, for what cannot be asked.
@@ -62,11 +63,14 @@ class TextBrowser(Asking):
         damping: float = 0.1,
         count: int = 8,
         unit_norm: bool = False,
+        heat: str = "position",
     ) -> None:
         if not queries:
             raise ValueError("queries is empty; expected at least one (prompt, completion) pair: the one shown first.")
         self.influence = TextInfluence(model, objective, index, corpus, curvatures, context)
-        first = Settings(method or next(iter(self.influence.curvatures)), damping, count=count, unit_norm=unit_norm)
+        first = Settings(
+            method or next(iter(self.influence.curvatures)), damping, count=count, unit_norm=unit_norm, heat=heat
+        )
         super().__init__("TextBrowser", "inflib-text-browser", self.influence, first)
         self.answer: TextAnswer
         self._queries = [(first, then) for first, then in queries]
@@ -74,7 +78,7 @@ class TextBrowser(Asking):
         self.unit_norm = W.Checkbox(
             value=unit_norm, description="÷ norm of its gradient", indent=False, layout=W.Layout(width="auto")
         )
-        heats = [(name, heat) for heat, (name, _) in HEATS.items()]
+        heats = [(name, key) for key, (name, _) in HEATS.items()]
         self.heat = W.Dropdown(options=heats, value=first.heat, description="Colour", style=STYLE, layout=_COLOUR)
         self._make_question_controls()
         self._make_view()
