@@ -9,7 +9,7 @@ as for any other layer (Grosse & Martens 2016, "A Kronecker-factored approximate
 A convolution in several groups is as many matrices (o / groups, i), each seeing its own channels only: each is a layer
 by itself, "name.group0", "name.group1", ..., and ``layers="name"`` means all of them.
 
-Memory: the patches of a batch, B · T · i numbers, are kept from the forward pass until its gradients are used (and twice
+Memory: the patches of a batch, B · T · i numbers, are kept from the forward pass until its gradients are used (twice
 as many while they are made). An input pixel is in kernel cells / stride² of them: 9 for 3 × 3, 2.25 at stride 2. Where
 that is too much, give smaller batches.
 """
