@@ -7,7 +7,6 @@ Everything is in the workload's dtype and the factors use the data's own labels,
     kronfluence   fitted with observed labels
                   "mean_eigenvalues"       {layer: mean Λ}
                   "pairwise", "self"       {damping: (Q, N)} and {damping: (N,)}; damping None is 0.1 · mean Λ per layer
-    convolutions  the same of a convolutional network
     curvlinops    "probe"                  {layer: (K, o, i + 1)}, random
                   ("ekfac" or "kfac", labels)  C · probe, for labels "observed" and "expected"
 """
@@ -24,7 +23,7 @@ import with_curvlinops
 import with_kronfluence
 from curvlinops import EKFACLinearOperator, KFACLinearOperator
 from torch import Tensor, nn
-from workload import Convolutional, Workload, load
+from workload import Workload, load
 
 
 def main() -> None:
@@ -36,11 +35,9 @@ def main() -> None:
     options = parser.parse_args()
     warnings.filterwarnings("ignore", category=FutureWarning, module="kronfluence")  # of torch's, on its autocast
     work = load(options.workload)
-    answers = {
-        "kronfluence": kronfluence(work, [None, *options.dampings], options.batch_size),
-        "convolutions": kronfluence(Convolutional(**vars(work)), [None, *options.dampings], options.batch_size),
-        "curvlinops": curvlinops(work, options.batch_size),
-    }
+    answers = {"kronfluence": kronfluence(work, [None, *options.dampings], options.batch_size)}
+    if work.task == "digits":
+        answers["curvlinops"] = curvlinops(work, options.batch_size)
     torch.save(answers, options.answers)
 
 

@@ -1,14 +1,16 @@
-"""inflib beside kronfluence and curvlinops on one workload in one run: CPU-seconds, peak memory, agreement of scores.
+"""inflib beside kronfluence and curvlinops on two workloads in one run: CPU-seconds, peak memory, agreement of scores.
 
-    make bench                                      # everything, about 1,050 CPU-seconds
-    make bench BENCH_ARGS="--quick"                 # a small slice and a small network, about 60
+    make bench                                      # everything, about 1,250 CPU-seconds
+    make bench BENCH_ARGS="--task characters"       # one of the two, digits or characters
+    make bench BENCH_ARGS="--quick"                 # small slices and small models
     python benchmarks/run.py --only pairwise        # one stage (and the fits that it needs)
-    python benchmarks/run.py --skip-slow            # without kronfluence's fit and self-influence
+    python benchmarks/run.py --skip-slow            # without kronfluence's fit and self-influence of the digits
 
-The workload: MNIST, 10,000 training examples and 100 queries, a 784-512-256-10 ReLU network in float32, lightly
-trained. Labels of the fit are sampled from the model, one draw, in every library; expected labels are reported beside.
-Every stage of every library runs in a process of its own, in the environment that `make peers` builds, with the same
-number of threads. The table goes to the screen and, with all figures as JSON, to `benchmarks/results/`.
+digits: MNIST, 10,000 training examples and 100 queries, a 784-512-256-10 ReLU network. characters: tiny Shakespeare,
+2,000 sequences of 128 and 20 queries, a transformer of two blocks of width 128, influence through its perceptrons.
+Float32, lightly trained. Labels of the fit are sampled from the model, one draw, in every library. Every stage of every
+library runs in a process of its own, in the environment that `make peers` builds, with the same number of threads. The
+tables go to the screen and, with all figures as JSON, to `benchmarks/results/`.
 """
 
 from __future__ import annotations
@@ -28,34 +30,51 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
-STAGES = ("fit", "pairwise", "self_influence")
-FULL = {"widths": (784, 512, 256, 10), "train": 10_000, "queries": 100, "epochs": 2}
-QUICK = {"widths": (784, 64, 32, 10), "train": 400, "queries": 10, "epochs": 12}
-SLOW = {("kronfluence", "fit"), ("kronfluence", "self_influence")}
+STAGES = {
+    "digits": ("fit", "pairwise", "self_influence"),
+    "characters": ("fit", "pairwise", "self_influence", "index", "second_query"),
+}
+NEEDS = {"pairwise": ("fit",), "self_influence": ("fit",), "index": ("fit",), "second_query": ("fit", "index")}
+OURS = ("index", "second_query")  # stages that no other library has
+FULL = {
+    "digits": {"shape": (784, 512, 256, 10), "train": 10_000, "queries": 100, "epochs": 2},
+    "characters": {"shape": (128, 128, 128, 4, 512, 2), "train": 2_000, "queries": 20, "epochs": 1},
+}
+QUICK = {
+    "digits": {"shape": (784, 64, 32, 10), "train": 400, "queries": 10, "epochs": 12},
+    "characters": {"shape": (128, 32, 16, 2, 32, 2), "train": 100, "queries": 5, "epochs": 5},
+}
+SLOW = {("digits", "kronfluence", "fit"), ("digits", "kronfluence", "self_influence")}
 STAND_IN = 256  # examples that kronfluence's factors are fitted on under --skip-slow
 REPEAT_BELOW = 60.0  # CPU-seconds: a longer stage runs once
 
 # The batch size that serves each library best, of those tried (README.md has the figures). kronfluence holds one
 # gradient per example of a batch, so small batches serve it better in time and memory both, except in `pairwise`.
 BATCH = {
-    ("kronfluence", "fit"): 8,
-    ("kronfluence", "pairwise"): 1000,
-    ("kronfluence", "self_influence"): 8,
-    ("curvlinops", "fit"): 500,
-    ("inflib", "fit"): 1000,
-    ("inflib", "pairwise"): 1000,
-    ("inflib", "self_influence"): 1000,
+    ("digits", "kronfluence", "fit"): 8,
+    ("digits", "kronfluence", "pairwise"): 1000,
+    ("digits", "kronfluence", "self_influence"): 8,
+    ("digits", "curvlinops", "fit"): 500,
+    ("digits", "inflib", "fit"): 1000,
+    ("digits", "inflib", "pairwise"): 1000,
+    ("digits", "inflib", "self_influence"): 1000,
 }
+BATCH_OF_SEQUENCES = {"kronfluence": 8, "inflib": 16}
 
 
 @dataclass(frozen=True)
 class Job:
     """One stage of one library."""
 
+    task: str
     library: str
     stage: str
     labels: str = "sampled"
     max_examples: int | None = None  # fit on this many only, a stand-in that is not reported
+
+    @property
+    def batch_size(self) -> int:
+        return BATCH.get((self.task, self.library, self.stage)) or BATCH_OF_SEQUENCES[self.library]
 
     @property
     def title(self) -> str:
@@ -65,54 +84,67 @@ class Job:
 
 def main() -> None:
     options = _options()
+    reports, figures = [], {}
+    for task in [options.task] if options.task else list(STAGES):
+        report, figures[task] = compare(task, options)
+        reports.append(report)
+    text = "\n\n".join(reports)
+    print(f"\n{text}")
+    print(f"\nkept in {keep(text, figures, options)}")
+
+
+def compare(task: str, options: argparse.Namespace) -> tuple[str, dict[str, Any]]:
+    """One task's report, and its figures for the JSON."""
     with tempfile.TemporaryDirectory() as name:
-        bench = Bench(Path(name), options.python, options.threads)
-        size = QUICK if options.quick else FULL
-        facts = bench.train(**size)
+        bench = Bench(task, Path(name), options.python, options.threads)
+        facts = bench.train(**(QUICK if options.quick else FULL)[task])
         print(_heading(facts, options) + "\n", flush=True)
         costs = {}
-        for job in plan(options.only, options.skip_slow):
+        for job in plan(task, options.only, options.skip_slow):
             runs = bench.measure(job, 1 if job.max_examples else options.repeats)
             if not job.max_examples:
                 costs[job] = runs
         agreement = bench.agreement(options) if options.only in (None, "agreement") else {}
     report = "\n\n".join(filter(None, [_heading(facts, options), table(costs), agreement_table(agreement)]))
-    print(f"\n{report}")
-    print(f"\nkept in {keep(report, facts, costs, agreement, options)}")
+    stages = [vars(job) | {"batch_size": job.batch_size, "runs": runs} for job, runs in costs.items()]
+    return report, {"workload": facts, "stages": stages, "agreement": agreement}
 
 
-def plan(only: str | None, skip_slow: bool) -> list[Job]:
-    """What is run, in order: a score stage needs its library's fit before it."""
+def plan(task: str, only: str | None, skip_slow: bool) -> list[Job]:
+    """What is run, in order: a stage's library needs the stages before it that it builds on."""
     jobs = []
-    for stage in STAGES:
+    for stage in STAGES[task]:
         wanted = only in (None, stage)
         for library in ("kronfluence", "inflib"):
-            if (library, stage) in SLOW and skip_slow:
+            if library == "kronfluence" and (stage in OURS or (only in OURS and not wanted)):
+                continue
+            if (task, library, stage) in SLOW and skip_slow:
                 if stage == "fit" and only in (None, "fit", "pairwise"):
-                    jobs.append(Job(library, stage, max_examples=STAND_IN))
-            elif wanted or (stage == "fit" and only in ("pairwise", "self_influence")):
-                jobs.append(Job(library, stage))
-        if stage == "fit" and wanted:
-            jobs += [Job("curvlinops", "fit"), Job("curvlinops", "fit", "expected"), Job("inflib", "fit", "expected")]
+                    jobs.append(Job(task, library, stage, max_examples=STAND_IN))
+            elif wanted or stage in NEEDS.get(only or "", ()):
+                jobs.append(Job(task, library, stage))
+        if task == "digits" and stage == "fit" and wanted:
+            jobs += [Job(task, "curvlinops", "fit"), Job(task, "curvlinops", "fit", "expected")]
+            jobs.append(Job(task, "inflib", "fit", "expected"))
     return jobs
 
 
 class Bench:
     """Runs this folder's scripts with the peers' interpreter; what they write lives in `folder`."""
 
-    def __init__(self, folder: Path, python: Path, threads: int):
-        self.folder, self.python, self.threads = folder, python, threads
+    def __init__(self, task: str, folder: Path, python: Path, threads: int):
+        self.task, self.folder, self.python, self.threads = task, folder, python, threads
         self.workload = folder / "workload.pt"
 
-    def train(self, widths: tuple[int, ...], train: int, queries: int, epochs: int) -> dict[str, Any]:
+    def train(self, shape: tuple[int, ...], train: int, queries: int, epochs: int) -> dict[str, Any]:
         sizes = ["--train", train, "--queries", queries, "--epochs", epochs]
-        return self._script("train.py", self.workload, "--widths", *widths, *sizes)
+        return self._script("train.py", self.task, self.workload, "--shape", *shape, *sizes)
 
     def measure(self, job: Job, repeats: int) -> list[dict[str, Any]]:
         """What each run cost."""
         where = job.library if job.labels == "sampled" else f"{job.library}-{job.labels}"
         arguments = [job.library, job.stage, "--workload", self.workload, "--folder", self.folder / where]
-        arguments += ["--labels", job.labels, "--batch-size", BATCH[job.library, job.stage]]
+        arguments += ["--labels", job.labels, "--batch-size", job.batch_size]
         if job.max_examples:
             arguments += ["--max-examples", job.max_examples]
         print(f"{job.title:45}", end=" ", flush=True)
@@ -124,7 +156,8 @@ class Bench:
 
     def agreement(self, options: argparse.Namespace) -> dict[str, Any]:
         print("agreement of scores", flush=True)
-        found = self._script("agree.py", self.workload, "--folder", self.folder)
+        size = [] if self.task == "digits" else ["--train", 60, "--queries", 4]
+        found = self._script("agree.py", self.workload, "--folder", self.folder, *size)
         if options.skip_slow:  # its factors are a stand-in's
             found["run"] = {}
         return found
@@ -158,7 +191,7 @@ def table(costs: dict[Job, list[dict[str, Any]]]) -> str:
     ]
     for job, runs in costs.items():
         values = figures(runs)
-        base = figures(costs[Job("inflib", job.stage)])
+        base = figures(costs[Job(job.task, "inflib", job.stage)])
         cells = []
         for name, digits in (("cpu_s", 2), ("peak_mib", 0), ("above_mib", 0)):
             cells += [f"{values[name]:,.{digits}f}", f"{values[name] / base[name]:.2f}" if base[name] > 0 else "–"]
@@ -169,7 +202,16 @@ def table(costs: dict[Job, list[dict[str, Any]]]) -> str:
         "Peak: the resident set's high-water mark; above baseline: less what imports, data and model held before. "
         "Ratio: to inflib on the same stage (its fit with sampled labels)."
     )
-    return "\n".join(lines) + "\n\n" + note if costs else ""
+    return "\n".join(lines) + "\n\n" + _second_query(costs) + note if costs else ""
+
+
+def _second_query(costs: dict[Job, list[dict[str, Any]]]) -> str:
+    """What new queries cost against an index, in units of the other library's pass over the training data."""
+    found = {(job.library, job.stage): figures(runs)["cpu_s"] for job, runs in costs.items()}
+    ours, theirs = found.get(("inflib", "second_query")), found.get(("kronfluence", "pairwise"))
+    if ours is None or theirs is None:
+        return ""
+    return f"Second query: {ours / theirs:.3f} of kronfluence's pairwise, which passes over the training data again. "
 
 
 def figures(runs: list[dict[str, Any]]) -> dict[str, float]:
@@ -193,17 +235,14 @@ def agreement_table(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def keep(
-    report: str, facts: dict[str, Any], costs: dict[Job, list], agreement: dict, options: argparse.Namespace
-) -> Path:
+def keep(report: str, figures: dict[str, Any], options: argparse.Namespace) -> Path:
     """Write report and figures to a folder that git ignores; the path of the report."""
     folder = options.results
     folder.mkdir(parents=True, exist_ok=True)
     (folder / ".gitignore").write_text("*\n")
     stem = f"{datetime.now():%Y-%m-%d-%H%M%S}" + ("-quick" if options.quick else "")
-    stages = [vars(job) | {"batch_size": BATCH[job.library, job.stage], "runs": runs} for job, runs in costs.items()]
-    everything = {"workload": facts, "threads": options.threads, "machine": machine(), "stages": stages}
-    (folder / f"{stem}.json").write_text(json.dumps(everything | {"agreement": agreement}, indent=1) + "\n")
+    everything = {"threads": options.threads, "machine": machine(), "tasks": figures}
+    (folder / f"{stem}.json").write_text(json.dumps(everything, indent=1) + "\n")
     (folder / f"{stem}.md").write_text(report + "\n")
     return folder / f"{stem}.md"
 
@@ -213,10 +252,11 @@ def machine() -> str:
 
 
 def _heading(facts: dict[str, Any], options: argparse.Namespace) -> str:
-    network = "-".join(map(str, facts["widths"]))
+    shape = "-".join(map(str, facts["shape"]))
+    model = f"{shape}, ReLU" if facts["task"] == "digits" else f"transformer {shape}"
     threads = "1 thread" if options.threads == 1 else f"{options.threads} threads"
     return (
-        f"{facts['source']}: {facts['train']:,} training examples, {facts['queries']:,} queries; {network}, ReLU, "
+        f"{facts['source']}: {facts['train']:,} training examples, {facts['queries']:,} queries; {model}, "
         f"float32, training loss {facts['train_loss']:.3f}; torch {facts['torch']}, {threads}, "
         f"{machine()}"
     )
@@ -225,8 +265,11 @@ def _heading(facts: dict[str, Any], options: argparse.Namespace) -> str:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a small slice and network: does it all still run?")
-    parser.add_argument("--only", choices=[*STAGES, "agreement"], help="one stage, with the fits that it needs")
-    parser.add_argument("--skip-slow", action="store_true", help="without kronfluence's fit and self-influence")
+    parser.add_argument("--task", choices=list(STAGES), help="one of the two workloads (default: both)")
+    parser.add_argument(
+        "--only", choices=[*STAGES["characters"], "agreement"], help="one stage, with those that it needs"
+    )
+    parser.add_argument("--skip-slow", action="store_true", help="without kronfluence's slowest stages of the digits")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=3, help=f"of stages under {REPEAT_BELOW:g} CPU-s (default 3)")
     peers = ROOT / ".venv-peers" / "bin" / "python"

@@ -35,9 +35,13 @@ def main() -> None:
         arguments["labels"] = options.labels
         if options.max_examples is not None:
             arguments["max_examples"] = options.max_examples
+    if options.stage == "second_query":
+        arguments = {"built": library.held(options.folder)}
+    else:
+        arguments["folder"] = options.folder
     _warm_up(work)
     with Cost() as cost:
-        scores = getattr(library, options.stage)(work, options.folder, **arguments)
+        scores = getattr(library, options.stage)(work, **arguments)
     if scores is not None:
         torch.save(scores, options.folder / f"{options.stage}.pt")
     print(json.dumps(asdict(cost)))
@@ -53,7 +57,7 @@ def _warm_up(work: Workload) -> None:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("library", choices=["inflib", "kronfluence", "curvlinops"])
-    parser.add_argument("stage", choices=["fit", "pairwise", "self_influence"])
+    parser.add_argument("stage", choices=["fit", "pairwise", "self_influence", "index", "second_query"])
     parser.add_argument("--workload", type=Path, required=True, help="file written by workload.save")
     parser.add_argument("--folder", type=Path, required=True, help="where the library keeps factors and scores")
     parser.add_argument("--batch-size", type=int, required=True)

@@ -1,33 +1,37 @@
 """Make the workload, in a process of its own.
 
-python train.py work.pt --widths 784 512 256 10 --train 10000 --queries 100
+python train.py digits work.pt --shape 784 512 256 10 --train 10000 --queries 100
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from importlib import import_module
 from pathlib import Path
 
 import torch
-from workload import prepare, save
+from workload import save
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("task", choices=["digits", "characters"])
     parser.add_argument("file", type=Path, help="file to write")
-    parser.add_argument("--widths", type=int, nargs="+", required=True)
+    parser.add_argument("--shape", type=int, nargs="+", required=True)
     parser.add_argument("--train", type=int, required=True)
     parser.add_argument("--queries", type=int, required=True)
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    work = prepare(tuple(options.widths), options.train, options.queries, options.epochs)
+    prepare = import_module(options.task).prepare
+    work = prepare(tuple(options.shape), options.train, options.queries, options.epochs)
     save(work, options.file)
     facts = {
         "source": work.source,
-        "widths": work.widths,
+        "task": work.task,
+        "shape": work.shape,
         "train": len(work.train_x),
         "queries": len(work.query_x),
         "train_loss": work.train_loss,

@@ -1,7 +1,7 @@
 """inflib on the workload, called as its README says.
 
-The fitted curvature goes through a file between the stages, written and read inside the measured time, because the
-other library's factors do too.
+The fitted curvature and the index go through a file between the stages, written and read inside the measured time,
+because the other library's factors do too.
 """
 
 from __future__ import annotations
@@ -14,28 +14,51 @@ from workload import Workload, batches
 
 import inflib
 
-CURVATURE = "curvature.pt"
+CURVATURE, INDEX = "curvature.pt", "index.pt"
 
 
 def fit(work: Workload, folder: Path, batch_size: int, labels: str, max_examples: int | None = None) -> None:
     """EK-FAC, left in the folder. `labels` is "expected", "sampled" (one draw) or "observed"."""
     if max_examples is not None:
-        work = work.cut(max_examples, len(work.query_x), work.train_x.dtype)
+        work = work.cut(max_examples, len(work.query_x), next(iter(work.weights.values())).dtype)
     train = batches(work.train_set(), batch_size)
-    curvature = inflib.ekfac(work.model(), inflib.CrossEntropy(), train, labels=labels, seed=0, progress=False)
+    curvature = inflib.ekfac(
+        work.model(), objective(work), train, layers=list(work.layers), labels=labels, seed=0, progress=False
+    )
     torch.save(curvature, folder / CURVATURE)
 
 
 def pairwise(work: Workload, folder: Path, batch_size: int) -> Tensor:
     """Scores (Q, N) at the default damping, 0.1 · mean Λ of each layer."""
     train, queries = batches(work.train_set(), batch_size), batches(work.query_set(), batch_size)
-    return inflib.influence(work.model(), inflib.CrossEntropy(), train, queries, _load(folder), progress=False)
+    return inflib.influence(work.model(), objective(work), train, queries, _load(folder), progress=False)
 
 
 def self_influence(work: Workload, folder: Path, batch_size: int) -> Tensor:
     """Scores (N,) at the default damping."""
     data = batches(work.train_set(), batch_size)
-    return inflib.self_influence(work.model(), inflib.CrossEntropy(), data, _load(folder), progress=False)
+    return inflib.self_influence(work.model(), objective(work), data, _load(folder), progress=False)
+
+
+def index(work: Workload, folder: Path, batch_size: int) -> None:
+    """The training side prepared for later queries, left in the folder."""
+    train = batches(work.train_set(), batch_size)
+    built = inflib.TrainIndex.build(work.model(), objective(work), train, _load(folder), progress=False)
+    torch.save(built, folder / INDEX)
+
+
+def second_query(work: Workload, built: inflib.TrainIndex) -> Tensor:
+    """Scores (Q, N) from an index that is held: queries captured and contracted, no pass over the training data."""
+    return built.influence(work.model(), objective(work), batches(work.query_set(), len(work.query_x)))
+
+
+def held(folder: Path) -> inflib.TrainIndex:
+    """The index, read before the clock starts: a session holds it."""
+    return torch.load(folder / INDEX, weights_only=False)
+
+
+def objective(work: Workload) -> inflib.Objective:
+    return inflib.NextToken() if work.train_y.ndim == 2 else inflib.CrossEntropy()
 
 
 def _load(folder: Path) -> inflib.Curvature:

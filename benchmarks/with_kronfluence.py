@@ -16,36 +16,44 @@ from kronfluence.analyzer import Analyzer, prepare_model
 from kronfluence.arguments import FactorArguments, ScoreArguments
 from kronfluence.task import Task
 from torch import Tensor, nn
-from workload import Workload
+from workload import Workload, summed_loss
 
 FACTORS, SCORES = "factors", "scores"  # names inside the library's output folder
 
 
-class Digits(Task):
-    """Cross-entropy, with labels drawn from the model where the true Fisher is wanted."""
+class Labels(Task):
+    """Cross-entropy summed over a batch and its tokens, with the model's own labels where the true Fisher is wanted."""
+
+    def __init__(self, layers: tuple[str, ...]):
+        super().__init__()
+        self.layers = list(layers)
 
     def compute_train_loss(self, batch: tuple[Tensor, Tensor], model: nn.Module, sample: bool = False) -> Tensor:
         inputs, labels = batch
         outputs = model(inputs)
         if sample:
             with torch.no_grad():
-                labels = torch.multinomial(outputs.softmax(-1), 1).flatten()
-        return nn.functional.cross_entropy(outputs, labels, reduction="sum")
+                labels = torch.multinomial(outputs.flatten(0, -2).softmax(-1), 1).reshape(labels.shape)
+        return summed_loss(outputs, labels)
 
     def compute_measurement(self, batch: tuple[Tensor, Tensor], model: nn.Module) -> Tensor:
         return self.compute_train_loss(batch, model)
 
+    def get_influence_tracked_modules(self) -> list[str]:
+        return self.layers
+
 
 def analyzer(work: Workload, folder: Path) -> Analyzer:
     """The library's handle on a fresh copy of the model (it wraps the model's layers in place)."""
-    model = prepare_model(work.model(), Digits())
-    return Analyzer("bench", model, Digits(), cpu=True, disable_tqdm=True, output_dir=str(folder))
+    task = Labels(work.layers)
+    model = prepare_model(work.model(), task)
+    return Analyzer("bench", model, task, cpu=True, disable_tqdm=True, output_dir=str(folder))
 
 
 def fit(work: Workload, folder: Path, batch_size: int, labels: str, max_examples: int | None = None) -> None:
     """EK-FAC factors, left in the folder. `labels` is "sampled" (one draw) or "observed"."""
     torch.manual_seed(0)
-    dtype = work.train_x.dtype
+    dtype = _dtype(work)
     arguments = FactorArguments(
         strategy="ekfac",
         use_empirical_fisher=labels == "observed",
@@ -72,7 +80,7 @@ def pairwise(work: Workload, folder: Path, batch_size: int, damping: float | Non
         train_dataset=work.train_set(),
         per_device_query_batch_size=len(work.query_x),
         per_device_train_batch_size=batch_size,
-        score_args=_score_arguments(work.train_x.dtype, damping),
+        score_args=_score_arguments(_dtype(work), damping),
         overwrite_output_dir=True,
     )
     return handle.load_pairwise_scores(SCORES)["all_modules"]
@@ -86,7 +94,7 @@ def self_influence(work: Workload, folder: Path, batch_size: int, damping: float
         FACTORS,
         train_dataset=work.train_set(),
         per_device_train_batch_size=batch_size,
-        score_args=_score_arguments(work.train_x.dtype, damping),
+        score_args=_score_arguments(_dtype(work), damping),
         overwrite_output_dir=True,
     )
     return handle.load_self_scores(SCORES)["all_modules"]
@@ -97,6 +105,10 @@ def mean_eigenvalues(work: Workload, folder: Path) -> dict[str, float]:
     factors = analyzer(work, folder).load_lambda_matrices(FACTORS)
     counts = factors["num_lambda_processed"]
     return {name: (total.double().mean() / counts[name]).item() for name, total in factors["lambda_matrix"].items()}
+
+
+def _dtype(work: Workload) -> torch.dtype:
+    return next(iter(work.weights.values())).dtype
 
 
 def _score_arguments(dtype: torch.dtype, damping: float | None) -> ScoreArguments:

@@ -47,12 +47,12 @@ class Recording:
     activations: dict[str, Tensor] = field(default_factory=dict)  # (B, T, i) per layer
     calls: dict[str, list[tuple[nn.Module, GradientEdge]]] = field(default_factory=dict)
 
-    def gradients(self, seed: Tensor) -> dict[str, Tensor]:
-        """g (B, T, o) of every layer for Σ_b ⟨seed_b, outputs_b⟩; may be called for several seeds."""
+    def gradients(self, seed: Tensor, *, last: bool = False) -> dict[str, Tensor]:
+        """g (B, T, o) of every layer for Σ_b ⟨seed_b, outputs_b⟩, for one seed after another up to the ``last``."""
         edges = [edge for calls in self.calls.values() for _, edge in calls]
         with torch.enable_grad():
             total = (self.outputs * seed).sum()  # a scalar: for a given gradient torch would first import sympy
-        found = torch.autograd.grad(total, edges, retain_graph=True, allow_unused=True)
+        found = torch.autograd.grad(total, edges, retain_graph=not last, allow_unused=True)
         gradients, at = {}, 0
         for name, calls in self.calls.items():
             parts = []
@@ -189,7 +189,7 @@ def pairs(
         seed = output_gradient(objective.loss, recording.outputs, targets)
     else:
         seed = output_gradient(lambda f, y: objective.measure(measurement, f, y), recording.outputs, targets)
-    g = recording.gradients(seed)
+    g = recording.gradients(seed, last=True)
     return {name: Pair(recording.activations[name], g[name]) for name in layers}
 
 
@@ -218,7 +218,9 @@ def check_mode(model: nn.Module) -> None:
 
 def check_finite(name: str, what: str, value: Tensor, batch: int) -> None:
     """Raise FloatingPointError naming the layer, the quantity and the batch where something is not finite."""
-    if not bool(torch.isfinite(value).all()):
+    # a sum is finite unless a term is not, or it overflows: only then is every number looked at
+    total = value.sum(dtype=torch.promote_types(value.dtype, torch.float32))
+    if not bool(torch.isfinite(total)) and not bool(torch.isfinite(value).all()):
         raise FloatingPointError(
             f"layer {name!r}: {what} of batch {batch} hold NaN or infinity; expected finite numbers. "
             "Look at that batch's inputs and loss, or use a wider dtype (float32 in place of half precision)."

@@ -274,6 +274,6 @@ def present_means(a: Tensor, there: Tensor | None) -> Tensor:
 
 def _at_every_call(a: Tensor, there: Tensor | None) -> Tensor | None:
     """The mask (B, T) over a layer's own positions; None where all of them count."""
-    if there is None or a.shape[1] % there.shape[1]:
+    if there is None or a.shape[1] % there.shape[1] or bool(there.all()):
         return None
     return there.repeat(1, a.shape[1] // there.shape[1])

@@ -13,13 +13,16 @@ import subprocess
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import characters
+import convolutions as conv
+import digits
 import pytest
 import torch
 from torch import Tensor
+from workload import Workload, batches, save
 
 import inflib
-from benchmarks.workload import Convolutional, Workload, batches, prepare, save
-from inflib import CrossEntropy, damping_of, influence, self_influence
+from inflib import CrossEntropy, NextToken, Objective, TrainIndex, damping_of, influence, self_influence
 
 ROOT = Path(__file__).resolve().parent.parent
 BENCHMARKS = ROOT / "benchmarks"
@@ -30,36 +33,56 @@ pytestmark = pytest.mark.peers
 
 
 class Problem(NamedTuple):
-    """The same digits and network on both sides, and what the other libraries answered."""
+    """The same data and model on both sides, and what the other libraries answered."""
 
     work: Workload
+    objective: Objective
     kronfluence: dict[str, Any]
-    convolutions: dict[str, Any]  # kronfluence's of another network
     curvlinops: dict[Any, Any]
 
     def curvature(self, method: str = "ekfac", labels: str = "observed") -> inflib.Kronecker:
         train = batches(self.work.train_set(), 64)
-        return getattr(inflib, method)(self.work.model(), CrossEntropy(), train, labels=labels, progress=False)
+        layers = list(self.work.layers)
+        return getattr(inflib, method)(
+            self.work.model(), self.objective, train, layers=layers, labels=labels, progress=False
+        )
 
     def influence(self, curvature: inflib.Kronecker, damping: Any) -> Tensor:
         train, queries = batches(self.work.train_set(), 64), batches(self.work.query_set(), 4)
-        return influence(self.work.model(), CrossEntropy(), train, queries, curvature, damping, progress=False)
+        return influence(self.work.model(), self.objective, train, queries, curvature, damping, progress=False)
 
     def self_influence(self, curvature: inflib.Kronecker, damping: Any) -> Tensor:
         data = batches(self.work.train_set(), 64)
-        return self_influence(self.work.model(), CrossEntropy(), data, curvature, damping, progress=False)
+        return self_influence(self.work.model(), self.objective, data, curvature, damping, progress=False)
+
+
+def asked(python: Path, folder: Path, work: Workload, objective: Objective) -> Problem:
+    save(work, folder / "workload.pt")
+    dampings = ["--dampings", *map(str, DAMPINGS)]
+    ask(python, "peer_scores.py", folder / "workload.pt", folder / "answers.pt", *dampings)
+    answers = torch.load(folder / "answers.pt")
+    return Problem(work, objective, answers["kronfluence"], answers.get("curvlinops", {}))
 
 
 @pytest.fixture(scope="module")
 def problem(peers_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Problem:
     """200 shipped digits, 10 queries, a 784-32-16-10 network, in float64."""
-    folder = tmp_path_factory.mktemp("peers")
-    work = prepare((784, 32, 16, 10), 200, 10, epochs=10, shipped=True).cut(200, 10, torch.float64)
-    save(work, folder / "workload.pt")
-    dampings = ["--dampings", *map(str, DAMPINGS)]
-    ask(peers_python, "peer_scores.py", folder / "workload.pt", folder / "answers.pt", *dampings)
-    answers = torch.load(folder / "answers.pt")
-    return Problem(work, answers["kronfluence"], answers["convolutions"], answers["curvlinops"])
+    work = digits.prepare((784, 32, 16, 10), 200, 10, epochs=10, shipped=True).cut(200, 10, torch.float64)
+    return asked(peers_python, tmp_path_factory.mktemp("peers"), work, CrossEntropy())
+
+
+@pytest.fixture(scope="module")
+def convolutions(peers_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Problem:
+    """The same digits and a network of two convolutions."""
+    work = conv.prepare(200, 10, shipped=True).cut(200, 10, torch.float64)
+    return asked(peers_python, tmp_path_factory.mktemp("peers"), work, CrossEntropy())
+
+
+@pytest.fixture(scope="module")
+def language(peers_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Problem:
+    """60 sequences of 16 characters, 4 queries, a transformer of width 12, its perceptrons, in float64."""
+    work = characters.prepare((128, 16, 12, 2, 20, 2), 60, 4, epochs=10, shipped=True).cut(60, 4, torch.float64)
+    return asked(peers_python, tmp_path_factory.mktemp("peers"), work, NextToken())
 
 
 def ask(python: Path, script: str, *arguments: object) -> str:
@@ -91,15 +114,6 @@ def test_self_influence_equals_that_of_kronfluence(problem: Problem, damping: fl
     assert relative_error(problem.self_influence(problem.curvature(), damping), theirs) < EQUAL
 
 
-@pytest.mark.parametrize("damping", [None, *DAMPINGS])
-def test_scores_of_a_convolutional_network_equal_those_of_kronfluence(problem: Problem, damping: float | None) -> None:
-    ours = problem._replace(work=Convolutional(**vars(problem.work)))
-    curvature = ours.curvature()
-    assert curvature.shapes == {"1": (4, 10), "3": (6, 36), "6": (10, 295)}
-    assert relative_error(ours.influence(curvature, damping), problem.convolutions["pairwise"][damping]) < EQUAL
-    assert relative_error(ours.self_influence(curvature, damping), problem.convolutions["self"][damping]) < EQUAL
-
-
 def test_the_default_damping_is_the_one_of_kronfluence_layer_by_layer(problem: Problem) -> None:
     theirs = {name: 0.1 * mean for name, mean in problem.kronfluence["mean_eigenvalues"].items()}
     curvature = problem.curvature()
@@ -115,6 +129,33 @@ def test_products_with_the_curvature_equal_those_of_curvlinops(problem: Problem,
     theirs = problem.curvlinops[method, labels]
     assert ours.keys() == theirs.keys()
     assert all(relative_error(ours[name], theirs[name]) < EQUAL for name in theirs)
+
+
+@pytest.mark.parametrize("damping", [None, *DAMPINGS])
+def test_a_convolutional_networks_scores_equal_those_of_kronfluence(
+    convolutions: Problem, damping: float | None
+) -> None:
+    curvature, theirs = convolutions.curvature(), convolutions.kronfluence
+    assert curvature.shapes == {"1": (4, 10), "3": (6, 36), "6": (10, 295)}
+    assert relative_error(convolutions.influence(curvature, damping), theirs["pairwise"][damping]) < EQUAL
+    assert relative_error(convolutions.self_influence(curvature, damping), theirs["self"][damping]) < EQUAL
+
+
+@pytest.mark.parametrize("damping", [None, *DAMPINGS])
+def test_a_transformers_scores_equal_those_of_kronfluence(language: Problem, damping: float | None) -> None:
+    curvature = language.curvature()
+    pairwise = language.influence(curvature, damping)
+    assert relative_error(pairwise, language.kronfluence["pairwise"][damping]) < EQUAL
+    assert relative_error(language.self_influence(curvature, damping), language.kronfluence["self"][damping]) < EQUAL
+    train = batches(language.work.train_set(), 64)
+    index = TrainIndex.build(language.work.model(), NextToken(), train, curvature, progress=False)
+    again = index.influence(language.work.model(), NextToken(), batches(language.work.query_set(), 4), damping=damping)
+    assert relative_error(again, language.kronfluence["pairwise"][damping]) < EQUAL
+
+
+def test_the_agreement_on_a_transformer_would_notice_other_labels(language: Problem) -> None:
+    theirs = language.kronfluence["pairwise"][None]
+    assert relative_error(language.influence(language.curvature(labels="sampled"), None), theirs) > 0.01
 
 
 def test_the_agreement_would_notice_other_labels_another_damping_or_another_curvature(problem: Problem) -> None:
@@ -133,11 +174,14 @@ def test_the_agreement_would_notice_other_labels_another_damping_or_another_curv
 
 
 def test_the_benchmark_runs_and_keeps_its_table_and_figures(peers_python: Path, tmp_path: Path) -> None:
-    few = ["--quick", "--only", "pairwise", "--skip-slow", "--repeats", 1, "--threads", 1]
+    few = ["--task", "digits", "--quick", "--only", "pairwise", "--skip-slow", "--repeats", 1, "--threads", 1]
     out = ask(peers_python, "run.py", *few, "--python", peers_python, "--results", tmp_path)
     (table,), (figures,) = tmp_path.glob("*.md"), tmp_path.glob("*.json")
     assert table.read_text().strip() in out
-    stages = {(stage["library"], stage["stage"]): stage for stage in json.loads(figures.read_text())["stages"]}
+    stages = {
+        (stage["library"], stage["stage"]): stage
+        for stage in json.loads(figures.read_text())["tasks"]["digits"]["stages"]
+    }
     assert stages.keys() == {("inflib", "fit"), ("inflib", "pairwise"), ("kronfluence", "pairwise")}
     for (library, stage), found in stages.items():
         (run,) = found["runs"]
