@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from .intervals import Interval, bootstrap, rank_correlation
 from .leave_one_out import Refit, fit_linear, leave_one_out, left_out
-from .mislabels import Flipped, auc, flip_labels, recall
+from .mislabels import Flipped, auc, flip_labels, placements, recall
 from .pbrf import NotConvergedWarning, Proximal, pbrf
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "leave_one_out",
     "left_out",
     "pbrf",
+    "placements",
     "rank_correlation",
     "recall",
 ]

@@ -52,9 +52,16 @@ def auc(scores: Tensor, wrong: Tensor) -> float:
 
     ``scores`` (N,), ``wrong`` (N,) bool. The area under the curve of found mistakes against false alarms.
     """
-    n_wrong, n_right = _check(scores, wrong)
-    above = float(ranks(scores)[wrong].sum()) - n_wrong * (n_wrong + 1) / 2
-    return above / (n_wrong * n_right)
+    return float(placements(scores, wrong).mean())
+
+
+def placements(scores: Tensor, wrong: Tensor) -> Tensor:
+    """For each mislabelled example the share of correct ones that it ranks above, (W,); ``auc`` is their mean.
+
+    The differences between two rankings' placements, given to ``bootstrap``, say whether their AUCs really differ.
+    """
+    _, n_right = _check(scores, wrong)
+    return (ranks(scores)[wrong] - ranks(scores[wrong])) / n_right
 
 
 def recall(scores: Tensor, wrong: Tensor, inspected: float) -> float:

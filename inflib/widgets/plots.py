@@ -6,7 +6,7 @@ blue for negative and orange for positive. Every function draws into axes it is 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -85,3 +85,28 @@ def bars(ax: Axes, values: Mapping[str, float], *, what: str) -> Axes:
     ax.barh(names[::-1], [values[name] for name in names[::-1]], color=BLUE)
     ax.set_xlabel(what)
     return ax
+
+
+def picture_table(
+    pictures: Sequence[Sequence[Any]], captions: Sequence[Sequence[str]], headings: Mapping[int, str]
+) -> Any:
+    """Rows of small grey images on one canvas, a caption under each, as one figure.
+
+    ``pictures`` are rows of (H, W) arrays, None for a gap; ``captions`` has the same form; ``headings`` stand above the
+    column that they name, left-aligned.
+    """
+    height, width = next(p for row in pictures for p in row if p is not None).shape
+    step_y, step_x = round(1.55 * height), round(1.2 * width)
+    columns = max(map(len, pictures))
+    canvas = np.zeros((step_y * len(pictures), step_x * columns), np.uint8)
+    figure, ax = plt.subplots(figsize=(0.46 * columns, 0.6 * len(pictures) + 0.3))
+    for r, (row, words) in enumerate(zip(pictures, captions, strict=True)):
+        for c, (picture, word) in enumerate(zip(row, words, strict=True)):
+            if picture is not None:
+                canvas[r * step_y : r * step_y + height, c * step_x : c * step_x + width] = picture
+                ax.text(c * step_x + width / 2, r * step_y + height + 1, word, ha="center", va="top", fontsize=6)
+    for c, heading in headings.items():
+        ax.text(c * step_x, -4, heading, ha="left", va="bottom", fontsize=9)
+    ax.imshow(canvas, cmap="gray_r", aspect="equal")
+    ax.axis("off")
+    return figure

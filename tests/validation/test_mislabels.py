@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from inflib.validation import auc, flip_labels, recall
+from inflib.validation import auc, flip_labels, placements, recall
 
 LABELS = torch.arange(5000) % 10
 
@@ -54,6 +54,12 @@ def test_auc_is_the_share_of_pairs_in_the_right_order_with_ties_as_one_half():
     assert auc(wrong.double(), wrong) == 1
     assert auc(-wrong.double(), wrong) == 0
     assert auc(torch.zeros(40), wrong) == 0.5
+
+
+def test_a_placement_is_the_share_of_correct_examples_below_a_mislabelled_one():
+    scores = torch.tensor([5.0, 1.0, 3.0, 3.0, 0.0, 3.0])
+    wrong = torch.tensor([True, False, False, True, True, False])
+    assert placements(scores, wrong).tolist() == pytest.approx([1, (1 + 0.5 + 0.5) / 3, 0])
 
 
 def test_recall_is_the_share_found_by_looking_at_the_top():
