@@ -21,8 +21,10 @@ from inflib.validation import bootstrap
 from inflib.widgets import plots
 
 scale = "small"  # "full": MNIST's own 60,000 and 10,000, downloaded once; see the end of the notebook
-device = "cuda" if torch.cuda.is_available() else "cpu"
-if scale == "small":
+small = scale == "small"
+on = {"device": "cuda" if torch.cuda.is_available() else "cpu", "dtype": torch.float64 if small else torch.float32}
+tolerance = 1e-6 if small else 1e-2  # of equalities; statistics need no more than single precision
+if small:
     torch.set_num_threads(1)
 plots.use_style()
 
@@ -35,8 +37,8 @@ plots.use_style()
 # %%
 digits, objective = mnist(scale), CrossEntropy()
 asked = digits.queries[:: len(digits.queries) // 250]
-train = digits.train.batches(device=device, dtype=torch.float64)
-ask = asked.batches(device=device, dtype=torch.float64)
+train = digits.train.batches(**on)
+ask = asked.batches(**on)
 X, y = (torch.cat(parts) for parts in zip(*train, strict=True))  # (N, 784), (N,)
 x, z = (torch.cat(parts) for parts in zip(*ask, strict=True))  # (250, 784), (250,)
 N = len(X)
@@ -47,7 +49,7 @@ print(f"{N:,} digits to train on, {len(x)} queries")
 # rest (the gradient of its objective has norm 0.03, where a constant rate leaves 0.79). An influence function describes how an *optimum* moves; near one, at least, we should be.
 
 # %%
-model = network("settled", digits, scale, device=device)
+model = network("settled", digits, scale, **on)
 p = model(x).softmax(-1).detach()  # (250, 10) probabilities
 right = p.argmax(1) == z
 print(f"{int(right.sum())} of {len(x)} queries are classified correctly")
@@ -58,19 +60,20 @@ assert right.double().mean() > 0.9, "this network has not learned: is its checkp
 # below. One score is then computed by hand, as in notebook 00: the query's gradient against the digit's pull, through the inverse.
 
 # %%
-from inflib import capture
-
 curvature = ekfac(model, objective, train)
 damping = damping_of(curvature, 0.1)  # {layer: λ}
 scores = influence(model, objective, train, ask, curvature, damping)  # (250, N)
+curvature
+
+# %%
+from inflib import capture
 
 n = int(scores[0].argmax())
 pairs = [(x[:1], z[:1]), (X[n : n + 1], y[n : n + 1])]  # the first query, its strongest proponent
 asks, pulls = (capture(model, objective, *pair, measurement="log_likelihood") for pair in pairs)
 moved = curvature.solve({k: pair.matrices() for k, pair in pulls.items()}, damping)
 by_hand = sum(float((asks[k].matrices() * moved[k]).sum()) for k in curvature.layers)
-assert abs(by_hand / float(scores[0, n]) - 1) < 1e-9, "∇m · (C + λ)⁻¹ (−∇ℓ), each layer with its own λ"
-curvature
+assert abs(by_hand / float(scores[0, n]) - 1) < tolerance, "∇m · (C + λ)⁻¹ (−∇ℓ), each layer with its own λ"
 
 # %% [markdown]
 # ## The published pictures, redone
@@ -85,10 +88,14 @@ def strongest(scores, k=10):
     return (-scores).argsort(dim=1, stable=True)[:, :k]
 
 
-cnn = network("cnn", digits, scale, device=device)
+# %%
+cnn = network("cnn", digits, scale, **on)
 cnn_curvature = ekfac(cnn, objective, train)
+cnn_curvature
+
+# %%
 others = {"CNN": influence(cnn, objective, train, ask, cnn_curvature)}
-print(cnn_curvature)
+assert others["CNN"].shape == scores.shape, "one row a query, one column a training digit, whatever the network"
 
 # %% [markdown]
 # Each caption is the digit's label and what it contributes to the query's log-likelihood, in nats (score ÷ N, so that taking the digit away is predicted to cost it). Look along a row: do the ten resemble the query?
@@ -103,6 +110,7 @@ def of(q, scores):
     return [*digits.train.images[rows.cpu()]], captions
 
 
+# %%
 pictures, captions = [], []
 for q in [int((z == c).nonzero()[0]) for c in range(10)]:
     (ours, our_captions), (theirs, their_captions) = of(q, scores), of(q, others["CNN"])
@@ -115,7 +123,7 @@ assert len({len(row) for row in captions}) == 1, "a row is too short: has a quer
 # %% [markdown]
 # It does look as it was described. There are crossed, broken and tilted specimens; most proponents have the query's label and its slant; opponents look like other digits that could be taken for it, or like
 # the query and carry another label. The two networks show different digits of the same kind. And the contributions span orders of magnitude, from a
-# millionth of a nat to a tenth: the rows look equally meaningful, their numbers do not.
+# ten-thousandth of a nat to a whole one: the rows look equally meaningful, their numbers do not.
 #
 # How much of a row is the *data*, how much the *network*? Compare the ten strongest proponents with those of the CNN, and, as a yardstick, with those of the same network trained from another seed.
 
@@ -126,9 +134,10 @@ def overlap(a, b):
     return (a[:, :, None] == b[:, None, :]).sum((1, 2)).double()
 
 
-models = {name: network(name, digits, scale, device=device) for name in ("reseeded", "jacobian")}
-for name, other in models.items():
-    others[name] = influence(other, objective, train, ask, ekfac(other, objective, train))
+# %%
+models = {name: network(name, digits, scale, **on) for name in ("reseeded", "jacobian")}
+for name, m in models.items():
+    others[name] = influence(m, objective, train, ask, ekfac(m, objective, train))
 for name in ("reseeded", "CNN"):
     shared = bootstrap(overlap(strongest(scores), strongest(others[name])))
     print(f"{name:9} {shared:.1f} of the ten strongest proponents in common")
@@ -152,14 +161,15 @@ def same_label(rows):
     order, counts = y.cpu().argsort(stable=True), torch.bincount(y.cpu())
     start, labels = counts.cumsum(0) - counts, y[rows].cpu()
     draw = torch.rand(rows.shape, generator=generator, dtype=torch.float64)
-    return order[start[labels] + (draw * counts[labels]).long()].to(device)
+    return order[start[labels] + (draw * counts[labels]).long()].to(on["device"])
 
 
+# %%
 groups = {
     name: strongest(s) for name, s in {"either sign": scores.abs(), "proponents": scores, "opponents": -scores}.items()
 }
 groups["same labels"] = same_label(groups["either sign"])
-groups["random"] = torch.randint(N, (len(x), 10), generator=generator).to(device)
+groups["random"] = torch.randint(N, (len(x), 10), generator=generator).to(on["device"])
 assert torch.equal(y[groups["same labels"]], y[groups["either sign"]]), "a stand-in has another label"
 
 # %% [markdown]
@@ -175,6 +185,7 @@ def compare(columns, names=("either sign", "proponents", "opponents", "same labe
         print(f"{name:13}" + "".join(f"{cell:>22}" for cell in cells))
 
 
+# %%
 f = model(X).detach()
 loss, margin = objective.loss(f, y), objective.margin(f, y)
 compare({"loss": loss, "margin": margin})
@@ -193,8 +204,9 @@ assert extra.low > 0, "influential digits are not less clear: is the loss taken 
 own = self_influence(model, objective, train, curvature, damping)  # (N,) ∇ℓᵀ (C + λ)⁻¹ ∇ℓ
 asked_own = self_influence(model, objective, ask, curvature, damping)  # (250,)
 cosine = scores / (own.sqrt() * asked_own[:, None].sqrt())  # (250, N)
-assert cosine.abs().max() <= 1 + 1e-9, "a cosine above 1: other damping in the scores than in the self-influence?"
+assert cosine.abs().max() <= 1 + tolerance, "a cosine above 1: other damping in the scores than in the self-influence?"
 
+# %%
 groups["by direction"] = strongest(cosine.abs())
 compare({"loss": loss, "margin": margin}, ("either sign", "by direction", "random"))
 assert bootstrap((loss[groups["by direction"]] - loss[groups["random"]]).mean(1)).high < 0, (
@@ -219,7 +231,7 @@ def to_boundary(model, inputs):
     """First-order distance to the nearest decision boundary, and the step that leads there: (B,), (B, 784)."""
     f = model(inputs).detach()
     J = vmap(jacrev(lambda v: model(v[None])[0]))(inputs).detach()  # (B, 10, 784)
-    top, rows = f.argmax(1), torch.arange(len(f))
+    top, rows = f.argmax(1), torch.arange(len(f), device=f.device)
     gap, slope = f[rows, top][:, None] - f, J[rows, top][:, None] - J
     distance = gap / slope.norm(dim=2)
     distance[rows, top] = torch.inf
@@ -254,7 +266,7 @@ nearer = bootstrap((distance[groups["either sign"]] - distance[groups["same labe
 assert nearer.high < 0, "influential digits should lie nearer the boundary"
 
 # %%
-figure, axes = plt.subplots(1, 2, figsize=(8, 3), sharey=True)
+figure, axes = plt.subplots(1, 2, figsize=(8, 3))
 for ax, values, what in zip(axes, (margin, distance), ("margin (nats)", "distance to the boundary"), strict=True):
     low, high = float(values.quantile(0.001)), float(values.quantile(0.999))
     for name in ("either sign", "by direction", "random"):
@@ -262,12 +274,12 @@ for ax, values, what in zip(axes, (margin, distance), ("margin (nats)", "distanc
         ax.hist(found, bins=40, range=(low, high), histtype="step", density=True, label=name)
     ax.set(xlabel=f"{what} of the training digits", yticks=[])
 axes[0].set_ylabel("density")
-_ = axes[1].legend()
+_ = axes[0].legend(loc="upper right")
 assert margin[groups["either sign"]].median() < margin[groups["random"]].quantile(0.1), "the curves should lie apart"
 
 # %% [markdown]
-# Both judges agree with the network. More than half of an influential digit's neighbours carry another label, against one in eight, and it lies five times nearer the boundary. (Opponents are the extreme: two thirds of their neighbours
-# disagree with them.) Readers' guess confirmed, with the same reservation: ranked by direction (orange) the digits are as far from the boundary as any, or farther.
+# Both judges agree with the network. More than half of an influential digit's neighbours carry another label, against one in eight, and they lie five times nearer the boundary. (Opponents are the extreme: two thirds of their neighbours
+# disagree with them.) Readers' guess confirmed, with the same reservation: ranked by direction (orange), they are no nearer than random ones, and their neighbours agree with them more than most.
 #
 # ## Second impression: they resemble the query
 #
@@ -278,19 +290,23 @@ assert margin[groups["either sign"]].median() < margin[groups["random"]].quantil
 # %%
 def places(distances):
     """Each training digit's place by distance to each query, (Q, N) from 0 to 1: among all, and among its own label."""
-    place = lambda D: D.argsort(dim=1, stable=True).argsort(dim=1).double() / D.shape[1]  # noqa: E731
+
+    def place(D):
+        return D.argsort(dim=1, stable=True).argsort(dim=1).double() / D.shape[1]
+
     within = torch.empty_like(distances)
     for c in range(10):
         within[:, y == c] = place(distances[:, y == c])
     return place(distances), within
 
 
+# %%
 features = model[:-1]  # everything but the last layer
 near = {"pixels": places(torch.cdist(x, X)), "features": places(torch.cdist(features(x), features(X)).detach())}
 for name, rows in groups.items():
     cells = [f"{bootstrap(place.gather(1, rows).mean(1)):.2f}" for kind in near.values() for place in kind]
-    print(f"{name:13}" + "".join(f"{cell:>20}" for cell in cells))
-assert bootstrap(near["pixels"][0].gather(1, groups["random"]).mean(1)).low < 0.5, "random digits should stand at ½"
+    print(f"{name:13}" + "".join(f"{cell:>23}" for cell in cells))
+assert abs(near["pixels"][0].gather(1, groups["random"]).mean() - 0.5) < 0.05, "random digits should stand at ½"
 
 # %% [markdown]
 # (Columns: pixels among all, pixels among its own label, features among all, features among its own label.) The impression is true, and smaller than it looks. Influential digits stand at about the nearest seventh by pixels; of that, the label explains a part: among digits of
@@ -323,8 +339,8 @@ assert bootstrap(other.gather(1, groups["proponents"]).mean(1)).low > 0, "some p
 from inflib.validation import rank_correlation
 
 largest = scores.abs().max(dim=1).values / N  # (250,)
-doubt = 1 - p.gather(1, z[:, None])[:, 0]
-tenths = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64, device=device)
+doubt = (-objective.margin(model(x), z)).sigmoid().detach()  # 1 − p, to full precision
+tenths = torch.tensor([0.1, 0.5, 0.9], **on)
 low, middle, high = largest.quantile(tenths).tolist()
 print(f"largest contribution: {low:.1e} (tenth percentile), {middle:.1e} (median), {high:.1e} (ninetieth)")
 print(f"rank correlation with the network's doubt: {rank_correlation(largest, doubt):.3f}")
@@ -338,8 +354,11 @@ assert rank_correlation(largest, doubt) > 0.9, "the doubt should decide: is the 
 # %%
 few = [(x[:10], z[:10])]
 odds = influence(model, objective, train, few, curvature, damping, measurement="margin")
-assert torch.allclose(odds * doubt[:10, None], scores[:10], rtol=1e-6), "∇ log p = (1 − p) ∇ log odds"
+assert torch.allclose(odds * doubt[:10, None], scores[:10], rtol=tolerance, atol=tolerance), (
+    "∇ log p = (1 − p) ∇ log odds"
+)
 
+# %%
 largest_odds = largest / doubt
 low, middle, high = largest_odds.quantile(tenths).tolist()
 print(f"largest contribution to the log odds: {low:.2f}, {middle:.2f}, {high:.2f}")
@@ -370,13 +389,16 @@ def correlation(a, b):
     return (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1))
 
 
+columns = ("correlation", "of 10 in common", "loss", "place by pixels", "another label")
+
+
 def describe(name, other_scores):
     """One line: correlation and overlap with EK-FAC, then three of the impressions."""
     rows = strongest(other_scores)
     agree = correlation(other_scores, scores), overlap(rows, groups["proponents"])
     seen = loss[rows].mean(1), near["pixels"][0].gather(1, rows).mean(1), other.gather(1, rows).mean(1)
     cells = [f"{bootstrap(values):.2f}" for values in (*agree, *seen)]
-    print(f"{name:13}" + "".join(f"{cell:>20}" for cell in cells))
+    print(f"{name:13}" + "".join(f"{cell:>23}" for cell in cells))
 
 
 # %% [markdown]
@@ -390,20 +412,21 @@ methods = three_methods(model, objective, train, curvature)
 index = TrainIndex.build(model, objective, train, curvature)
 prepared = index.prepare(model, objective, ask)
 found = {name: index.scores(prepared, C, damping) for name, C in methods.items()}
-assert torch.allclose(found["EK-FAC"], scores, rtol=1e-6, atol=1e-9), "the index gives other scores than influence"
-
-on_few = ekfac(model, objective, digits.train[:300].batches(device=device, dtype=torch.float64))
-found["on 300 digits"] = influence(model, objective, train, ask, on_few, damping)
-print(
-    " " * 13
-    + "".join(f"{c:>20}" for c in ("correlation", "of 10 in common", "loss", "place by pixels", "another label"))
+assert torch.allclose(found["EK-FAC"], scores, rtol=tolerance, atol=tolerance), (
+    "the index gives other scores than influence"
 )
+
+# %%
+on_few = ekfac(model, objective, digits.train[:300].batches(**on))
+found["on 300 digits"] = influence(model, objective, train, ask, on_few, damping)
+print(" " * 13 + "".join(f"{c:>23}" for c in columns))
 for name, table in found.items():
     describe(name.replace("gradient dot product", "gradient dot"), table)
 
 # %% [markdown]
-# EK-FAC and K-FAC are hardly to be told apart: they share nine of ten, and every impression. The plain gradient dot product shares three of ten. It too finds digits with a large loss, larger even, for nothing shortens long gradients; it resembles the query less; and it returns to the same few digits for many queries. Had the published pictures been
-# made with it, the conclusions in words would have been the same. That is a warning about conclusions in words: the published program multiplied by the eigenvalues where it should have divided, its scores had a correlation of −0.01 with the right ones, and nobody saw it in the pictures. Fitting on 300 digits is a real approximation, and a tolerable one.
+# EK-FAC and K-FAC are hardly to be told apart: they share nine of ten, and every impression. The gradient dot product shares three of ten with them. Its favourites
+# have a larger loss still, for nothing shortens long gradients, and they resemble the query less. Yet "sloppy, fairly similar, not all of its label" would describe them
+# too: conclusions in words do not notice the method. (Exercise 3 takes this further.) And fitting on 300 digits is no small economy: it changes as much as another seed does, and doubles the share of other labels.
 #
 # ## What would Jacobian regularisation change?
 #
@@ -420,12 +443,11 @@ for name, other_model in {"settled": model, **models}.items():
 assert (to_boundary(models["jacobian"], x)[0] > to_boundary(model, x)[0]).double().mean() > 0.5, "it is not smoother"
 
 # %%
-print(
-    " " * 13
-    + "".join(f"{c:>20}" for c in ("correlation", "of 10 in common", "loss", "place by pixels", "another label"))
-)
+print(" " * 13 + "".join(f"{c:>23}" for c in columns))
 for name, table in {"settled": scores, "reseeded": others["reseeded"], "jacobian": others["jacobian"]}.items():
     describe(name, table)
+
+# %%
 a, b = (overlap(strongest(others[name]), groups["proponents"]) for name in ("jacobian", "reseeded"))
 print(f"of 10 in common, jacobian minus reseeded: {bootstrap(a - b):.2f}")
 labels = [other.gather(1, strongest(others[name])).mean(1) for name in ("jacobian", "reseeded")]
@@ -433,7 +455,7 @@ print(f"another label, jacobian minus reseeded: {bootstrap(labels[0] - labels[1]
 assert bootstrap(labels[0] - labels[1]).high < 0, "fewer proponents of other labels were expected"
 
 # %% [markdown]
-# The regularised network is farther from its boundaries. *Which* digits are influential changes no more than by another seed: the difference in overlap is within its interval. What *kind* they are does change, by more than a seed does: its proponents carry another label half as often, and are a little nearer the query. A smoother network
+# The regularised network is farther from its boundaries. *Which* digits are influential changes no more than by another seed: the difference in overlap is within its interval. What *kind* they are does change, by more than a seed does: its proponents carry another label half as often, are clearer (also to the network that was not regularised) and a little nearer the query. A smoother network
 # draws more on the query's own class. (Its scores use the curvature of the cross-entropy; the penalty's own curvature is left out, as it is in every such comparison we know of.)
 #
 # ## Mislabels
@@ -451,9 +473,11 @@ assert bootstrap(labels[0] - labels[1]).high < 0, "fewer proponents of other lab
 from inflib.validation import auc, flip_labels, placements, recall
 
 noisy, wrong = flip_labels(digits.train.labels, 0.1)
-noisy, wrong = noisy.to(device), wrong.to(device)
+noisy, wrong = noisy.to(on["device"]), wrong.to(on["device"])
 noisy_train = list(zip(X.split(500), noisy.split(500), strict=True))
-trained = {name: network(name, digits, scale, device=device) for name in ("flipped", "memorised")}
+
+# %%
+trained = {name: network(name, digits, scale, **on) for name in ("flipped", "memorised")}
 for name, m in trained.items():
     guess = torch.cat([m(inputs).argmax(1) for inputs, _ in noisy_train])
     learned, restored = (guess == noisy)[wrong].double().mean(), (guess == y)[wrong].double().mean()
@@ -468,11 +492,15 @@ for name, m in trained.items():
 
 
 # %%
+clean = tuple(
+    torch.cat(parts) for parts in zip(*digits.queries[:: len(digits.queries) // 500].batches(**on), strict=True)
+)
+
+
 def help_given(m, C, λ):
     """Each training digit's summed influence on the log-likelihoods of all clean queries, (N,)."""
-    clean = digits.queries.inputs.to(X), digits.queries.labels.to(device)
     gradients = capture(m, objective, *clean, measurement="log_likelihood")
-    P = C.solve({k: pair.matrices().sum(0, keepdim=True) for k, pair in gradients.items()}, λ)
+    P = C.solve({k: (pair.g[:, 0].T @ pair.a[:, 0])[None] for k, pair in gradients.items()}, λ)
     total = []
     for batch in noisy_train:
         pairs = capture(m, objective, *batch)
@@ -480,10 +508,13 @@ def help_given(m, C, λ):
     return torch.cat(total)
 
 
+# %%
 m = trained["flipped"]
 C = ekfac(m, objective, noisy_train)
-table = influence(m, objective, noisy_train[:1], digits.queries.batches(device=device, dtype=torch.float64), C)
-assert torch.allclose(help_given(m, C, None)[:500], table.sum(0), rtol=1e-6), "a sum of scores is the sum's score"
+table = influence(m, objective, noisy_train[:1], [clean], C)
+assert torch.allclose(help_given(m, C, None)[:500], table.sum(0), rtol=tolerance, atol=tolerance), (
+    "a sum of scores is the sum's score"
+)
 
 # %% [markdown]
 # Now the four rankings on both networks. AUC is the probability that a wrong label ranks above a right one (½ is blind); recall is the share of the wrong ones found after inspecting the most suspicious 10% or 20%. Which ranking wins on the left, and which on the right?
@@ -499,6 +530,7 @@ def rankings(m):
     return {"loss": losses, "gradient norm": found.norms(), "self-influence": found.self_influence(), "harm": harm}
 
 
+# %%
 suspicion = {name: rankings(m) for name, m in trained.items()}
 for network_name, table in suspicion.items():
     for name, s in table.items():
@@ -517,14 +549,20 @@ for ax, (name, table) in zip(axes, suspicion.items(), strict=True):
     ax.set(xlabel="share of the training digits inspected", title=f"the network {name!r}", ylim=(0, 1.03))
 axes[0].set_ylabel("share of the wrong labels found")
 _ = axes[1].legend(loc="lower right")
+
+# %%
 gain = {k: placements(s["self-influence"], wrong) - placements(s["loss"], wrong) for k, s in suspicion.items()}
 for name, difference in gain.items():
     print(f"{name:9}  AUC of self-influence minus AUC of the loss: {bootstrap(difference):+.3f}")
 assert bootstrap(gain["memorised"]).low > 0, "where it was memorised, a wrong label has a small loss"
 
 # %% [markdown]
-# On the network that resisted, the *loss* does as well as anything, for the price of a forward pass: self-influence is within a quarter of a per cent of it in AUC, and costs a curvature. On the network that memorised, the wrong labels have small losses like everybody else, every ranking gets worse, and self-influence is the best of them: what was learned by heart leans on
-# few weights and on no other example, and the curvature shows it. Harm, which alone had the benefit of clean labels, is far behind on both: with 10% of the labels wrong, much of what a wrong label breaks is mended by others.
+# On the network that resisted, the plain *loss* is the best of the four by AUC, for the price of a forward pass; self-influence trails by two thousandths and costs a curvature. On the network that memorised, the wrong labels have small losses like everybody
+# else. Every ranking gets worse there, and self-influence is now the best by AUC: what was learned by heart leans on no other example, and the curvature shows it. So the loss wins unless the network has memorised, and then
+# the gain is two hundredths of AUC, or a twentieth of all mistakes more at 20% inspected.
+#
+# Harm behaves in its own way. What it accuses first is nearly always guilty, on the memorising network more surely than any other ranking says; then its curve goes flat, and a quarter of the wrong labels *help* the clean queries
+# by its account. It also had the benefit of clean labels, which the others did not.
 #
 # What do they find? The ten most suspicious digits of each network by self-influence, the given label first, the true one behind it.
 
@@ -536,3 +574,209 @@ for name in trained:
     caught = int(wrong[rows].sum())
     print(f"{name}: {caught} of the first 10 were flipped")
     assert caught >= 5, "fewer than half are flips: are the given labels used?"
+
+# %% [markdown]
+# Every one of them was flipped. The two lists hardly overlap: the resisting network is surest about plain specimens under an absurd label, the memorising one is moved most by whatever it had to bend for.
+#
+# ## Ask for yourself
+#
+# The browser of notebook 00, on this network and these queries. Set *Method* to the gradient dot product and go through a few: would you notice?
+
+# %%
+from inflib.widgets import ImageBrowser
+
+ImageBrowser(model, objective, index, digits.train, asked, curvatures=methods, query=int((~right).nonzero()[0]))
+
+# %% [markdown]
+# And a query that is in no data set: **draw a digit** (mouse, finger or keyboard; a picture can be uploaded too). It is centred and scaled as MNIST's digits were; the network says what it sees, and the index which training
+# digits made it say so. Choose another *Label* to ask why it did not say that instead. It opens with a seven that has a crossbar, as many people write it and few in MNIST do.
+
+# %%
+from inflib.lab import Stroke
+from inflib.widgets import DrawDigit
+
+seven = [Stroke([(60, 60), (215, 62), (170, 140), (120, 240)]), Stroke([(105, 150), (205, 148)])]
+sheet = DrawDigit(model, objective, index, digits.train, curvatures=methods, drawing=seven)
+sheet
+
+# %%
+drawn = torch.from_numpy(sheet.image).to(X).flatten()[None] / 127.5 - 1  # what the network read
+label = torch.tensor([int(sheet.answer.subject.predicted)], device=on["device"])
+again = influence(model, objective, train, [(drawn, label)], curvature, damping)[0]
+assert abs(again.max() / sheet.answer.raised[0].score - 1) < tolerance, (
+    "the sheet answers with other scores than influence"
+)
+sheet
+
+# %% [markdown]
+# Things to try:
+#
+# 1. **Leave the crossbar away**, with *Undo*. Which proponents go, and which stay?
+# 2. **Draw something between two classes**, a 4 that closes slowly into a 9. Watch the largest contribution rise as the network begins to doubt, and fall again.
+# 3. **Draw no digit at all**: a star, a letter. The network answers nonetheless. Do the proponents tell you that it is guessing?
+#
+# ## At full size
+#
+# Set `scale = "full"` in the first cell and everything above runs on MNIST's own 60,000 training digits, with 250 queries from its 10,000 test digits. The files are downloaded once (11 MB; or put them where `data/README.md` says), the six networks are
+# trained once and kept.
+#
+# ## Which impressions survive?
+#
+# | impression | measured here | survives? |
+# |---|---|---|
+# | influential digits are sloppier than average | ten times the average loss, margin near zero, most neighbours disagree | yes, because unclear digits have long gradients; ranked by direction they are clearer than average |
+# | they lie near the decision boundary | a fifth of the usual distance | yes, for the same reason |
+# | they resemble the query | at the nearest seventh by pixels; within their own label at a quarter | yes, less than it seems: the label explains a part |
+# | not all share the query's label | one proponent in six, nine opponents in ten | yes |
+# | some queries have no influence anywhere | one in six below a thousandth of a nat | no: they are certain, and measured by the log odds all are alike |
+# | Jacobian regularisation changes the answer | no more than another seed in *which* digits; half as many proponents of other labels | partly |
+# | the pictures show that the method works | a gradient dot product gives similar sentences with three of ten digits in common | no |
+#
+# ## Summary
+#
+# The published impressions of influential digits can be measured, and most are true of an average over many queries: they are unclear, near the boundary, look somewhat like the query, and often carry another label. The first two follow from the length
+# of the gradients alone, and turn round when digits are ranked by direction. Queries without influence are queries that the network is sure of; asked about the log odds they have as much as others. A second seed replaces half of the ten strongest
+# proponents, a second architecture two thirds, so a single row of pictures says as much about the training run as about the data. For finding wrong labels the loss is as good as any influence, unless the network has memorised them.
+#
+# Next, in notebook 08: the same questions to a transformer, whose training examples are sentences.
+#
+# ## Exercises
+#
+# Write each answer in a new cell and call its check. The solution is folded away, and the cell after it runs it.
+#
+# ### 1. A celebrity (easy, 5 minutes)
+#
+# Some training digits turn up again and again. Set `celebrity` to the row of the training digit that is among the ten strongest proponents of the most queries, and `times` to their number. `groups` has the lists.
+
+
+# %%
+def check_celebrity(celebrity, times):
+    counts = torch.bincount(groups["proponents"].flatten(), minlength=N)
+    feared = torch.bincount(groups["opponents"].flatten(), minlength=N)
+    assert celebrity != feared.argmax() or feared.argmax() == counts.argmax(), "that is the most frequent opponent"
+    assert celebrity != scores.sum(0).argmax() or scores.sum(0).argmax() == counts.argmax(), (
+        "that one has the largest sum, which a single query can make"
+    )
+    assert counts[celebrity] == counts.max(), f"that one is in {counts[celebrity]} lists, another in {counts.max()}"
+    assert times == counts.max(), f"{times} times; count lists, not copies in the training set"
+    print(f"right: a {y[celebrity]}, in {times} of {len(x)} lists; its own loss is {loss[celebrity]:.2f}")
+
+
+# %% [markdown]
+# <details><summary>Solution</summary>
+#
+# ```python
+# counts = torch.bincount(groups["proponents"].flatten(), minlength=N)
+# celebrity, times = int(counts.argmax()), int(counts.max())
+# check_celebrity(celebrity, times)
+# ```
+#
+# With ten places for each of 250 queries and 4,500 digits, the average digit would be in about half a list.
+# </details>
+
+# %% jupyter={"source_hidden": true}
+counts = torch.bincount(groups["proponents"].flatten(), minlength=N)
+celebrity, times = int(counts.argmax()), int(counts.max())
+check_celebrity(celebrity, times)
+
+# %% [markdown]
+# ### 2. How much of it is in the picture? (medium, 10 minutes)
+#
+# A row of pictures shows ten proponents of several thousand. Write `shown(scores)`: for each query the part of all its *positive* influence that its ten strongest proponents hold, (Q,).
+
+
+# %%
+def check_shown(answer):
+    came = answer(scores)
+    ten = scores.sort(dim=1, descending=True).values[:, :10].sum(1)
+    assert came.shape == (len(x),), f"{tuple(came.shape)}; expected one number a query"
+    assert not torch.allclose(came, ten / scores.sum(1)), "the sum of all scores nearly cancels: positive ones only"
+    assert not torch.allclose(came, ten / scores.abs().sum(1)), "opponents do not belong to the positive influence"
+    assert torch.allclose(came, ten / scores.clamp(min=0).sum(1)), "another mistake: check on a single query"
+    print(f"right: ten proponents of {N:,} hold {bootstrap(came):.2f} of the positive influence")
+
+
+# %% [markdown]
+# <details><summary>Solution</summary>
+#
+# ```python
+# def shown(scores):
+#     return scores.topk(10).values.sum(1) / scores.clamp(min=0).sum(1)
+#
+#
+# check_shown(shown)
+# ```
+#
+# What a picture shows is a minority; most of what the network learned about a query, it learned from digits that nobody will look at.
+# </details>
+
+
+# %% jupyter={"source_hidden": true}
+def shown(scores):
+    return scores.topk(10).values.sum(1) / scores.clamp(min=0).sum(1)
+
+
+check_shown(shown)
+
+# %% [markdown]
+# ### 3. Multiplied in place of divided (harder, 20 minutes)
+#
+# The published program, looked at closely, *multiplied* the rotated gradient by the damped eigenvalues $\Lambda+\lambda$ where it should have divided. Write `multiplied()`: the table of scores that this mistake gives. `index.scores(prepared, C, damping)` divides by
+# `C.eigenvalues` plus damping, and takes damping 0; `dataclasses.replace` makes a curvature with other eigenvalues. Before you run the check: which impressions will still hold?
+
+
+# %%
+def check_multiplied(answer):
+    came = answer()
+    v = {k: pair.matrices() for k, pair in pulls.items()}  # of the pair scored by hand at the beginning
+    times = {k: curvature.matvec(v)[k] + damping[k] * v[k] for k in v}
+    bare, truth = (sum(float((asks[k].matrices() * w[k]).sum()) for k in v) for w in (curvature.matvec(v), times))
+    assert not torch.allclose(came, scores), "these are the right scores: the index divides by what it is given"
+    assert abs(float(came[0, n]) / bare - 1) > 1e-6, "λ is missing: the program multiplied by Λ + λ"
+    assert abs(float(came[0, n]) / truth - 1) < tolerance, "another factor: give damping 0 with eigenvalues 1 / (Λ + λ)"
+    print(" " * 13 + "".join(f"{c:>23}" for c in columns))
+    describe("divided", scores)
+    describe("multiplied", came)
+
+
+# %% [markdown]
+# <details><summary>Solution</summary>
+#
+# ```python
+# from dataclasses import replace
+#
+#
+# def multiplied():
+#     inverse = {k: 1 / (Λ + damping[k]) for k, Λ in curvature.eigenvalues.items()}
+#     return index.scores(prepared, replace(curvature, eigenvalues=inverse), 0.0)
+#
+#
+# check_multiplied(multiplied)
+# ```
+#
+# The correlation with the right scores is 0.27, and fewer than two of ten digits are the same. Yet those digits are sloppier still, nearer the query than chance, and two in five carry another label: all four impressions hold. No picture notices this mistake; one comparison with a
+# trusted solve does.
+# </details>
+
+# %% jupyter={"source_hidden": true}
+from dataclasses import replace
+
+
+def multiplied():
+    inverse = {k: 1 / (Λ + damping[k]) for k, Λ in curvature.eigenvalues.items()}
+    return index.scores(prepared, replace(curvature, eigenvalues=inverse), 0.0)
+
+
+check_multiplied(multiplied)
+
+# %% [markdown]
+# ## References
+#
+# - N. Rimsky 2023, *Influence functions: why, what and how*: the experiment redone here, and the readers' questions.
+# - R. Grosse et al. 2023, *Studying Large Language Model Generalization with Influence Functions*, arXiv 2308.03296.
+# - P. W. Koh, P. Liang 2017, *Understanding Black-box Predictions via Influence Functions*: mislabels found by self-influence.
+# - E. Barshan, M.-E. Brunet, G. K. Dziugaite 2020, *RelatIF: Identifying Explanatory Training Examples via Relative Influence*.
+# - J. Hoffman, D. A. Roberts, S. Yaida 2019, *Robust Learning with Jacobian Regularization*.
+# - S.-M. Moosavi-Dezfooli, A. Fawzi, P. Frossard 2016, *DeepFool*: the first-order distance to a decision boundary.
+# - B. Efron 1979, *Bootstrap Methods: Another Look at the Jackknife*.
+# - Y. LeCun, C. Cortes, C. Burges, *The MNIST Database of Handwritten Digits*.

@@ -69,7 +69,9 @@ def test_recall_is_the_share_found_by_looking_at_the_top():
     assert recall(scores, wrong, 0.3) == 0.5
     assert recall(scores, wrong, 1.0) == 1
     assert recall(-scores, wrong, 0.1) == 0.25
-    assert recall(torch.zeros(10), wrong, 0.2) == 0.25  # ties in order
+    many = torch.arange(5000) < 500
+    assert recall(torch.zeros(5000), many, 0.1) == 1  # ties in order
+    assert recall(torch.zeros(5000), many.flip(0), 0.1) == 0
 
 
 @pytest.mark.parametrize(
