@@ -576,7 +576,8 @@ for name in trained:
     assert caught >= 5, "fewer than half are flips: are the given labels used?"
 
 # %% [markdown]
-# Every one of them was flipped. The two lists hardly overlap: the resisting network is surest about plain specimens under an absurd label, the memorising one is moved most by whatever it had to bend for.
+# Every one of them was flipped. On the network that resisted they are plain specimens under an absurd label. On the one that memorised all ten are *ones*: ones are nearly all alike, so that to learn a single one as a 5, among hundreds that say otherwise, took the
+# most force. Self-influence measures just this.
 #
 # ## Ask for yourself
 #
