@@ -12,7 +12,7 @@ paper takes a small finite step. On the input side it goes over a backward pass 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -175,4 +175,6 @@ def _embedding(model: nn.Module, train: Data, name: str | None) -> nn.Embedding:
 
 
 def _same(ids: Tensor, inputs: Any) -> bool:
+    if isinstance(inputs, Mapping) and "input_ids" in inputs:  # not its position_ids, which an embedding reads too
+        inputs = inputs["input_ids"]
     return any(x.shape == ids.shape and torch.equal(x, ids) for x in tensors(inputs) if x.dtype == ids.dtype)

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from languages import language
+from languages import VOCABULARY, language
 from networks import make, snapshot, zoo
 from oracle import assert_close
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ from torch.utils import _pytree as pytree
 
 import inflib
 import inflib.batches
-from inflib import CrossEntropy, TrainIndex, ekfac, gauss_newton, identity, influence, kfac, refine, self_influence
+from inflib import CrossEntropy, TrainIndex, ekfac, gauss_newton, identity, influence, kfac, lab, refine, self_influence
 from inflib.batches import double, preserved_rng
 from inflib.ekfac import eigh
 from inflib.objectives import inverse_cdf
@@ -71,6 +71,14 @@ def transformer() -> Task:
     return Task(case.model, case.objective, case.train, case.asked, case.layers)
 
 
+def course() -> Task:
+    """The transformer that the notebooks study."""
+    model = lab.transformer(VOCABULARY, context=8, width=4, heads=2, hidden=5, blocks=1, dtype=torch.float64).eval()
+    layers = [f"blocks.0.attention.{part}" for part in "qkvo"] + ["blocks.0.mlp.up", "blocks.0.mlp.down", "unembed"]
+    case = language(model=model, layers=layers)
+    return Task(case.model, case.objective, case.train, case.asked, case.layers)
+
+
 TASKS: dict[str, Callable[[], Task]] = {
     "perceptron": lambda: network(make(n=9, widths=(3, 5, 3), queries=4)),
     "perceptron, squared error": lambda: network(make("SquaredError", n=9, queries=4)),
@@ -78,6 +86,7 @@ TASKS: dict[str, Callable[[], Task]] = {
     "convolutions": lambda: network(zoo("convolutions, tied, called twice")),
     "convolution in groups": lambda: network(zoo("convolution in groups")),
     "transformer": transformer,
+    "the course's transformer": course,
 }
 LABELS = ("expected", "sampled", "observed")
 

@@ -17,6 +17,7 @@ from oracle import assert_close
 from test_ekfac import rotated_diagonal
 from test_language_models import QUIET, Recorded, scored
 from torch import nn
+from torch.utils import _pytree as pytree
 from transformers import BatchEncoding, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 from transformers.pytorch_utils import Conv1D
 
@@ -40,6 +41,7 @@ from inflib import (
 )
 from inflib.exact import gauss_newton_product
 from inflib.layers import kind_of, select
+from inflib.tokens import input_tokens, output_tokens
 
 pytestmark = [
     pytest.mark.usefixtures("float64"),
@@ -281,6 +283,28 @@ def test_an_index_gives_what_a_fresh_pass_gives(case: LanguageCase) -> None:
     assert_close(index.self_influence(damping=0.1), own, 1e-11)
 
 
+def test_output_tokens_add_up_to_the_sequence(case: LanguageCase) -> None:
+    C = ekfac(case.model, case.objective, case.train, **QUIET)
+    found = output_tokens(case.model, case.objective, case.train, case.asked, C, 0.1, **QUIET)
+    assert_close(found.sum(-1), scored(case, C), 1e-10)
+
+
+def test_an_input_token_is_the_slope_in_its_embeddings_scale(case: LanguageCase) -> None:
+    """Differences of the oracle's scores, with one position's embedding scaled by hand."""
+    C, problem = ekfac(case.model, case.objective, case.train, **QUIET), case.problem
+    found = input_tokens(case.model, case.objective, case.train, case.asked, C, 0.1, **QUIET)
+    x, y = case.asked[0]
+    P = torch.linalg.solve(C.to_dense() + problem.damping(0.1), -problem.gradients(y, None, x).T)  # (D, Q)
+    h, t, scores = 1e-5, 1, []
+    for scale in (1 + h, 1 - h):
+        scales = torch.ones(6, 1).index_fill(0, torch.tensor(t), scale)
+        embedding = case.model.get_input_embeddings()
+        handle = embedding.register_forward_hook(lambda _module, _args, e, scales=scales: e * scales)
+        scores.append(-problem.gradients() @ P)  # (N, Q)
+        handle.remove()
+    assert_close(found[:, :, t], (scores[0] - scores[1]).T / (2 * h), 1e-6)
+
+
 # --- as they come -----------------------------------------------------------------------------------------------------------
 
 
@@ -331,3 +355,20 @@ def test_the_model_is_left_as_it_was_found(case: LanguageCase) -> None:
         influence(case.model, NextToken(), [(x, y[:, :1]) for x, y in case.train], case.asked, C, **QUIET)
     assert snapshot(case.model) == before
     assert case.model.config.to_dict() == settings
+
+
+# --- on a GPU ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.cuda
+def test_factors_and_scores_on_the_gpu_are_the_cpus(case: LanguageCase) -> None:
+    found = []
+    for device in ("cpu", "cuda"):
+        model = case.model.to(device)
+        train, queries = pytree.tree_map(lambda x, device=device: x.to(device), (case.train, case.asked))
+        C = ekfac(model, case.objective, train, labels="expected", **QUIET)
+        scores = influence(model, case.objective, train, queries, C, 0.1, keep=("layer", "token"), **QUIET)
+        assert scores.device.type == device
+        found.append((C.to_dense().cpu(), scores.cpu()))
+    for gpu, cpu in zip(found[1], found[0], strict=True):
+        assert_close(gpu, cpu, 1e-10)

@@ -138,6 +138,21 @@ def test_the_embedding_must_be_known() -> None:
     assert float((both[0] - both[1]).abs().max()) > 1e-3
 
 
+def test_an_embedding_of_positions_is_not_that_of_the_tokens() -> None:
+    class Placed(nn.Module):
+        def __init__(self, inner: nn.Module):
+            super().__init__()
+            self.inner, self.places = inner, nn.Embedding(8, 4, dtype=torch.float64)
+
+        def forward(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor) -> Tensor:
+            return self.inner(input_ids, attention_mask) + self.places(position_ids)
+
+    case = language(positions=True)
+    case.model = Placed(case.model)
+    C = ekfac(case.model, case.objective, case.train, layers="inner.*", **QUIET)
+    assert torch.equal(asked(input_tokens, case, C), asked(input_tokens, case, C, embedding="inner.embed"))
+
+
 def test_another_objective_is_refused() -> None:
     case = language()
     C = ekfac(case.model, case.objective, case.train, **QUIET)
