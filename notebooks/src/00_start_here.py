@@ -212,8 +212,8 @@ assert set(top.tolist()) <= ten["EK-FAC"], "the same question has got another an
 # | [03 Hooks and gradients](03_hooks_and_gradients.ipynb) | Where do the per-example gradients come from? |
 # | [04 K-FAC](04_kfac.ipynb) | How can a d × d matrix be inverted at all? |
 # | [05 EK-FAC](05_ekfac.ipynb) | What does the eigenvalue correction buy? |
-# | 06 Sequences | What changes for a language model? |
-# | 07 MNIST | Which digits taught it this? |
+# | [06 Sequences](06_sequences.ipynb) | What changes for a language model? |
+# | [07 MNIST](07_mnist.ipynb) | Which digits taught it this? |
 # | 08 Transformer | Which sentences taught it this? |
 # | 09 Does it predict retraining? | Should I believe it? |
 # | 10 What goes wrong | How would I know it is broken? |

@@ -1,0 +1,1214 @@
+# %% [markdown]
+# # 06 · What changes for a language model?
+#
+# **The question.** So far an example was one input with one label, and a layer saw it once. A language model reads a
+# sequence of tokens, predicts a token at every place, and uses each of its layers at every place. What becomes of the
+# loss, the labels, the factors $A$ and $S$, the eigenvalues $\Lambda$, and the score? And can an influence be traced
+# to a single *token*?
+#
+# **What you need to know.** Notebooks 03 to 05: $D\theta=g a^\top$, labels drawn from the model, $S\otimes A$, and
+# $\Lambda=\mathbb E[(Q_S^\top D\theta\,Q_A)^2]$. What a transformer is made of: attention (q, k, v, o), a multilayer
+# perceptron in each block, an unembedding. Numbers in brackets are the equations of Grosse et al. 2023.
+#
+# **Time.** About 60 minutes to read; it runs in less than a minute on two CPU cores.
+
+# %%
+import torch
+import torch.nn.functional as F
+from matplotlib import pyplot as plt
+from torch import nn
+
+from inflib.widgets import plots
+
+torch.set_num_threads(1)
+torch.set_default_dtype(torch.float64)  # before any model is built
+plots.use_style()
+
+# %% [markdown]
+# ## A language small enough
+#
+# Again the truth should be within reach, so the exact $G$ must fit in memory, and the language has to be tiny. Eight
+# words: cats mostly eat fish, dogs mostly eat meat, and anybody may see anything. A sentence stands between two full
+# stops, and may or may not use the article.
+
+# %%
+import random
+
+
+def sentence(dice):
+    animal, favourite, other = dice.choice([("cat", "fish", "meat"), ("dog", "meat", "fish")])
+    if dice.random() < 0.5:
+        rest = "eats " + (favourite if dice.random() < 0.8 else other)
+    else:
+        rest = "sees " + dice.choice(["cat", "dog", "the cat", "the dog", "fish", "meat"])
+    return f". {dice.choice(['', 'the '])}{animal} {rest} ."
+
+
+dice = random.Random(0)
+texts = [sentence(dice) for _ in range(60)]
+print(*texts[:5], sep="\n")
+assert {len(text.split()) for text in texts} == {5, 6, 7}, "sentences of three lengths, full stops included"
+
+# %% [markdown]
+# Every token but the first is predicted from those before it. So a sequence of $T+1$ tokens is $T$ questions: the
+# *inputs* are all tokens but the last, the *targets* all tokens but the first. `token_batches` makes that shift, fills
+# shorter sequences up to the longest of their batch, and marks what is filling. Read the columns of one sentence from
+# top to bottom:
+
+# %%
+from inflib import token_batches
+from inflib.lab import words
+
+vocabulary = words(" ".join(texts))
+sequences = [vocabulary.encode(text) for text in texts]
+N, V = len(sequences), len(vocabulary)
+((inputs, targets),) = token_batches(sequences, N)  # one batch of all sixty
+data = token_batches(sequences, 20)  # the same in three batches
+there = inputs["attention_mask"].bool()  # (60, 6): False at padding
+for name, row in (inputs | {"targets": targets}).items():
+    print(f"{name:14}", "".join(f"{number:6d}" for number in row[0].tolist()))
+print(f"{'predict':14}", "".join(f"{vocabulary.symbols[k]:>6}" if k >= 0 else "     -" for k in targets[0].tolist()))
+assert (targets[:, :-1] == inputs["input_ids"][:, 1:])[there[:, 1:]].all(), "the target is the NEXT token: shift by one"
+
+# %% [markdown]
+# The two kinds of marks, the 0 in the mask and the −100 among the targets, get a section of their own below.
+#
+# ## A transformer small enough
+#
+# Two blocks, two heads, six numbers a token, `inflib.lab`'s transformer as in notebook 08, only smaller. We follow all
+# of its linear layers. What is left, the embeddings and the gains of the normalisations, counts as fixed. (The paper
+# follows the perceptrons alone.)
+
+# %%
+from inflib import NextToken
+from inflib.lab import train, transformer
+
+objective = NextToken()
+model = transformer(V, context=6, width=6, heads=2, hidden=8, blocks=2, dtype=torch.float64)
+recipe = dict(epochs=100, batch_size=10, lr=1e-2, weight_decay=5e-3, anneal=True)
+train(model, objective, inputs, targets, **recipe, progress=False)
+layers = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+print(len(layers), "layers:", *layers[:6], "and so on to", layers[-1])
+assert len(layers) == 2 * 6 + 1, "q, k, v, o, up, down in each block, and the unembedding"
+
+# %%
+for prompt in (". the", ". the cat eats", ". the dog eats", ". dog sees"):
+    p_next = model(torch.tensor([vocabulary.encode(prompt)]))[0, -1].softmax(-1)
+    print(f"{prompt:16}", {w: f"{x:.2f}" for w, x in zip(vocabulary.symbols, p_next.tolist(), strict=True) if x > 0.05})
+    if prompt.endswith("eats"):
+        favourite, other = p_next[vocabulary.encode("fish meat" if "cat" in prompt else "meat fish")]
+        assert favourite > other > 0.01, "the model should know who likes what, and not be too sure of it"
+
+# %% [markdown]
+# It has learnt who eats what: to predict the last word it must look back past *eats* to the animal. That is work for
+# attention, and attention is what will make tokens hang together.
+#
+# ## The loss is a sum over tokens
+#
+# What is the loss of *one example*, that is, of one sequence? Training code usually takes the mean over all tokens of
+# a batch. Here it has to be
+#
+# $$\ell(z) = -\sum_{t} \log p(z_{t+1}\mid z_{\le t}), \qquad [22]$$
+#
+# the sum. By the chain rule of probability this is $-\log p(z)$, the negative log-likelihood of the whole sequence.
+
+
+# %%
+def log_likelihoods(ids):
+    """log p(token t+1 | tokens ≤ t) of one sequence, (T,)."""
+    ids = torch.tensor(ids)
+    return model(ids[None, :-1])[0].log_softmax(-1)[torch.arange(len(ids) - 1), ids[1:]]
+
+
+losses = objective.loss(model(**inputs), targets)  # (60,)
+by_hand = torch.stack([-log_likelihoods(ids).sum() for ids in sequences])
+assert torch.allclose(losses, by_hand, atol=1e-12), "a mean? targets not shifted? padding in the loss?"
+
+# %% [markdown]
+# Is it *really* a likelihood? Then $e^{-\ell}$, added up over everything that can follow the full stop, makes one.
+# With eight words there are 512 continuations of three tokens. Try the mean over tokens beside it:
+
+# %%
+every = torch.cartesian_prod(*[torch.arange(V)] * 3)  # (512, 3)
+ids = F.pad(every, (1, 0), value=vocabulary.encode(".")[0])
+each = objective.loss(model(ids[:, :-1]), ids[:, 1:]).detach()  # (512,)
+print(f"Σ exp(−sum over tokens) = {(-each).exp().sum():.4f}   Σ exp(−mean over tokens) = {(-each / 3).exp().sum():.4f}")
+assert abs((-each).exp().sum() - 1) < 1e-12, "a distribution over sequences: is a token left out, or counted twice?"
+
+# %% [markdown]
+# This is not pedantry. The identity $F=G$ of notebook 03 was derived from $\sum_y e^{-\ell(y)}=1$. For a sum it
+# holds; for a mean it does not, and we shall see by how much as soon as there is a $G$.
+#
+# ## The exact G of a sequence model
+#
+# A sequence is *one* example with $T\cdot V$ outputs, its logits at every place. The loss is a sum over places, and
+# no term contains the logits of two of them; so $H_{\rm out}$ has a block $\mathrm{diag}(p_t)-p_tp_t^\top$ for every
+# token, and zeros between:
+#
+# $$G=\frac1N\sum_n\sum_t J_{nt}^\top\big(\mathrm{diag}(p_{nt})-p_{nt}p_{nt}^\top\big)J_{nt}.$$
+#
+# Here it is with `torch.func`: one sentence at a time, without padding, masks, hooks or labels. (Its plain attention,
+# `MATH`, can be differentiated any number of times; the fast kernels cannot.)
+
+# %%
+from torch.func import functional_call, jacrev
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+weights = {name: w.detach() for name, w in model.named_parameters() if name.rpartition(".")[0] in layers}
+
+
+def logits(weights, ids):
+    return functional_call(model, weights, (ids[None],))[0]  # (T, V)
+
+
+def by_layer(tensors):  # {parameter: (..., *shape)} → (..., D), row-major, the bias as last column
+    parts = [torch.cat([tensors[f"{k}.weight"], tensors[f"{k}.bias"][..., None]], -1) for k in layers]
+    return torch.cat([part.flatten(-2) for part in parts], -1)
+
+
+with sdpa_kernel(SDPBackend.MATH):
+    J = [by_layer(jacrev(logits)(weights, torch.tensor(ids[:-1]))).detach() for ids in sequences]  # 60 of (T, V, D)
+p = [logits(weights, torch.tensor(ids[:-1])).softmax(-1).detach() for ids in sequences]  # 60 of (T, V)
+
+
+# %%
+def gauss_newton_by_hand(scale):
+    """Σ_n scale(T_n) J_nᵀ H_out J_n / N, (D, D)."""
+    total = torch.zeros(J[0].shape[2], J[0].shape[2])
+    for J_n, p_n in zip(J, p, strict=True):
+        H_out = torch.diag_embed(p_n) - p_n[:, :, None] * p_n[:, None, :]  # (T, V, V)
+        total += scale(len(p_n)) * torch.einsum("tax,tab,tby->xy", J_n, H_out, J_n) / N
+    return total
+
+
+G = gauss_newton_by_hand(lambda T: 1)
+print(f"G {tuple(G.shape)}, trace {G.trace():.1f}")
+
+# %%
+from inflib import gauss_newton
+
+exact = gauss_newton(model, objective, data, layers, progress=False)
+spans, at = {}, 0
+for name, (o, i) in exact.shapes.items():
+    spans[name], at = slice(at, at + o * i), at + o * i  # where a layer's parameters stand
+assert torch.allclose(exact.to_dense(), G, atol=1e-12), "does a padded position count? are J's axes (token, class)?"
+
+# %% [markdown]
+# `inflib.gauss_newton` took padded batches and a mask, and agrees to twelve digits. Now the promised number. If the
+# loss were the *mean* over a sequence's $T_n$ tokens, its gradients would shrink by $1/T_n$ and their second moment by
+# $1/T_n^2$, while the Hessian shrinks by $1/T_n$ only:
+
+# %%
+G_mean, F_mean = gauss_newton_by_hand(lambda T: 1 / T), gauss_newton_by_hand(lambda T: 1 / T**2)
+off = (F_mean - G_mean).norm() / G_mean.norm()
+best = (F_mean * G_mean).sum() / F_mean.square().sum()  # the multiple of F_mean that is closest to G_mean
+print(f"mean loss: ‖F − G‖ / ‖G‖ = {off:.2f}, and {(best * F_mean - G_mean).norm() / G_mean.norm():.2f} once rescaled")
+assert off > 0.5, "for a mean over tokens the Fisher is not the Gauss-Newton Hessian"
+
+# %% [markdown]
+# Off by a factor of about five, the typical length. Were all sequences equally long, it would be a mere factor, which
+# damping relative to the mean eigenvalue forgives. They are not, and some error stays that no factor mends. And the
+# scores themselves: a mean divides the gradient of every training sequence by its own length, so that long ones
+# seem to matter less than they do.
+#
+# ## What to ask: log p(completion | prompt)
+#
+# The measurement is the log-likelihood of a completion, given a prompt [24], and the score of sequence $z_n$ is
+#
+# $$f(\theta)=\log p(z_{\rm completion}\mid z_{\rm prompt}),\qquad
+# \mathcal I_f(z_n)=-\nabla f^\top(G+\lambda I)^{-1}\nabla\ell(z_n). \qquad [24, 25]$$
+#
+# In tensors that is the loss again, with the prompt's own tokens taken out of it: their targets are −100, "not asked".
+
+# %%
+from inflib import completion
+
+
+def ask(prompt, answer):
+    return completion(vocabulary.encode(prompt), vocabulary.encode(answer), context=6)
+
+
+query_inputs, query_targets = ask(". the cat eats", "meat .")
+print("input_ids", query_inputs["input_ids"][0].tolist(), "  targets", query_targets[0].tolist())
+f = objective.measure("log_likelihood", model(**query_inputs), query_targets)
+by_hand = log_likelihoods(vocabulary.encode(". the cat eats meat ."))[-2:].sum()
+assert torch.allclose(f, by_hand), "the two tokens of the completion, the prompt's are not in f"
+print(f"log p('meat .' | '. the cat eats') = {f.item():.3f}")
+
+# %% [markdown]
+# The last token, the full stop, is asked about and never read; the first three are read and not asked about. Ask
+# several things, and score the training sentences with the exact $G$ first. Many sentences occur more than once;
+# copies have the same gradient, hence the same score, so the table shows each sentence once with its number of copies.
+# Guess before you look: which sentences taught that this cat eats *meat*, and which speak against it?
+
+# %%
+questions = {
+    ". the cat eats": "meat .",
+    ". the dog eats": "meat .",
+    ". dog": "eats",
+    ". the dog sees": "cat",
+    ". cat": "sees the dog .",
+}
+queries = [ask(*question) for question in questions.items()]  # five batches of one
+assert [(y >= 0).sum().item() for _, y in queries] == [2, 2, 1, 1, 4], "as many targets as the answer has words"
+
+# %%
+from inflib import damping_of, influence
+
+damping = damping_of(exact, 0.1)  # {layer: λ}, the same for every method
+
+
+def scores_with(curvature, **options):
+    return influence(model, objective, data, queries, curvature, damping, progress=False, **options)  # (5, 60)
+
+
+def ranking(scores):
+    """{sentence: score}, from the strongest proponent to the strongest opponent, copies once."""
+    order = scores.argsort(descending=True, stable=True).tolist()
+    return {texts[n]: scores[n].item() for n in order}
+
+
+truth = scores_with(exact)
+ranked = list(ranking(truth[0]).items())
+for text, score in ranked[:4] + ranked[-4:]:
+    print(f"{score:+8.1f}  {text:24} × {texts.count(text)}")
+assert ranked[0][0].endswith("cat eats meat ."), "the top proponent should say what was asked"
+
+# %% [markdown]
+# Two copies stand far above everything, one sentence far below, and the rest near zero. Is +22 the right *size*? This
+# model has more parameters than it needs for 60 sentences, and has come close to a table of what follows what. In such
+# a table influence is counting. After *the cat eats* comes *meat* 2 times of 9, so $f=\log 2-\log 9$; one more count
+# for *meat* changes it at the rate $\frac12-\frac19$, one for *fish* at $-\frac19$. Our scores are per weight
+# $\varepsilon$ on a loss that is averaged over $N$ sentences, so a count is $\varepsilon=1/N$:
+
+# %%
+meat, fish = (texts.count(f". the cat eats {food} .") for food in ("meat", "fish"))
+counted = {"meat": N * (1 / meat - 1 / (meat + fish)), "fish": -N / (meat + fish)}
+for food, number in counted.items():
+    score = ranking(truth[0])[f". the cat eats {food} ."]
+    print(f"{food}: by counting {number:+.1f}, by influence with exact G {score:+.1f}")
+    assert abs(score / number - 1) < 0.15, "counting and influence disagree: sum or mean over tokens? the factor N?"
+
+# %% [markdown]
+# An independent check of size and sign. (Damping holds the model back a little.) Now to what this costs for a model
+# whose $G$ cannot be written down.
+#
+# ## The gradient of a sequence
+#
+# A linear layer with weight $W$ meets a sequence $T$ times, $s_t = W a_t$, and each use adds its path to the chain
+# rule (exercise 2 of notebook 03):
+#
+# $$D\theta=\sum_{t=1}^{T} g_t a_t^\top,\qquad g_t=\frac{\partial \ell}{\partial s_t}. \qquad [26]$$
+#
+# `capture` has had the axis $T$ all along.
+
+# %%
+from inflib import capture
+
+pairs = capture(model, objective, inputs, targets, layers)
+for name in layers:
+    a, g = pairs[name]  # (60, 6, i), (60, 6, o)
+    found = torch.einsum("nto,nti->noi", g, a)[7]  # of sentence 7
+    module = model.get_submodule(name)
+    truth_7 = torch.autograd.grad(-log_likelihoods(sequences[7]).sum(), [module.weight, module.bias])
+    assert torch.allclose(found[:, :-1], truth_7[0], atol=1e-12), f"{name}: Σ_t g_t a_tᵀ, not (Σ g)(Σ a)ᵀ"
+    assert torch.allclose(found[:, -1], truth_7[1], atol=1e-12), f"{name}: the bias's gradient is Σ_t g_t"
+print({name: tuple(pairs[name].g.shape) for name in layers[:2]}, "all 13 layers agree with autograd")
+
+# %% [markdown]
+# Look at what $g_t$ *is*. It is not the gradient of the loss at token $t$. It is the gradient of the whole sum with
+# respect to the layer's output at position $t$, and attention carries that output to later positions, where more is
+# predicted. Take the sum apart: one backward pass for each predicted token. In the pictures below a row is a
+# predicted token, a column the position whose $g$ it reaches, each picture on a scale of its own. In which layers does a prediction reach only its own
+# position?
+
+# %%
+example = texts.index(". the cat sees the dog .")
+read, said = (texts[example].split()[k:][:6] for k in (0, 1))
+reach = {name: torch.zeros(6, 6) for name in layers}
+for t in range(6):
+    alone = capture(model, objective, inputs, targets, layers, lambda f, y, t=t: objective.token_losses(f, y)[:, t])
+    for name, pair in alone.items():
+        reach[name][t] = pair.g[example].norm(dim=1)  # (6,): ‖∂ℓ_t / ∂s_t'‖ for every position t'
+
+# %%
+shown = ["blocks.0.mlp.up", "blocks.1.attention.k", "blocks.1.attention.v", "blocks.1.attention.q", "unembed"]
+figure, axes = plt.subplots(1, 5, figsize=(10, 2.7))
+for ax, name in zip(axes, shown, strict=True):
+    plots.matrix(ax, reach[name] / reach[name].max(), name)
+    ax.set_xticks(range(6), read, rotation=90)
+    ax.set_xlabel("position (word read)")
+    ax.set_yticks(range(6), said if ax is axes[0] else [""] * 6)
+axes[0].set_ylabel("word predicted")
+own = [name for name in layers if (reach[name] - reach[name].diagonal().diag()).max() < 1e-12]
+print("only their own position:", *own)
+assert own == ["blocks.1.attention.q", "blocks.1.attention.o", "blocks.1.mlp.up", "blocks.1.mlp.down", "unembed"]
+
+# %% [markdown]
+# Nothing lies above the diagonal: no prediction reaches a word that comes after it. Below the diagonal the layers
+# differ. In the last block a query, the attention's output, the perceptron and the unembedding at position $t$ serve
+# the prediction at $t$ and no other. A *key* or a *value* is looked up by every later position; and what the first
+# block writes at $t$ passes through the keys and values of the second. (Two details: at the first position keys and
+# queries are idle, since a softmax over one position has nothing to choose; and after the second noun the full stop is
+# certain, so its row is pale.)
+#
+# ## Labels: one for each token
+#
+# $G$ is the second moment of gradients with labels from the model. For a sequence that means: keep the data's tokens
+# as inputs, and at each position draw a label of its own from $p_t$. The drawn labels are not fed back; the "sentence"
+# they form need not make sense.
+#
+# The *exact* expectation runs over $V^T$ ways to label a sequence. But the labels of two tokens are drawn independently,
+# and $\mathbb E[\nabla\ell_t]=0$ at each token, so all products of two tokens' gradients vanish on average. It is enough
+# to take one token $t$ and one class $c$ at a time, with the seed $s_{tc}=\sqrt{p_{tc}}\,(e_c-p_t)$ at token $t$ and
+# zeros elsewhere. That is $T\cdot V$ backward passes:
+
+# %%
+seeds = list(objective.seeds(model(**inputs).detach(), targets))  # 48 of (60, 6, 8): tokens outside, classes inside
+passes = [capture(model, objective, inputs, targets, layers, lambda f, y, s=s: (s * f).sum((1, 2))) for s in seeds]
+
+
+def rows(pairs):
+    return torch.cat([pair.matrices().flatten(1) for pair in pairs.values()], 1)  # (60, D)
+
+
+R = torch.stack([rows(one) for one in passes]).reshape(6, V, N, -1)  # (6, 8, 60, D)
+by_passes = torch.einsum("tcnx,tcny->xy", R, R) / N
+assert torch.allclose(by_passes, G, atol=1e-12), "one token and one class at a time: Σ_tc of squares is exact"
+print(len(passes), "backward passes")
+
+# %% [markdown]
+# Forty-eight passes are nothing here. With 512 tokens and 50,000 classes it would be 25 million. An obvious saving is
+# to seed *all tokens at once*, with one pass for each class. Multiply out what this computes:
+#
+# $$\Big(\sum_t J_t^\top s_{tc}\Big)\Big(\sum_{u} J_{u}^\top s_{uc}\Big)^\top
+# =\underbrace{\sum_t J_t^\top s_{tc}s_{tc}^\top J_t}_{\text{wanted}}
+# +\underbrace{\sum_{t\ne u} J_t^\top s_{tc}s_{uc}^\top J_{u}}_{\text{cross-token terms}}.$$
+#
+# It is the trap of notebook 03 once more, with tokens in the place of classes: drawn labels are independent from
+# token to token and cancel on average; fixed seeds are the same every time, and nothing cancels.
+
+# %%
+at_once = R.sum(0)  # (8, 60, D): what one backward pass for each class gives
+trap = torch.einsum("cnx,cny->xy", at_once, at_once) / N
+trap_error = ((trap - G).norm() / G.norm()).item()
+print(f"all tokens at once: relative error {trap_error:.2f}, trace {trap.trace():.0f} where G has {G.trace():.0f}")
+assert trap_error > 0.3, "the cross-token terms should be no rounding error"
+
+# %% [markdown]
+# The honest saving is to draw: one label a token, one backward pass for the whole sequence, as often as can be
+# afforded. This is what `NextToken` does by default.
+
+# %%
+for m in (1, 10, 100):
+    drawn = gauss_newton(model, objective, data, layers, labels="sampled", draws=m, progress=False)
+    error = ((drawn.to_dense() - G).norm() / G.norm()).item()
+    print(f"{m:3} draws: relative error {error:.3f}")
+assert error < 0.3 * trap_error, "draws must be fresh, and from p at each token: then the error falls as 1/√draws"
+
+# %% [markdown]
+# ## Factors as if tokens were independent
+#
+# Now K-FAC. Put [26] into $\mathbb E[D\theta D\theta^\top]$, with $\otimes$ row by row as in notebook 03:
+#
+# $$\mathbb E\big[D\theta D\theta^\top\big]=\mathbb E\Big[\sum_{t,u} g_tg_u^\top\otimes a_ta_u^\top\Big]
+# \;\overset{(1)}{\approx}\;\mathbb E\Big[\sum_t g_tg_t^\top\otimes a_ta_t^\top\Big]
+# \;\overset{(2)}{\approx}\;\underbrace{\mathbb E\Big[\sum_t g_tg_t^\top\Big]}_{S}\otimes\underbrace{\mathbb E\Big[\frac1T\sum_t a_ta_t^\top\Big]}_{A}.$$
+#
+# Step (1) treats tokens as independent of each other, step (2) gradients as independent of activations, both false
+# and both convenient. Mind the two counts: $A$ is a *mean* over all positions of all sequences, $S$ a sum over tokens
+# and a mean over *examples*. Their product then has the size of $G$.
+
+# %%
+from inflib.kfac import second_moments
+
+A, S = {}, {}
+for name in layers:
+    a = passes[0][name].a[there]  # (positions, i), padding left out
+    g = torch.stack([one[name].g for one in passes])  # (48, 60, 6, o)
+    A[name] = a.T @ a / len(a)
+    S[name] = torch.einsum("knto,kntu->ou", g, g) / N
+moments = second_moments(model, objective, data, layers, labels="expected", progress=False)
+for name in layers:
+    assert torch.allclose(moments.A(name), A[name], atol=1e-12), f"{name}: over examples × tokens, padding left out"
+    assert torch.allclose(moments.S(name), S[name], atol=1e-12), f"{name}: summed over tokens, divided by examples"
+
+# %% [markdown]
+# The trace tells whether the size is right. Look first at the five layers that reach their own position only, where
+# step (1) is no approximation; and then at the keys.
+
+# %%
+size = {k: (A[k].trace() * S[k].trace() / G[spans[k], spans[k]].trace()).item() for k in layers}
+for name in layers:
+    print(f"{name:22} trace of S ⊗ A / trace of G's block = {size[name]:.2f}")
+T_mean = there.sum().item() / N
+print(
+    f"S over positions too: {size['unembed'] / T_mean:.2f} for unembed; A over examples: {size['unembed'] * T_mean:.2f}"
+)
+assert all(0.5 < ratio < 2 for ratio in size.values()), "off by about T: both divided by positions, or by examples"
+
+# %% [markdown]
+# The sizes are right within some tens of per cent, and would be wrong five-fold with either of the two other
+# ways of counting. The keys, and the last block's values, come out a fifth too small: there the gradients at different
+# positions go together, and the terms with $t\ne u$ that step (1) threw away were a part of $G$. (In the five layers it
+# is step (2) that is off.)
+#
+# ## Λ with the exact sum over tokens
+#
+# EK-FAC repairs what a diagonal can repair. Keep the eigenvectors of these $A$ and $S$; but for the eigenvalues
+# rotate the *whole* gradient of a sequence, summed over its tokens, before it is squared:
+#
+# $$\Lambda=\mathbb E\Big[\Big(Q_S^\top\Big(\sum_t g_ta_t^\top\Big)Q_A\Big)^2\Big]
+# \qquad\text{and not}\qquad
+# \Lambda'=\mathbb E\Big[\sum_t\big(Q_S^\top g_ta_t^\top Q_A\big)^2\Big].$$
+#
+# $\Lambda$ is the diagonal of $U^\top G_\ell U$, cross-token terms and all, so the theorem of notebook 05 holds: no
+# other eigenvalues in this basis come closer. $\Lambda'$, squared token by token, would be cheaper.
+
+# %%
+Q_A, Q_S = ({k: torch.linalg.eigh(M[k])[1] for k in layers} for M in (A, S))
+
+
+def exact_sum(name):
+    return sum((Q_S[name].T @ one[name].matrices() @ Q_A[name]).square().sum(0) for one in passes) / N  # (o, i)
+
+
+def token_by_token(name):
+    squares = [((one[name].g @ Q_S[name]).square(), (one[name].a @ Q_A[name]).square()) for one in passes]
+    return sum(torch.einsum("nto,nti->oi", g2, a2) for g2, a2 in squares) / N
+
+
+Λ = {name: exact_sum(name) for name in layers}
+for name in layers:
+    U = torch.kron(Q_S[name], Q_A[name])
+    diagonal = (U.T @ G[spans[name], spans[name]] @ U).diagonal()
+    assert torch.allclose(Λ[name].flatten(), diagonal, atol=1e-10), f"{name}: sum over tokens first, square after"
+
+# %% [markdown]
+# $\Lambda=\mathrm{diag}(U^\top G_\ell U)$ in all 13 layers. And $\Lambda'$? The picture of reaches tells where it must
+# be right: where a position serves only its own prediction, its $g_t$ holds one token's label, and different labels
+# are independent. Compare the bars with `own` above.
+
+# %%
+gap = {k: ((token_by_token(k) - Λ[k]).norm() / Λ[k].norm()).item() for k in layers}
+figure, ax = plt.subplots(figsize=(6.4, 3.4))
+plots.bars(ax, gap, what="‖Λ′ − Λ‖ / ‖Λ‖ (no unit)")
+assert all((gap[k] < 1e-12) == (k in own) for k in layers), "exact where a position serves one prediction only"
+print({name: f"{value:.2f}" for name, value in gap.items() if value > 1e-12})
+
+# %% [markdown]
+# Zero to rounding in five layers, by a third to more than a half off in the keys and values, and a little off in all
+# the rest of the first block.
+#
+# A trap for testers: on a model without attention the short cut passes every test. And it leans on labels from the
+# *model*. The data's labels are not independent of each other, and with them it is exact in no layer at all:
+
+# %%
+data_gap = {}
+for name in layers:
+    a, g = pairs[name].a @ Q_A[name], pairs[name].g @ Q_S[name]  # rotated, for the data's own labels
+    whole = torch.einsum("nto,nti->noi", g, a).square().sum(0)
+    data_gap[name] = ((torch.einsum("nto,nti->oi", g.square(), a.square()) - whole).norm() / whole.norm()).item()
+print(f"with the data's labels: off by {min(data_gap.values()):.0%} to {max(data_gap.values()):.0%}")
+assert min(data_gap.values()) > 1e-3, "exactness was for labels from the model"
+
+# %% [markdown]
+# ## EK-FAC for sequences
+#
+# These steps are `ekfac`, for sequences as for digits. Its matrix is ours; and its scores are those of its own dense
+# matrix, solved the slow way.
+
+# %%
+from inflib import ekfac
+
+ek = ekfac(model, objective, data, layers, labels="expected", progress=False)
+E = ek.to_dense()  # (D, D)
+for name, span in spans.items():
+    U = torch.kron(Q_S[name], Q_A[name])
+    assert torch.allclose(E[span, span], U @ torch.diag(Λ[name].flatten()) @ U.T, atol=1e-10), name
+λ = torch.cat([torch.full((o * i,), damping[k]) for k, (o, i) in ek.shapes.items()])  # (D,)
+asked = torch.cat([rows(capture(model, objective, *q, layers, "log_likelihood")) for q in queries])  # (5, D)
+dense_scores = -torch.linalg.solve(E + λ.diag(), asked.T).T @ rows(pairs).T  # (5, 60)
+assert torch.allclose(scores_with(ek), dense_scores, rtol=1e-10), "score = ∇fᵀ (C + λ)⁻¹ (−∇ℓ): one minus sign"
+
+# %% [markdown]
+# How far are these scores from those of the exact $G$? The ladder of notebook 05, shortened, for five questions, all
+# with the same damping. In the table a column is a question, a number the correlation with the exact scores over the
+# sixty sentences.
+
+# %%
+from inflib import identity, kfac
+
+
+def correlations(scores):
+    """Pearson's correlation with the exact scores, for each query (5,)."""
+    x, y = (s - s.mean(1, keepdim=True) for s in (scores, truth))
+    return F.cosine_similarity(x, y, dim=1)
+
+
+# %%
+options = dict(layers=layers, progress=False)
+ladder = {
+    "block G": gauss_newton(model, objective, data, blocks=True, **options),
+    "EK-FAC": ek,
+    "EK-FAC, 1 draw": ekfac(model, objective, data, **options),
+    "K-FAC": kfac(model, objective, data, labels="expected", **options),
+    "identity": identity(model, objective, data, **options),
+}
+
+# %%
+quality = {name: correlations(scores_with(curvature)) for name, curvature in ladder.items()}
+for name, row in quality.items():
+    print(f"{name:15}", "".join(f"{value:7.2f}" for value in row.tolist()), f"   mean {row.mean():.2f}")
+assert quality["block G"].mean() > quality["EK-FAC"].mean() > quality["identity"].mean()
+
+# %% [markdown]
+# Much as for digits: the Kronecker form costs more than cutting the layers apart, EK-FAC is a little ahead of K-FAC,
+# and a single draw of labels does nearly as well as the exact expectation. The fourth question is the hard one: no
+# sentence begins *the dog sees cat*, so there is no count behind it, and approximations agree little about it.
+#
+# A correlation forgives a common factor. How *large* are the scores? Fit one factor to question 1:
+
+# %%
+for name in ("block G", "EK-FAC"):
+    scores = scores_with(ladder[name])[0]
+    times = (scores @ truth[0] / truth[0].square().sum()).item()
+    print(f"{name:8} scores are {times:.1f} times the exact ones")
+    assert times > 3, "cut apart, each layer claims a change that all of them share"
+
+# %% [markdown]
+# Too large, many times over. Two questions to the layers tell why. Take the top proponent: what part of its exact
+# score does each layer's *own* score make, in block $G$? And how much curvature is there along the query's gradient
+# $v$ in each layer, $v^\top\hat G_\ell v$ by EK-FAC against $v^\top G_\ell v$?
+
+# %%
+pro, con = (texts.index(f". the cat eats {food} .") for food in ("meat", "fish"))
+claims = scores_with(ladder["block G"], keep=("layer",))[0, pro] / truth[0, pro]  # (13,)
+along_v = torch.stack(
+    [asked[0, s] @ E[s, s] @ asked[0, s] / (asked[0, s] @ G[s, s] @ asked[0, s]) for s in spans.values()]
+)
+print(
+    f"block G: single layers claim {claims.min():.1f} to {claims.max():.1f} of the whole, {claims.sum():.1f} together"
+)
+print(f"EK-FAC's curvature along v: {along_v.min():.1f} to {along_v.max():.1f} times the true one, by layer")
+assert claims.min() > 0 and (along_v < 1.05).all(), "every layer pulls the same way, with too little to hold it back"
+
+# %% [markdown]
+# In exact $G$ the thirteen layers know of each other, and share out one change of the output among them. Cut apart,
+# each is solved as though it had to bring about most of the change alone, and the sum counts it eight times. EK-FAC
+# adds to that: it keeps a block's trace but spreads it over too many directions, so there is too little of it where
+# the gradients lie, and we divide by it. Rankings survive this, sizes do not: on a deep network read EK-FAC scores as
+# an order. (`refine` in notebook 05 is a way to get sizes back.)
+#
+# ## Two masks
+#
+# Padding and prompts are both "not there", in two different senses.
+#
+# | | is the position read? | does it count in $A$? | is its prediction in the loss? |
+# |---|---|---|---|
+# | a token like any other | yes | yes | yes |
+# | a prompt's token: target −100 | **yes** | **yes** | no |
+# | padding: mask 0, target −100 | no | no | no |
+#
+# A target of −100 speaks about the *loss*; `attention_mask` says which positions *exist*. If both are right, it cannot
+# matter how sequences are cut into batches, nor on which side they are padded. Refit everything for several cuts:
+
+# %%
+cuts = [(60, "right"), (60, "left"), (25, "right"), (13, "left")]
+for labels in ("expected", "sampled"):
+    found = []
+    for per_batch, side in cuts:
+        batches = token_batches(sequences, per_batch, side=side)
+        fit = ekfac(model, objective, batches, layers, labels=labels, progress=False)
+        found.append(influence(model, objective, batches, queries, fit, damping, progress=False))
+    worst = max(((scores - found[0]).norm() / found[0].norm()).item() for scores in found)
+    assert worst < 1e-10, f"{labels} labels: something of the padding counts, or draws depend on the batch"
+    print(f"{labels} labels: {len(cuts)} ways to cut and pad, the same scores to ten digits")
+
+# %% [markdown]
+# (Drawn labels too: the generator counts sequences and their tokens, not batches and columns.)
+#
+# And three ways to get it wrong, none of which raises an error. *No mask* (all ones): the padding's activations enter
+# $A$, and its count. *No −100 at the padding*: the model is asked to predict the filling. *The mask for the prompt*,
+# hidden where it should only be left out of the loss: now the model completes a text that it has not read.
+
+# %%
+no_mask = {"input_ids": inputs["input_ids"], "attention_mask": torch.ones_like(inputs["attention_mask"])}
+A_wrong = second_moments(model, objective, [(no_mask, targets)], layers, labels="observed", progress=False).A(layers[0])
+A_off = ((A_wrong - A[layers[0]]).norm() / A[layers[0]].norm()).item()
+asked_filling = targets.where(there, 0)
+loss_off = (objective.loss(model(**inputs), asked_filling) / losses).mean().item()
+hidden = query_inputs | {"attention_mask": (query_targets >= 0).long()}
+f_wrong = objective.measure("log_likelihood", model(**hidden), query_targets).item()
+print(
+    f"no mask: A off by {A_off:.0%}; no −100: losses × {loss_off:.2f}; prompt hidden: f = {f_wrong:.2f}, not {f.item():.2f}"
+)
+assert A_off > 0.02 and loss_off > 1.05 and abs(f_wrong - f.item()) > 0.1, "each mistake should be visible here"
+
+# %% [markdown]
+# ## Expand or reduce?
+#
+# "As if tokens were independent" is one way to make a single $S\otimes A$ of a shared layer's $T$ uses. It is called
+# **expand**: each position is an example of its own. The other is **reduce**: first put a sequence's positions
+# together, $\bar a=\frac1T\sum_t a_t$ and $\bar g=\sum_t g_t$, then take the moments over sequences
+# (Eschenhagen et al. 2023):
+#
+# $$S_{\rm expand}\otimes A_{\rm expand}=\mathbb E\Big[\sum_t g_tg_t^\top\Big]\otimes\mathbb E\Big[\frac1T\sum_t a_ta_t^\top\Big],\qquad
+# S_{\rm reduce}\otimes A_{\rm reduce}=\mathbb E\big[\bar g\bar g^\top\big]\otimes\mathbb E\big[\bar a\bar a^\top\big].$$
+#
+# Each is exact somewhere. Take a linear layer, squared error, and two losses. *A loss at every position*: the seed
+# $e_c$ at $t$ reaches position $t$ alone, so $D\theta = e_ca_t^\top$, and the sum over $t$ and $c$ is
+# $T\cdot I\otimes\mathbb E[\frac1T\sum_t a_ta_t^\top]$: expand. *A loss on the average over positions*: the seed
+# arrives everywhere as $e_c/T$, so $D\theta=e_c\bar a^\top$, and the sum is $I\otimes\mathbb E[\bar a\bar a^\top]$:
+# reduce.
+
+# %%
+from inflib import SquaredError
+from inflib.lab import mlp
+
+
+class Average(nn.Module):
+    def forward(self, s):
+        return s.mean(1)  # (B, T, o) → (B, o)
+
+
+# %%
+x = torch.randn(30, 5, 3, generator=torch.Generator().manual_seed(0))  # 30 sequences of 5 positions
+linear = mlp((3, 2), dtype=torch.float64)
+cases = {  # case: (network, shape of its outputs, which is exact)
+    "loss at every position": (linear, (30, 5, 2), "expand"),
+    "loss on the average": (nn.Sequential(linear, Average()), (30, 2), "reduce"),
+}
+
+# %%
+for case, (network, shape, should) in cases.items():
+    batch = [(x, torch.zeros(shape))]
+    whole = gauss_newton(network, SquaredError(), batch, progress=False).to_dense()
+    errors = {}
+    for sharing in ("expand", "reduce"):
+        C = kfac(network, SquaredError(), batch, sharing=sharing, progress=False).to_dense()
+        errors[sharing] = ((C - whole).norm() / whole.norm()).item()
+    print(f"{case:24}", {sharing: f"{error:.3f}" for sharing, error in errors.items()})
+    assert min(errors, key=errors.get) == should and errors[should] < 1e-12, "swapped? reduce: mean of a, but SUM of g"
+
+# %% [markdown]
+# Which is a language model? It has a loss at every position, so expand should suit it, though attention breaks the
+# argument. A picture classifier that averages over the image before its last layer is closer to the second case
+# (`inflib`'s convolutions take `sharing="reduce"` too). Measure, for both, the matrix error of each layer's block:
+
+# %%
+block_errors, means = {}, {}
+for sharing in ("expand", "reduce"):
+    C = kfac(model, objective, data, layers, labels="expected", sharing=sharing, progress=False)
+    K = C.to_dense()
+    block_errors[sharing] = {k: ((K - G)[s, s].norm() / G[s, s].norm()).item() for k, s in spans.items()}
+    means[sharing] = correlations(scores_with(C)).mean().item()
+for name in layers:
+    print(f"{name:22}", {sharing: f"{errors[name]:.2f}" for sharing, errors in block_errors.items()})
+print("expand is closer in", sum(block_errors["expand"][k] < block_errors["reduce"][k] for k in layers), "of 13 layers")
+print("mean score correlation", {sharing: f"{mean:.2f}" for sharing, mean in means.items()})
+assert means["expand"] > means["reduce"], "a loss at every token: expand should fit the language model better"
+
+# %% [markdown]
+# Expand is closer in ten of the thirteen layers, and in the scores. At the keys reduce is off by 100%: it has put
+# *zero* in place of the block. Its $\bar g=\sum_t g_t$ is the gradient of the bias, and a key's bias adds the same
+# number to all the scores that a softmax then compares, which changes nothing:
+
+# %%
+keys = [name for name in layers if name.endswith("k")]
+bias_gradient = max(pairs[name].g.sum(1).abs().max().item() for name in keys)
+single = min(pairs[name].g.abs().max().item() for name in keys)
+print(f"keys: |g| at one position reaches {single:.2f} and more; summed over positions it is 0 to twelve digits")
+assert bias_gradient < 1e-12 < single, "the key's bias should change no output"
+
+# %% [markdown]
+# A tempting bonus of reduce, one row a sequence and so cheaper sums, is thus paid for with a blind layer. `inflib`'s
+# default is expand.
+#
+# ## Which layer, which position
+#
+# Block-diagonal curvature has one comfort: the score is a sum over layers [30]. And the training gradient is a sum
+# over positions. So with $P_\ell=(\hat G_\ell+\lambda_\ell I)^{-1}\nabla_\ell f$, the query's gradient preconditioned
+# in layer $\ell$,
+#
+# $$\mathcal I_f(z)=-\sum_{\ell}\sum_{t}\big\langle P_\ell,\; g_{\ell t}\,a_{\ell t}^\top\big\rangle. \qquad [30, 31]$$
+
+# %%
+split = scores_with(ek, keep=("layer", "token"))  # (5, 60, 13, 6)
+question = capture(model, objective, *queries[0], layers, "log_likelihood")
+solved = ek.solve({k: pair.matrices() for k, pair in question.items()}, damping)
+P = {k: matrices[0] for k, matrices in solved.items()}  # of question 1, (o, i) in each layer
+by_hand = torch.stack([-torch.einsum("oi,nto,nti->nt", P[k], pairs[k].g, pairs[k].a) for k in layers], dim=1)
+assert torch.allclose(split[0], by_hand, atol=1e-10), "g_t with the a of the SAME position"
+assert torch.allclose(split.sum((2, 3)), scores_with(ek), atol=1e-10), "layers and positions add up to the score"
+assert split.movedim(3, 2)[:, ~there].abs().max() == 0, "padding has no influence"
+
+# %% [markdown]
+# Take question 1, *the cat eats → meat*, and two training sentences, the one that says it and the one that says
+# *fish*. Rows are layers, columns positions; the darkest cells are the largest shares. Where would you expect them,
+# and where are they?
+
+# %%
+figure, axes = plt.subplots(1, 2, figsize=(8.4, 4.2))
+for ax, n in zip(axes, (pro, con), strict=True):
+    plots.matrix(ax, split[0, n, :, :5], f"{texts[n]}   total {split[0, n].sum():+.0f}", colourbar=True)
+    ax.set(xticks=range(5), xticklabels=texts[n].split()[:5], aspect="auto", xlabel="position (word read)")
+    ax.set_yticks(range(13), layers if n == pro else [""] * 13)
+by_position = split[0, pro].sum(0)  # (6,)
+print({word: f"{share:+.0f}" for word, share in zip(texts[pro].split()[:5], by_position.tolist(), strict=False)})
+assert by_position.argmax() == 3, "the word is predicted at 'eats', so the largest share should stand there"
+
+# %% [markdown]
+# Mostly at *eats*, where the word in question is predicted, and there in nearly every layer. The second picture is the
+# first one's negative: *fish* competes for the same place. But there is weight at *cat* and *the* as well, in the keys
+# and values, above all of the first block: to answer *fish* or *meat*, something at *cat* had to be looked up. Does that
+# make *cat* an influential word?
+#
+# ## Three questions about a token
+#
+# The split by position answers: *which position's weight update* did it? It is no statement about a word. The $g_t$ at
+# *cat* holds the losses of all later words, and its $a_t$ has gathered all earlier ones. Whoever wants to know about a
+# word has to say which of its two roles is meant (appendix B.1 of the paper).
+#
+# **As an output**, something to be predicted. Give the loss of this token alone the weight $1+\varepsilon$. What
+# changes at the rate $-\langle P,\nabla\ell_t\rangle$ is the score, and these rates add up to it. The slow way is one
+# backward pass a token:
+
+
+# %%
+def along(measurement):
+    """−⟨P, ∇ measurement⟩ of every training sentence, (60,)."""
+    found = capture(model, objective, inputs, targets, layers, measurement)
+    return -sum(torch.einsum("oi,noi->n", P[k], pair.matrices()) for k, pair in found.items())
+
+
+as_output = torch.stack([along(lambda f, y, t=t: objective.token_losses(f, y)[:, t]) for t in range(6)], 1)  # (60, 6)
+assert torch.allclose(as_output.sum(1), scores_with(ek)[0], atol=1e-9), "Σ_t ∇ℓ_t = ∇ℓ: does each target count once?"
+
+# %% [markdown]
+# The paper's trick: $\langle P,\nabla\ell_t\rangle$ is the derivative of $\ell_t$ *in the direction* $P$, so it shows
+# when the weights take a small step along $P$, and a forward pass yields all $\ell_t$ at once:
+#
+# $$\langle P,\nabla\ell_t\rangle\approx\tfrac1\alpha\big(\ell_t(\theta+\alpha P)-\ell_t(\theta)\big). \qquad [36]$$
+
+
+# %%
+def losses_after(step):
+    """ℓ_t at the weights θ + step · P, (60, 6)."""
+    moved = {f"{k}.weight": weights[f"{k}.weight"] + step * P[k][:, :-1] for k in layers}
+    moved |= {f"{k}.bias": weights[f"{k}.bias"] + step * P[k][:, -1] for k in layers}
+    return objective.token_losses(functional_call(model, moved, kwargs=inputs), targets)
+
+
+for α in (1e-3, 1e-5, 1e-7):
+    by_steps = -(losses_after(α) - losses_after(0)).detach() / α
+    error = ((by_steps - as_output).norm() / as_output.norm()).item()
+    print(f"step {α:.0e}: relative error {error:.1e}")
+assert error < 1e-4, "the error should shrink with the step; is the bias P's last column?"
+
+# %% [markdown]
+# Two forward passes in place of six backward ones, with an error that shrinks in proportion to the step.
+#
+# **As an input**, something to be read. A word cannot be half left out, so the paper scales its embedding by
+# $1+\varepsilon$ and asks how the *sequence's* score responds, at the rate $-\langle P,\nabla_\theta
+# \frac{d\ell}{d\varepsilon}\rangle$ [37, 38]. The slow way is a small change of one embedding at a time:
+
+
+# %%
+def score_with_scaled(t, ε):
+    """The scores (60,) when the embedding read at position t is 1 + ε times itself."""
+    scales = 1 + ε * F.one_hot(torch.tensor(t), 6)[:, None]  # (6, 1)
+    handle = model.token.register_forward_hook(lambda module, arguments, e: e * scales)
+    try:
+        return along(objective.loss)
+    finally:
+        handle.remove()
+
+
+ε = 1e-5
+as_input = torch.stack([(score_with_scaled(t, ε) - score_with_scaled(t, -ε)) / (2 * ε) for t in range(6)], 1)
+assert as_input[~there].abs().max() < 1e-6, "nobody reads padding"
+
+# %% [markdown]
+# `inflib.tokens` has both, exactly and for all tokens together: derivatives along $P$ by forward-mode differentiation,
+# where the paper takes a finite step.
+
+# %%
+from inflib.tokens import input_tokens, output_tokens
+
+outputs_of, inputs_of = (
+    function(model, objective, data, queries, ek, damping, progress=False)  # (5, 60, 6)
+    for function in (output_tokens, input_tokens)
+)
+assert torch.allclose(outputs_of[0], as_output, atol=1e-9), "one token's loss at a time, in its own context"
+assert torch.allclose(inputs_of[0], as_input, rtol=1e-4, atol=1e-3), "the token's embedding alone, not its position's"
+
+# %% [markdown]
+# All three for the sentence that says *meat*. Mind the labels: position and input are named by the word that is read,
+# output by the word that is predicted, one further on.
+
+# %%
+words_of = texts[pro].split()
+three = {
+    "position's update [31]": (split[0, pro].sum(0)[:5], words_of[:5]),
+    "word as output [36]": (outputs_of[0, pro, :5], words_of[1:]),
+    "word as input [38]": (inputs_of[0, pro, :5], words_of[:5]),
+}
+
+# %%
+figure, axes = plt.subplots(3, 1, figsize=(6.4, 3.4))
+for ax, (title, (values, names)) in zip(axes, three.items(), strict=True):
+    plots.matrix(ax, values[None])
+    ax.set(xticks=range(5), xticklabels=names, aspect="auto")
+    ax.set_ylabel(title, rotation=0, ha="right", va="center")
+    for t, value in enumerate(values.tolist()):
+        dark = abs(value) > 0.6 * values.abs().max()
+        ax.text(t, 0, f"{value:+.0f}", ha="center", va="center", fontsize=8, color="white" if dark else "black")
+    print(f"{title:23}", {name: f"{value:+.0f}" for name, value in zip(names, values.tolist(), strict=True)})
+assert words_of[1 + outputs_of[0, pro].argmax()] == "meat", "what was asked for is what this sentence taught"
+assert abs(three["word as output [36]"][0].sum() - by_position.sum()) < 1e-8, "two ways to split one score"
+
+# %% [markdown]
+# Three different answers. As an *output* all influence is one word's, *meat*, as it should be: the query asked how
+# likely that word is, and to have been trained on predicting it is what helps. The *positions* show the same +419 by
+# where the weights were touched, a fifth of it before *eats*, at words whose own prediction had no part in it. And as
+# an *input*, *eats* is negative: a stronger *eats* would make this sentence a weaker proponent, while a stronger *cat*
+# would make it a better one. These last numbers are slopes; they do not add up to anything.
+#
+# ## What it costs: rotate first, or build first?
+#
+# The rotated gradient $Q_S^\top(\sum_t g_ta_t^\top)Q_A$ can be had in two orders. *Rotate first*: turn every $g_t$ and
+# $a_t$, then multiply, which takes $T(o^2+i^2+oi)$ multiplications a sequence. *Build first*: sum up the matrix, then
+# turn it from both sides, $T\cdot oi+oi\,(o+i)$. Count both with PyTorch's counter, for the layer `up` (a multiplication
+# and an addition are two operations):
+
+# %%
+from torch.utils.flop_counter import FlopCounterMode
+
+
+def cost(T, o, i):
+    """Multiplications a sequence: {order: number}."""
+    return {"rotate first": T * (o * o + i * i + o * i), "build first": T * o * i + o * i * (o + i)}
+
+
+up, T = "blocks.1.mlp.up", 6
+a, g = pairs[up]
+orders = {
+    "rotate first": lambda: (g @ Q_S[up]).mT @ (a @ Q_A[up]),
+    "build first": lambda: Q_S[up].T @ (g.mT @ a) @ Q_A[up],
+}
+for order, rotated in orders.items():
+    with FlopCounterMode(display=False) as counter:
+        result = rotated()
+    print(order, counter.get_total_flops(), "operations for", N, "sequences")
+    assert counter.get_total_flops() == 2 * N * cost(T, *ek.shapes[up])[order], f"{order}: count again"
+    assert torch.allclose(result, orders["rotate first"](), atol=1e-12), "one and the same matrix"
+
+# %% [markdown]
+# The first grows with $T$ in all its terms, the second has a price paid once a sequence. So short sequences should
+# rotate, long ones build. Each side can choose for itself: turn $g$ early if that takes less, $To^2<o^2i$, so if
+# $T<i$; turn $a$ early if $T<o$. That is what `inflib` does; count its own operations on sequences of 6 and of 24 tokens:
+
+# %%
+from inflib import Pair
+from inflib.ekfac import rotated_gradients
+
+for repeats in (1, 4):
+    long = Pair(a.repeat(1, repeats, 1), g.repeat(1, repeats, 1))  # the sentences said over and over
+    with FlopCounterMode(display=False) as counter:
+        list(rotated_gradients(long, Q_S[up], Q_A[up]))
+    both = cost(repeats * T, *ek.shapes[up])
+    print(f"T = {repeats * T:2}: {counter.get_total_flops()} operations,", min(both, key=both.get))
+    assert counter.get_total_flops() == 2 * N * min(both.values()), "the cheaper order was not taken"
+
+# %% [markdown]
+# For the wide layer of GPT-2 in its smallest size the two meet near a thousand tokens:
+
+# %%
+o, i = 3072, 769
+lengths = torch.logspace(0, 4, 80)
+figure, ax = plt.subplots()
+for order, colour in zip(("rotate first", "build first"), (plots.BLUE, plots.ORANGE), strict=True):
+    ax.loglog(lengths, [cost(T, o, i)[order] for T in lengths.tolist()], color=colour, label=order)
+best = lengths * o * i + lengths.clamp(max=i) * o * o + lengths.clamp(max=o) * i * i
+ax.loglog(lengths, best, "k:", label="each side as is cheaper")
+crossing = o * i * (o + i) / (o * o + i * i)
+ax.axvline(crossing, color=plots.GREY, linewidth=0.8, linestyle="--", label="equal")
+ax.set(xlabel="tokens in a sequence, T", ylabel="multiplications a sequence")
+ax.legend()
+equal = cost(crossing, o, i)
+print(f"equal at T = {crossing:.0f} tokens")
+assert abs(equal["rotate first"] / equal["build first"] - 1) < 1e-9, "T(o² + i²) = oi(o + i) where they cross"
+
+# %% [markdown]
+# For twenty tokens rotating first is nearly forty times cheaper; at 1,024, GPT-2's context, the order hardly matters.
+#
+# Memory decides too. A built gradient has $oi$ numbers *for every sequence*; kept apart as pairs it has $T(o+i)$. For
+# digits ($T=1$) pairs are the small form and no gradient is ever built. For sequences longer than $oi/(o+i)$ the matrix
+# is smaller, and neither is small:
+
+# %%
+table = {"this notebook, up": (6, 8, 7), "digits, 784 → 64": (1, 64, 785), "GPT-2 small, wide layer": (1024, 3072, 769)}
+table["50 billion, wide layer"] = (512, 32768, 8193)
+print(f"{'one layer, 32 sequences':26}{'matrices':>12}{'pairs':>12}   in kB, single precision")
+for name, (T, o, i) in table.items():
+    built, kept = (32 * 4 * numbers / 1e3 for numbers in (o * i, T * (o + i)))
+    print(f"{name:26}{built:12,.0f}{kept:12,.0f}")
+    assert (built < kept) == (o * i / (o + i) < T), "oi against T(o + i)"
+
+# %% [markdown]
+# A batch of gradients of a single large layer takes gigabytes. So `inflib` builds them a few sequences at a time,
+# within a budget (`max_bytes`), squares or contracts them, and lets them go; a library that keeps all per-example
+# gradients of a batch, for all layers, needs as much memory as batch-size copies of the model.
+#
+# ## An index of sequences
+#
+# Unless there are few enough to keep. An interactive browser asks again and again about the *same* training set; then
+# its rotated gradients are computed once, and a new question costs one product. `TrainIndex` says what it will take
+# before it takes it.
+
+# %%
+from inflib import TrainIndex
+
+needed = TrainIndex.bytes_needed(model, data, ek)
+index = TrainIndex.build(model, objective, data, ek, progress=False)
+D = len(G)
+print(f"{needed} bytes announced, {index.nbytes} held: {N} sequences × {D} numbers × 8 bytes = {N * D * 8}")
+assert needed == index.nbytes == N * D * 8, "a matrix (o, i) for each sequence and layer"
+
+# %% [markdown]
+# A question that nobody asked before, and another damping, against a fresh pass over the training set:
+
+# %%
+new = [ask(". dog eats", "fish .")]
+for multiple in (0.1, 1.0):
+    number = damping_of(ek, multiple)
+    quick = index.influence(model, objective, new, damping=number)
+    fresh = influence(model, objective, data, new, ek, number, progress=False)
+    assert torch.allclose(quick, fresh, rtol=1e-10, atol=1e-10), "the index must be in the same eigenbasis"
+top = list(ranking(quick[0]).items())[:3]
+print(*(f"{score:+8.1f}  {text}" for text, score in top), sep="\n")
+
+# %% [markdown]
+# ## Summary
+#
+# A sequence is one example whose loss is summed over its tokens, since only the sum is a negative log-likelihood; a
+# query is that loss with the prompt's targets left out. Its gradient in a layer is $\sum_tg_ta_t^\top$. $A$ and $S$ are
+# taken as if tokens were independent (expand), $\Lambda$ from the exact sum, because keys, values and all earlier
+# layers serve several predictions at once. Labels are drawn one per token; the exact expectation takes them one at a
+# time, never together. A score splits exactly by layer and position, and whoever asks about a *word* must say whether
+# as output or as input.
+#
+# Next, in notebooks 07 and 08: all of it at work, on digits and on text.
+#
+# ## Exercises
+#
+# ### 1. A query by hand (easy, 5 minutes)
+#
+# Without `completion`: write `query(prompt, answer)` for two lists of token ids. It returns the input ids and the
+# targets, both `(1, T)`, such that `objective.measure("log_likelihood", ...)` is $\log p(\text{answer}\mid\text{prompt})$.
+
+
+# %%
+def check_query(answer):
+    prompt, reply = vocabulary.encode(". the cat"), vocabulary.encode("eats fish .")
+    ids, labels = answer(prompt, reply)
+    assert ids.shape == labels.shape, f"came {tuple(ids.shape)} and {tuple(labels.shape)}: a target for every position"
+    assert ids.shape[1] == len(prompt) + len(reply) - 1, "the last token is predicted and never read"
+    assert not (labels == ids)[labels >= 0].any(), "the target at t is the token at t + 1, not the one being read"
+    assert (labels >= 0).sum() == len(reply), (
+        f"{(labels >= 0).sum()} targets, expected 3: from the prompt's LAST word on"
+    )
+    came = objective.measure("log_likelihood", model(ids), labels)
+    assert torch.allclose(came, log_likelihoods(prompt + reply)[-3:].sum()), "−100 up to the prompt's last position"
+    print("right; log p =", f"{came.item():.3f}")
+
+
+# %% [markdown]
+# <details><summary>Solution</summary>
+#
+# The prompt's *last* position predicts the answer's first token, so only `len(prompt) - 1` targets are left out.
+#
+# ```python
+# def query(prompt, answer):
+#     ids = torch.tensor([prompt + answer[:-1]])
+#     targets = torch.tensor([[-100] * (len(prompt) - 1) + answer])
+#     return ids, targets
+#
+#
+# check_query(query)
+# ```
+# </details>
+
+
+# %% jupyter={"source_hidden": true}
+def query(prompt, answer):
+    ids = torch.tensor([prompt + answer[:-1]])
+    targets = torch.tensor([[-100] * (len(prompt) - 1) + answer])
+    return ids, targets
+
+
+check_query(query)
+
+# %% [markdown]
+# ### 2. A completion in two parts (easy, 10 minutes)
+#
+# $\log p(\textit{eats fish}\mid\textit{the cat})$ is the sum of two conditional log-probabilities. Write `in_two_parts()`,
+# which returns two queries made with `ask`, whose scores add up to those of `ask(". the cat", "eats fish")`.
+
+
+# %%
+def check_in_two_parts(answer):
+    whole = index.influence(model, objective, [ask(". the cat", "eats fish")])
+    parts = index.influence(model, objective, list(answer()))
+    assert len(parts) == 2, f"{len(parts)} queries came; expected two"
+    apart = index.influence(model, objective, [ask(". the cat", "eats"), ask(". the cat", "fish")])
+    assert not torch.allclose(parts.sum(0), apart.sum(0)), "the second part is asked GIVEN the first: extend its prompt"
+    assert torch.allclose(parts.sum(0), whole[0], atol=1e-8), (
+        "log p(xy | z) = log p(x | z) + log p(y | zx): keep z in the second prompt"
+    )
+    print("right: scores are linear in the measurement, so a completion splits like its log-likelihood")
+
+
+# %% [markdown]
+# <details><summary>Solution</summary>
+#
+# The first part moves into the prompt of the second. This splits a query by *its* tokens, as [31] splits the training
+# side.
+#
+# ```python
+# def in_two_parts():
+#     return ask(". the cat", "eats"), ask(". the cat eats", "fish")
+#
+#
+# check_in_two_parts(in_two_parts)
+# ```
+# </details>
+
+
+# %% jupyter={"source_hidden": true}
+def in_two_parts():
+    return ask(". the cat", "eats"), ask(". the cat eats", "fish")
+
+
+check_in_two_parts(in_two_parts)
+
+# %% [markdown]
+# ### 3. Rescue the trap (medium, 15 minutes)
+#
+# All tokens in one backward pass *can* be right on average. Write `signs(generator)`: numbers of shape `(6, 8, 60)`, for
+# tokens, classes and sentences, such that the second moment of $\sum_{tc}w_{tc}J_t^\top s_{tc}$ is $G$ on average. `R`
+# holds the $J_t^\top s_{tc}$. What must $\mathbb E[w_{tc}w_{uk}]$ be?
+
+
+# %%
+def check_signs(answer):
+    generator, total = torch.Generator().manual_seed(3), torch.zeros_like(G)
+    first, second = answer(generator), answer(generator)
+    assert first.shape == (6, V, N), f"shape {tuple(first.shape)}, expected (6, 8, 60)"
+    assert not torch.equal(first, second), "the same every time: nothing cancels; draw them"
+    assert (first[0] != first[1]).any(), "one sign for all tokens: the cross-token terms stay"
+    assert (first[:, 0] != first[:, 1]).any(), "one sign for all classes: the cross-class terms stay"
+    for _ in range(100):
+        one_pass = torch.einsum("tcn,tcnx->nx", answer(generator), R)
+        total += one_pass.T @ one_pass / (100 * N)
+    error, size = ((total - G).norm() / G.norm()).item(), (total.trace() / G.trace()).item()
+    assert 0.9 < size < 1.1, f"the trace is {size:.2f} times G's: E[w²] must be 1, as √p is in the seeds already"
+    assert error < 0.25, f"error {error:.2f} after 100 draws: E[w_tc w_uk] must be 0 unless t = u and c = k"
+    print("right: one pass for all tokens and classes, unbiased")
+
+
+# %% [markdown]
+# <details><summary>Solution</summary>
+#
+# It must be 1 for the same token and class and 0 otherwise: independent signs. Like a draw of labels it is unbiased and
+# noisy, and it costs as much.
+#
+# ```python
+# def signs(generator):
+#     return 2.0 * torch.randint(2, (6, 8, 60), generator=generator) - 1
+#
+#
+# check_signs(signs)
+# ```
+# </details>
+
+
+# %% jupyter={"source_hidden": true}
+def signs(generator):
+    return 2.0 * torch.randint(2, (6, 8, 60), generator=generator) - 1
+
+
+check_signs(signs)
+
+# %% [markdown]
+# ### 4. Input tokens by two backward passes (harder, 20 minutes)
+#
+# The paper gets [38] for all tokens at once: $\frac{d\ell}{d\varepsilon_t}=e_t\cdot\frac{\partial\ell}{\partial e_t}$ by
+# one backward pass, at $\theta$ and again at $\theta+\alpha P$. Write `slopes(step)`, which returns $\frac{d\ell}{d\varepsilon_t}$
+# of all sentences and positions, `(60, 6)`, at $\theta+\text{step}\cdot P$. `losses_after(step)` gives the losses there,
+# and a hook like that of `score_with_scaled` scales the embeddings.
+
+
+# %%
+def check_slopes(answer):
+    came = answer(0.0)
+    assert came.shape == (60, 6), f"shape {tuple(came.shape)}: one scale for each sentence and position"
+    assert not came.requires_grad, "return the slopes themselves, detached"
+    assert not model.token._forward_hooks, "a hook is left on the model: remove it in a finally"
+    assert came[~there].abs().max() == 0, "nobody reads padding"
+    α = 1e-7
+    found = -(answer(α) - came) / α
+    error = ((found - inputs_of[0]).norm() / inputs_of[0].norm()).item()
+    assert error < 1e-2, (
+        f"relative error {error:.2f}; 1: the step was not used, 2: a sign, other: not e · ∂ℓ/∂e summed up"
+    )
+    print("right: two backward passes for all tokens of all sentences")
+
+
+# %% [markdown]
+# <details><summary>Solution</summary>
+#
+# Give every embedding a scale of its own and let autograd differentiate in the scales: it sums $e\cdot\partial\ell/\partial e$
+# over an embedding's numbers by itself.
+#
+# ```python
+# def slopes(step):
+#     ε = torch.zeros(60, 6, 1, requires_grad=True)
+#     handle = model.token.register_forward_hook(lambda module, arguments, e: e * (1 + ε))
+#     try:
+#         loss = losses_after(step).sum()
+#     finally:
+#         handle.remove()
+#     return torch.autograd.grad(loss, ε)[0].squeeze(2)
+#
+#
+# check_slopes(slopes)
+# ```
+# </details>
+
+
+# %% jupyter={"source_hidden": true}
+def slopes(step):
+    ε = torch.zeros(60, 6, 1, requires_grad=True)
+    handle = model.token.register_forward_hook(lambda module, arguments, e: e * (1 + ε))
+    try:
+        loss = losses_after(step).sum()
+    finally:
+        handle.remove()
+    return torch.autograd.grad(loss, ε)[0].squeeze(2)
+
+
+check_slopes(slopes)
+
+# %% [markdown]
+# ## References
+#
+# * R. Grosse et al. 2023, *Studying Large Language Model Generalization with Influence Functions*,
+#   [arXiv 2308.03296](https://arxiv.org/abs/2308.03296): the equations in brackets; appendix B.1 for tokens.
+# * R. Eschenhagen, A. Immer, R. Turner, F. Schneider, P. Hennig 2023, *Kronecker-Factored Approximate Curvature for
+#   Modern Neural Network Architectures*, [arXiv 2311.00636](https://arxiv.org/abs/2311.00636): expand and reduce.
+# * J. Martens 2020, *New Insights and Perspectives on the Natural Gradient Method*,
+#   [arXiv 1412.1193](https://arxiv.org/abs/1412.1193): when the Fisher is the Gauss-Newton Hessian.
+# * T. George et al. 2018, *Fast Approximate Natural Gradient Descent in a Kronecker-factored Eigenbasis*,
+#   [arXiv 1806.03884](https://arxiv.org/abs/1806.03884): the eigenvalue correction.
