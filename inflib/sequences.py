@@ -139,12 +139,15 @@ def token_batches(
     *,
     pad: int = 0,
     side: str = "right",
+    position_ids: bool = False,
     device: torch.device | str | None = None,
 ) -> list[tuple[dict[str, Tensor], Tensor]]:
     """Sequences of token ids as (inputs, targets) batches, in order: every token but the first is predicted.
 
     inputs: {"input_ids": (B, T), "attention_mask": (B, T)}, targets (B, T), T the longest of its batch minus one;
     shorter ones are padded with ``pad`` on ``side`` ("right" or "left"), masked, and their padding is in no loss.
+    position_ids=True adds {"position_ids": (B, T)}, each token's place in its sequence: Hugging Face's models would
+    count padding on the left.
     Raises ValueError for no sequence, or one of fewer than two tokens.
     """
     if side not in ("right", "left"):
@@ -163,8 +166,10 @@ def token_batches(
     found = []
     for at in range(0, len(ids), batch_size):
         some = ids[at : at + batch_size]
-        rows = [(tokens[:-1], tokens[1:]) for tokens in some]
-        found.append(_padded(rows, pad, side, device))
+        inputs, targets = _padded([(tokens[:-1], tokens[1:]) for tokens in some], pad, side, device)
+        if position_ids:
+            inputs["position_ids"] = (inputs["attention_mask"].cumsum(1) - 1).clamp_min(0)
+        found.append((inputs, targets))
     return found
 
 

@@ -133,6 +133,15 @@ def test_batches_can_be_padded_on_the_left() -> None:
     assert targets.tolist() == [[6, 7], [-100, 9]]
 
 
+@pytest.mark.parametrize(("side", "expected"), [("left", [[0, 1], [0, 0]]), ("right", [[0, 1], [0, 0]])])
+def test_places_are_counted_from_each_sequences_own_beginning(side: str, expected: list[list[int]]) -> None:
+    ((inputs, _),) = token_batches([[5, 6, 7], [8, 9]], side=side, position_ids=True)
+    assert inputs["position_ids"].tolist() == expected
+    assert list(inputs) == ["input_ids", "attention_mask", "position_ids"]
+    ((inputs, _),) = token_batches([[5, 6, 7, 8], [8, 9, 9]], side="left", position_ids=True)
+    assert inputs["position_ids"].tolist() == [[0, 1, 2], [0, 0, 1]]
+
+
 def test_a_query_predicts_its_completion_alone() -> None:
     inputs, targets = completion([1, 2, 3], [4, 5])
     assert inputs["input_ids"].tolist() == [[1, 2, 3, 4]]
