@@ -188,8 +188,10 @@ def test_what_cannot_be_asked_is_refused_with_what_to_do(asked, case) -> None:
         asked.query(prompt, said)
 
 
-def test_what_fits_exactly_is_asked(asked) -> None:
+def test_what_fits_exactly_is_asked_and_one_token_more_is_not(asked) -> None:
     assert asked.query("the " * 9, "was")[1].shape == (1, 9)
+    with pytest.raises(InputError, match="Leave out 1 or more"):
+        asked.query("the " * 10, "was")
 
 
 def test_a_corpus_of_another_length_than_the_index_is_refused(talk) -> None:
