@@ -47,7 +47,7 @@ STYLE = """<style>
   box-shadow: inset 0 -3px 0 var(--jp-brand-color1, #1976d2); }
 .inflib-panel textarea { font-family: inherit; }
 .inflib-panel .inflib-said { font-size: 16px; line-height: 1.5; white-space: pre-wrap; overflow-wrap: anywhere; }
-.inflib-panel .inflib-one-line { white-space: nowrap; overflow: hidden; text-overflow: ellipsis; }
+.inflib-panel .inflib-one-line { white-space: nowrap; overflow: hidden; text-overflow: ellipsis; max-width: 264px; }
 .inflib-panel .inflib-scale { font-size: 11px; font-variant-numeric: tabular-nums; margin: 2px 0 6px; }
 .inflib-panel .inflib-busy { color: var(--jp-ui-font-color2, #555); animation: inflib-appear 0.2s 0.15s both; }
 .inflib-panel .inflib-busy::before { content: "◌"; display: inline-block; margin-right: 6px;

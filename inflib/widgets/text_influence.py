@@ -103,9 +103,9 @@ class TextInfluence(Engine):
         positions = len(ids[0]) + len(ids[1]) - 1
         if positions > self.context:
             raise InputError(
-                f"prompt and completion are {len(ids[0])} + {len(ids[1])} tokens, of which the model would read "
-                f"{positions} (the last is only predicted); it reads at most {self.context}. Leave out "
-                f"{positions - self.context} or more, for instance at the beginning of the prompt."
+                f"{positions - self.context} too many tokens: of the {len(ids[0])} + {len(ids[1])} that came the model "
+                f"would read {positions} (the last is only predicted), and it reads at most {self.context}. Leave out "
+                "some, for instance at the beginning of the prompt."
             )
         return ids
 

@@ -306,7 +306,7 @@ def ask_what_cannot_be_asked(page: Page) -> None:
         ("", "grey", "The prompt is empty"),
         ("the horse of", "", "The completion is empty"),
         ("the <script>x</script> of", "grey", "'<script>x</script>', word 2 of the text, is not in this vocabulary"),
-        ("the horse of the horse of the horse of the horse", "grey", "it reads at most 9"),
+        ("the horse of the horse of the horse of the horse", "grey", "2 too many tokens"),
     ):
         page.box("Prompt").fill(prompt)
         page.box("Completion").fill(completion)

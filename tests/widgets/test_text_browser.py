@@ -88,7 +88,7 @@ BAD = {
         "was",
         "&#x27;&lt;i&gt;x&lt;/i&gt;&#x27;, word 2 of the text, is not in this vocabulary",
     ),
-    "too long": ("the " * 11, "was", "it reads at most 9"),
+    "too long": ("the " * 11, "was", "2 too many tokens"),
 }
 
 

@@ -173,7 +173,7 @@ BAD = {
     "too long": (
         "the " * 11,
         "was the",
-        r"11 \+ 2 tokens, of which the model would read 12 .* at most 9\. Leave out 3",
+        r"3 too many tokens: of the 11 \+ 2 that came the model would read 12 .* at most 9\. Leave",
     ),
 }
 
@@ -190,7 +190,7 @@ def test_what_cannot_be_asked_is_refused_with_what_to_do(asked, case) -> None:
 
 def test_what_fits_exactly_is_asked_and_one_token_more_is_not(asked) -> None:
     assert asked.query("the " * 9, "was")[1].shape == (1, 9)
-    with pytest.raises(InputError, match="Leave out 1 or more"):
+    with pytest.raises(InputError, match="1 too many tokens"):
         asked.query("the " * 10, "was")
 
 
