@@ -365,6 +365,7 @@ assert own == ["blocks.1.attention.q", "blocks.1.attention.o", "blocks.1.mlp.up"
 
 # %%
 seeds = list(objective.seeds(model(**inputs).detach(), targets))  # 48 of (60, 6, 8): tokens outside, classes inside
+assert len(seeds) == 6 * V, "a seed for each token and class: all tokens of a class in one pass is another matrix"
 passes = [capture(model, objective, inputs, targets, layers, lambda f, y, s=s: (s * f).sum((1, 2))) for s in seeds]
 
 
@@ -525,7 +526,8 @@ ek = ekfac(model, objective, data, layers, labels="expected", progress=False)
 E = ek.to_dense()  # (D, D)
 for name, span in spans.items():
     U = torch.kron(Q_S[name], Q_A[name])
-    assert torch.allclose(E[span, span], U @ torch.diag(Λ[name].flatten()) @ U.T, atol=1e-10), name
+    ours = U @ torch.diag(Λ[name].flatten()) @ U.T
+    assert torch.allclose(E[span, span], ours, atol=1e-10), f"{name}: padding in A? squared before the sum over tokens?"
 λ = torch.cat([torch.full((o * i,), damping[k]) for k, (o, i) in ek.shapes.items()])  # (D,)
 asked = torch.cat([rows(capture(model, objective, *q, layers, "log_likelihood")) for q in queries])  # (5, D)
 dense_scores = -torch.linalg.solve(E + λ.diag(), asked.T).T @ rows(pairs).T  # (5, 60)
