@@ -14,8 +14,8 @@ import pytest
 import torch
 from PIL import Image
 
-from inflib import TrainIndex, influence
-from inflib.lab import Stroke, as_mnist, ink_of_strokes, normalise
+from inflib import CrossEntropy, TrainIndex, damping_of, ekfac, influence
+from inflib.lab import Stroke, as_mnist, cnn, ink_of_strokes, load_checkpoint, normalise, shipped_checkpoint
 from inflib.widgets import DrawDigit
 from inflib.widgets.base import InputError
 
@@ -176,6 +176,21 @@ def test_a_network_that_reads_images_gets_images(shipped) -> None:
     panel = make(shaped, to_inputs=to_inputs, drawing=SEVEN)
     assert seen[0].shape == (1, 1, 28, 28)
     assert panel.as_text() == make(shipped, drawing=SEVEN).as_text()
+
+
+def test_a_convolutional_network_is_asked_as_any_other(shipped) -> None:
+    train, model, objective = shipped.digits.train[:300], cnn(dtype=torch.float64), CrossEntropy()
+    load_checkpoint(shipped_checkpoint("mnist_cnn"), model)
+    batches = train.batches(100, dtype=torch.float64)
+    curvature = ekfac(model, objective, batches, progress=False)
+    index = TrainIndex.build(model, objective, batches, curvature, progress=False)
+    panel = DrawDigit(model, objective, index, train, drawing=SEVEN, label=1)
+    batch = [(normalise(panel.image[None]).double(), torch.tensor([1]))]
+    truth = influence(model, objective, batches, batch, curvature, damping_of(curvature, 0.1), progress=False)[0]
+    assert panel.answer.subject.predicted == "7"
+    assert "conv2" in panel.layer.options
+    found = torch.tensor([r.score for r in panel.answer.raised], dtype=torch.float64)
+    torch.testing.assert_close(found, truth.topk(10).values, rtol=1e-9, atol=0)
 
 
 # --- pictures --------------------------------------------------------------------------------------------------
