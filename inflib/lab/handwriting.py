@@ -72,18 +72,20 @@ def ink_of_strokes(strokes: Sequence[Stroke], size: int = 280) -> np.ndarray:
 def ink_of_picture(data: bytes, side: int = 280) -> np.ndarray:
     """A PNG's or a JPEG's ink, (h, w) uint8 with neither side above ``side``: dark on light, or chalk on a board.
 
-    The paper may be lit unevenly; whatever differs from it is taken for ink, so the digit should be alone. Raises
-    NoDigitError for what is not such a picture, is above ``MAX_BYTES`` or ``MAX_PIXELS``, or shows nothing.
+    The ground may be lit unevenly; whatever differs from it is taken for ink, so the digit should be alone and have
+    ground all around it. Raises NoDigitError for what is not such a picture, is above ``MAX_BYTES`` or ``MAX_PIXELS``,
+    or shows nothing.
     """
     grey = _read(data, side)
-    border = np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
-    on_board = np.median(border) < (grey.min() + grey.max()) / 2
-    light = grey if on_board else 255 - grey  # ink is high
-    ink, noise = _above_paper(light)
+    light, noise = _above_ground(grey)
+    ink = np.maximum(light if light.max() > -light.min() else -light, 0)  # chalk is lighter than its ground
     strong = ink[ink > ink.max() / 2]
     full = float(np.median(strong)) if len(strong) else 0.0
     if full < max(25, 6 * noise):
-        raise NoDigitError("No digit can be told from the ground of this picture. Take one with more contrast.")
+        raise NoDigitError(
+            "No digit can be told from its ground in this picture. "
+            "Take one with more contrast, and with ground all around the digit."
+        )
     ink[ink < max(FAINT * full, 4 * noise)] = 0
     return _grey_levels(255 * np.minimum(ink / full, 1))
 
@@ -175,18 +177,26 @@ def _grey(image: Image.Image, side: int) -> np.ndarray:
     return alpha * grey + (1 - alpha) * ground
 
 
-def _above_paper(light: np.ndarray, rounds: int = 4) -> tuple[np.ndarray, float]:
-    """How far each pixel is above the paper, and the paper's own noise, in grey values.
+def _above_ground(grey: np.ndarray) -> tuple[np.ndarray, float]:
+    """How much lighter each pixel (h, w) is than the ground, and the ground's own noise, in grey values.
 
-    The paper's brightness is a quadratic surface: fitted to the darker half of the pixels, where no ink is, and then
-    again and again to all that are close to it.
+    The ground's brightness is a quadratic surface, fitted again and again to the pixels that are close to it, from two
+    starts, the darker and the lighter half: one of them holds no ink. The closer fit is taken.
     """
-    y, x = (a.ravel() / max(light.shape) for a in np.mgrid[: light.shape[0], : light.shape[1]])
+    y, x = (a.ravel() / max(grey.shape) for a in np.mgrid[: grey.shape[0], : grey.shape[1]])
     terms = np.stack([np.ones_like(x), x, y, x * x, x * y, y * y], axis=1)  # (h·w, 6)
-    values = light.ravel()
-    above, noise, paper = values, 0.0, values <= np.median(values)
+    values, middle = grey.ravel(), np.median(grey)
+    above, noise = min(
+        (_fit(terms, values, start) for start in (values <= middle, values >= middle)), key=lambda f: f[1]
+    )
+    return above.reshape(grey.shape), noise
+
+
+def _fit(terms: np.ndarray, values: np.ndarray, ground: np.ndarray, rounds: int = 4) -> tuple[np.ndarray, float]:
+    """Values less the surface through those of the ground, and their spread around it."""
+    above, noise = values, 0.0
     for _ in range(rounds):
-        above = values - terms @ np.linalg.lstsq(terms[paper], values[paper], rcond=None)[0]
+        above = values - terms @ np.linalg.lstsq(terms[ground], values[ground], rcond=None)[0]
         noise = 1.4826 * float(np.median(np.abs(above)))
-        paper = np.abs(above) <= max(3 * noise, 2.0)
-    return np.maximum(above, 0).reshape(light.shape), noise
+        ground = np.abs(above) <= max(3 * noise, 2.0)
+    return above, noise

@@ -174,27 +174,34 @@ def test_a_long_drawing_is_ink_in_a_tenth_of_a_second() -> None:
 def test_ink_on_paper_and_chalk_on_a_board_are_the_same_digit(images) -> None:
     for image in images[::250]:
         chalk, ink = (as_mnist(ink_of_picture(encoded(picture))) for picture in (image, 255 - image))
-        np.testing.assert_array_equal(chalk, ink)
+        assert difference(chalk, ink) < 1
         assert difference(chalk, image) < 20
     near = [difference(as_mnist(ink_of_picture(encoded(255 - image))), image) for image in images[::25]]
     assert np.mean(near) < 2
 
 
-def photograph(image: np.ndarray, rng: np.random.Generator) -> bytes:
-    """Grey ink on paper that is darker to one side, with noise, as a JPEG of 800 × 600."""
+LIGHT = {  # the ground's grey values at x, y from −1 to 1; how near the digits come back, on the average
+    "from one side": (lambda x, y: 165 + 45 * x + 10 * y, 10),
+    "brightest in the middle": (lambda x, y: 220 - 65 * (x**2 + y**2), 10),
+    "from a lamp": (lambda x, y: 110 + 120 * np.exp(-1.28 * (x - 0.25) ** 2 - 0.72 * (y + 0.17) ** 2), 7),
+}
+
+
+def photograph(image: np.ndarray, light: str, rng: np.random.Generator) -> bytes:
+    """Grey ink on paper that is unevenly lit, with noise, as a JPEG of 800 × 600."""
     ink = np.zeros((600, 800))
     ink[100:500, 200:600] = smooth(image, 400) / 255
-    y, x = np.mgrid[:600, :800]
-    paper = 120 + 90 * x / 800 + 20 * y / 600
-    light = paper * (1 - 0.7 * ink) + rng.normal(0, 4, ink.shape)
-    return encoded(light.clip(0, 255).astype(np.uint8), "JPEG", quality=85)
+    y, x = np.mgrid[-1:1:600j, -1:1:800j]
+    grey = LIGHT[light][0](x, y) * (1 - 0.7 * ink) + rng.normal(0, 4, ink.shape)
+    return encoded(grey.clip(0, 255).astype(np.uint8), "JPEG", quality=85)
 
 
-def test_an_unevenly_lit_noisy_photograph_is_read(images) -> None:
+@pytest.mark.parametrize("light", LIGHT)
+def test_an_unevenly_lit_noisy_photograph_is_read(images, light) -> None:
     rng = np.random.default_rng(0)
-    near = [difference(as_mnist(ink_of_picture(photograph(image, rng))), image) for image in images[::100]]
-    assert np.mean(near) < 12
-    assert max(near) < 30
+    near = [difference(as_mnist(ink_of_picture(photograph(image, light, rng))), image) for image in images[::160]]
+    assert np.mean(near) < LIGHT[light][1]
+    assert np.max(near) < 30
 
 
 def colours(image: np.ndarray) -> dict[str, Image.Image]:
@@ -204,7 +211,7 @@ def colours(image: np.ndarray) -> dict[str, Image.Image]:
     black, white = Image.new("L", (28, 28), 0), Image.new("L", (28, 28), 255)
     return {
         "grey": grey,
-        "grey of 16 bits": Image.fromarray((255 - image).astype(np.uint16) * 257),
+        "grey of 16 bits": Image.fromarray((255 - image).astype(np.uint16) * 256),
         "colour": grey.convert("RGB"),
         "palette": grey.convert("P"),
         "black ink on nothing": Image.merge("LA", (black, ink)),
@@ -245,7 +252,7 @@ def test_a_picture_of_nothing_is_refused() -> None:
     rng = np.random.default_rng(0)
     grain = (200 + rng.normal(0, 5, (300, 300))).clip(0, 255).astype(np.uint8)
     for blank in (np.full((28, 28), 255, np.uint8), np.zeros((1, 1), np.uint8), grain):
-        with pytest.raises(NoDigitError, match="No digit can be told from the ground"):
+        with pytest.raises(NoDigitError, match="No digit can be told from its ground"):
             ink_of_picture(encoded(blank))
 
 
