@@ -45,6 +45,7 @@ STYLE = """<style>
 .inflib-panel .widget-toggle-buttons .widget-toggle-button { margin: 2px 4px 2px 0; }
 .inflib-panel .widget-toggle-buttons .mod-active { font-weight: 600;
   box-shadow: inset 0 -3px 0 var(--jp-brand-color1, #1976d2); }
+.inflib-panel .inflib-spoken { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
 .inflib-panel textarea { font-family: inherit; }
 .inflib-panel .inflib-said { font-size: 16px; line-height: 1.5; white-space: pre-wrap; overflow-wrap: anywhere; }
 .inflib-panel .inflib-one-line { white-space: nowrap; overflow: hidden; text-overflow: ellipsis; max-width: 264px; }

@@ -224,7 +224,6 @@ body[data-jp-theme-light="false"] .inflib-passages {{ --inflib-plus: #f58231; --
   font-size: 12px; padding: 2px 8px; border-radius: 3px; color: var(--jp-layout-color0, #fff);
   background: var(--jp-ui-font-color0, #111); font-variant-numeric: tabular-nums; }}
 .inflib-token {{ margin-right: 8px; opacity: 0.8; }}
-.inflib-spoken {{ position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }}
 """
 
 

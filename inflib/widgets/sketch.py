@@ -61,7 +61,7 @@ function render({ model, el }) {
     "Keyboard: arrow keys move the pen, Space puts it down and lifts it, Ctrl+Z undoes." });
   help.id = "inflib-help-" + Math.random().toString(36).slice(2);
   canvas.setAttribute("aria-describedby", help.id);
-  const said = make("div", "inflib-said", {}, { role: "status" });
+  const said = make("div", "inflib-spoken", {}, { role: "status" });
   const button = text => make("button", "jupyter-button", { type: "button", textContent: text });
   const undo = button("Undo"), clear = button("Clear"), upload = button("Upload a picture");
   const file = make("input", "", { type: "file", accept: "image/png,image/jpeg", hidden: true },
@@ -71,7 +71,9 @@ function render({ model, el }) {
   label.append("Pen width", width, readout);
 
   let { paper, strokes } = model.get("drawing"), mine, stroke, timer;
-  const past = [], held = new Set(), pen = { x: size / 2, y: size / 2 };
+  // what undoing would have led to, had the strokes been drawn here
+  const steps = ({ paper, strokes }) => strokes.map((_, n) => ({ paper, strokes: strokes.slice(0, n) }));
+  const past = steps(model.get("drawing")), held = new Set(), pen = { x: size / 2, y: size / 2 };
 
   const draw = () => {
     paint(canvas, size, paper, stroke ? [...strokes, stroke] : strokes);
@@ -171,6 +173,7 @@ function render({ model, el }) {
     clearTimeout(timer);
     stroke = undefined;
     ({ paper, strokes } = mine = model.get("drawing"));
+    past.push(...steps(mine));
     draw();
   };
   const resize = () => { width.value = readout.textContent = model.get("width"); draw(); };
@@ -209,7 +212,6 @@ body[data-jp-theme-light="false"] .inflib-sheet canvas { filter: invert(1); }
 .inflib-width input { flex: 1; min-width: 0; accent-color: var(--jp-brand-color1, #1976d2); }
 .inflib-width output { width: 20px; text-align: right; font-variant-numeric: tabular-nums; }
 .inflib-help { font-size: 11px; line-height: 1.35; color: var(--jp-ui-font-color2, #555); }
-.inflib-said { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
 """
 
 
