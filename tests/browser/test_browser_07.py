@@ -1,30 +1,28 @@
-"""Notebook 07 in a real JupyterLab: it runs, its browser answers, and its sheet takes a drawing and another label."""
+"""Notebook 07 in a real JupyterLab: it runs, its browser answers, and its sheet takes all that a person can do to it."""
 
 from __future__ import annotations
 
 from panels import PanelPage
 from playwright.sync_api import expect
+from sheets import SheetPage, use_every_control
 
 
 def test_the_notebook_runs_and_its_two_panels_answer(notebook, pixels) -> None:
     nb = notebook.open("07_mnist.ipynb")
+    # tall enough for all of a panel to be in sight: JupyterLab takes cells that are not out of the page
     nb.page.set_viewport_size({"width": 1280, "height": 1700})
     assert nb.run_all(), nb.errors()
-    sheet = PanelPage(nb, pixels, ".inflib-draw", "prediction")
+    browser = PanelPage(nb, pixels, ".inflib-browser", "subject")
+    browser.root.scroll_into_view_if_needed()
+    browser.changes(browser.button("next").click)
+
+    sheet = SheetPage(nb, pixels, "07")
     sheet.root.scroll_into_view_if_needed()
-    expect(sheet.root.locator(".inflib-card")).not_to_have_count(0)
-    expect(sheet.root.locator(".inflib-prediction")).to_contain_text("7")
-    sheet.changes(lambda: sheet.root.get_by_role("button", name="2", exact=True).click())
-    nb.shot("07-sheet", sheet.root)
-
-    canvas = sheet.root.locator("canvas")
-    box = canvas.bounding_box()
-
-    def underline() -> None:
-        nb.page.mouse.move(box["x"] + 0.25 * box["width"], box["y"] + 0.85 * box["height"])
-        nb.page.mouse.down()
-        nb.page.mouse.move(box["x"] + 0.8 * box["width"], box["y"] + 0.85 * box["height"], steps=8)
-        nb.page.mouse.up()
-
-    sheet.changes(underline)
+    expect(sheet.cards).to_have_count(20)
+    expect(sheet.prediction).to_contain_text("The model says 7")
+    with_crossbar = sheet.ink()
+    sheet.changes(sheet.button("Undo").click)
+    assert sheet.ink() < with_crossbar
+    expect(sheet.prediction).to_contain_text("The model says 7")
+    use_every_control(sheet)
     assert (nb.errors(), nb.outside, nb.problems) == ([], [], [])

@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import time
-from pathlib import Path
 
 import nbformat
-import numpy as np
 import pytest
 from build import KERNELSPEC
 from nbformat.v4 import new_code_cell, new_notebook
-from panels import PanelPage
-from PIL import Image
 from playwright.sync_api import expect
-
-from inflib.lab import mnist_5k
-from inflib.lab.handwriting import MAX_BYTES
+from sheets import SheetPage, use_every_control
 
 SOURCES = (
     """
@@ -58,96 +50,30 @@ panel.influence.ask_about = slow
 """
 
 
-class Page(PanelPage):
-    """The drawing panel on the page, and what a person can do with it."""
-
-    def __init__(self, nb, pixels) -> None:
-        super().__init__(nb, pixels, ".inflib-draw", "prediction")
-        self.sheet = self.root.locator("canvas")
-        self.cards = self.root.locator(".inflib-card")
-        self.prediction = self.root.locator(".inflib-prediction")
-        self.error = self.root.get_by_role("alert")
-
-    def stroke(self, points: list[tuple[float, float]], *, lift: bool = True) -> None:
-        """Draw through these points of the sheet with the mouse."""
-        box = self.sheet.bounding_box()
-        places = [(box["x"] + x * box["width"] / 280, box["y"] + y * box["height"] / 280) for x, y in points]
-        self.page.mouse.move(*places[0])
-        self.page.mouse.down()
-        for place in places[1:]:
-            self.page.mouse.move(*place, steps=8)
-        if lift:
-            self.page.mouse.up()
-
-    def touch(self, points: list[tuple[float, float]]) -> None:
-        """Draw through these points with a finger."""
-        box = self.sheet.bounding_box()
-        touch = self.page.context.new_cdp_session(self.page)
-        for kind, some in (
-            ("touchStart", points[:1]),
-            *(("touchMove", [point]) for point in points[1:]),
-            ("touchEnd", []),
-        ):
-            at = [{"x": box["x"] + x * box["width"] / 280, "y": box["y"] + y * box["height"] / 280} for x, y in some]
-            touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": at})
-
-    def ink(self) -> float:
-        """How much of the sheet is drawn on, 0 to 1."""
-        return self.sheet.evaluate(
-            "c => { const p = c.getContext('2d').getImageData(0, 0, c.width, c.height).data; let n = 0;"
-            "for (let k = 0; k < p.length; k += 4) n += 255 - p[k]; return n / (255 * p.length / 4); }"
-        )
-
-    def upload(self, name: str, data: bytes) -> None:
-        self.root.locator("input[type=file]").set_input_files({"name": name, "mimeType": "", "buffer": data})
-
-    def refuses(self, act, message: str) -> None:
-        """Do something; the message has to be said, and everything else has to stay."""
-        before, seen = self.text(), self.pixels()
-        act()
-        expect(self.error).to_contain_text(message)
-        expect(self.error.locator("details")).to_have_count(0)
-        assert (self.text(), self.pixels()) == (before, seen)
-
-
 @pytest.fixture
-def page(notebook, lab, pixels) -> Page:
+def page(notebook, lab, pixels) -> SheetPage:
     cells = [new_code_cell(source.strip()) for source in SOURCES]
     nbformat.write(new_notebook(cells=cells, metadata={"kernelspec": KERNELSPEC}), lab.notebooks / "draw.ipynb")
     nb = notebook.open("draw.ipynb")
     # tall enough for all of the panel to be in sight: JupyterLab takes cells that are not out of the page
     nb.page.set_viewport_size({"width": 1280, "height": 1700})
     assert nb.run_all(), nb.errors()
-    page = Page(nb, pixels)
+    page = SheetPage(nb, pixels, "draw")
     page.root.scroll_into_view_if_needed()
     expect(page.sheet).to_be_visible()
     return page
 
 
-def png(image: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def test_a_drawing_is_answered_and_so_is_every_control(page: Page) -> None:
+def test_a_drawing_is_answered_and_so_is_every_control(page: SheetPage) -> None:
     draw_with_the_mouse(page)
-    change_the_label(page)
-    choose_how(page)
-    click_a_card_and_undo(page)
-    upload_pictures(page)
-    clear_and_undo(page)
-    draw_by_keyboard(page)
-    draw_by_touch(page)
-    save_as_csv(page)
-    in_the_dark(page)
+    use_every_control(page)
     see_errors_and_waiting(page)
     assert page.nb.errors() == []
     assert page.nb.outside == []
     assert page.nb.problems == []
 
 
-def draw_with_the_mouse(page: Page) -> None:
+def draw_with_the_mouse(page: SheetPage) -> None:
     """Nothing is asked while the pen is down; soon after it is lifted the answer is there."""
     expect(page.root.get_by_text("draw a digit here")).to_be_visible()
     expect(page.prediction).to_contain_text("What the model says will stand here")
@@ -170,166 +96,7 @@ def draw_with_the_mouse(page: Page) -> None:
     page.changes(lambda: page.stroke([(80, 150), (190, 150)]))  # the bar of a 7, as in Europe
 
 
-def change_the_label(page: Page) -> None:
-    """The same drawing, another label: other training digits."""
-    own = page.root.get_by_role("button", name="predicted")
-    expect(own).to_have_attribute("aria-pressed", "true")
-    drawn = page.pixels()[0]
-    strips = page.root.locator(".inflib-strip")
-    before = strips.all_inner_texts()
-    page.changes(page.root.get_by_role("button", name="2", exact=True).click)
-    assert strips.all_inner_texts() != before
-    assert page.pixels()[0] == drawn
-    expect(page.root.get_by_text("raised the log-likelihood of label 2")).to_be_visible()
-    expect(page.prediction.get_by_text("▴")).to_have_count(1)
-    page.changes(own.click)
-    assert strips.all_inner_texts() == before
-
-
-def choose_how(page: Page) -> None:
-    """Method, damping, layers, measurement, how many, pen."""
-    page.changes(page.root.get_by_role("button", name="K-FAC", exact=True).click)
-    page.changes(page.button("gradient dot product").click)
-    expect(page.root.get_by_text("plays no role in gradient dot products")).to_be_visible()
-    page.changes(page.button("EK-FAC").click)
-    page.changes(lambda: page.slide("Damping", "End"))
-    page.changes(lambda: page.slide("Damping", "Home"))
-    page.changes(lambda: page.select("Layers", "out"))
-    page.changes(lambda: page.select("Layers", "all layers"))
-    page.changes(lambda: page.select("Measured", "log odds"), pixels=False)
-    page.changes(lambda: page.select("Measured", "log-likelihood"), pixels=False)
-    page.changes(lambda: page.slide("How many", "ArrowLeft"))
-    expect(page.cards).to_have_count(18)
-    page.changes(lambda: page.slide("How many", "ArrowRight"))
-    pen = page.root.get_by_label("Pen width", exact=True)
-    assert pen.input_value() == "24"
-    pen.focus()
-    pen.press("End")
-    expect(page.root.locator("output")).to_have_text("48")
-    before = page.ink()
-    page.changes(lambda: page.stroke([(40, 260), (240, 260)]))
-    thick = page.ink() - before
-    page.changes(page.button("Undo").click)
-    pen.focus()
-    pen.press("Home")
-    page.changes(lambda: page.stroke([(40, 260), (240, 260)]))
-    assert page.ink() - before < thick / 4
-    page.changes(page.button("Undo").click)
-    assert page.ink() == before
-    pen.focus()
-    for _ in range(8):
-        pen.press("ArrowRight")
-    assert pen.input_value() == "24"
-
-
-def click_a_card_and_undo(page: Page) -> None:
-    """A click puts a training digit on the sheet; undo brings the drawing back."""
-    text, ink = page.text(), page.ink()
-    page.changes(page.cards.nth(2).click)
-    assert page.ink() != ink
-    page.nb.shot("draw-card", page.root)
-    page.changes(page.button("Undo").click)
-    assert (page.text(), page.ink()) == (text, ink)
-
-
-def upload_pictures(page: Page) -> None:
-    """A picture is read; a text file, a huge one and a damaged one are refused, and what was there stays."""
-    digits = mnist_5k().queries
-    row = int((digits.labels == 3).nonzero()[0])
-    paper = 255 - digits.images[row].repeat(20, axis=0).repeat(20, axis=1)
-    page.changes(lambda: page.upload("three.png", png(paper)))
-    expect(page.prediction).to_contain_text("The model says 3")
-    page.nb.shot("draw-upload", page.root)
-    ink = page.ink()
-    page.refuses(lambda: page.upload("notes.txt", b"not a picture\n"), "neither a PNG nor a JPEG picture")
-    page.nb.shot("draw-refused", page.root)
-    page.refuses(lambda: page.upload("huge.png", bytes(MAX_BYTES + 1)), "a picture may have up to 8 MB")
-    page.refuses(lambda: page.upload("cut.png", png(paper)[:300]), "damaged")
-    page.refuses(lambda: page.upload("white.png", png(np.full((9, 9), 255, np.uint8))), "No digit can be told")
-    assert page.ink() == ink
-    padded = png(255 - digits.images[int((digits.labels == 6).nonzero()[0])]).ljust(MAX_BYTES, b"\0")
-    page.changes(lambda: page.upload("largest.png", padded))  # a file of the largest size reaches the kernel
-    expect(page.prediction).to_contain_text("The model says 6")
-
-
-def clear_and_undo(page: Page) -> None:
-    page.refuses(page.button("Clear").click, "Nothing is drawn yet")
-    assert page.ink() == 0
-    expect(page.root.get_by_text("draw a digit here")).to_be_visible()
-    page.button("Undo").click()
-    expect(page.error).to_have_count(0)
-    assert page.ink() > 0.01
-    page.settled()
-
-
-def draw_by_keyboard(page: Page) -> None:
-    """Arrow keys and Space draw a 1; JupyterLab keeps its own keys to itself."""
-    cells = page.page.locator(".jp-Notebook .jp-Cell").count()
-    page.refuses(page.button("Clear").click, "Nothing is drawn yet")
-    keys = page.page.keyboard
-    page.sheet.focus()
-    for _ in range(2):
-        keys.press("d")  # in command mode two of them delete the cell
-    expect(page.root.locator(".inflib-pen")).to_be_visible()
-    for _ in range(9):
-        keys.press("ArrowUp")
-    assert page.ink() == 0
-    keys.press("Space")
-    for _ in range(18):
-        keys.press("ArrowDown")
-    for _ in range(5):
-        keys.press("Shift+ArrowDown")
-    page.nb.shot("draw-keyboard", page.root)
-    keys.press("Space")
-    expect(page.error).to_have_count(0)
-    expect(page.prediction).to_contain_text("The model says 1")
-    page.settled()
-    page.changes(lambda: draw_a_bar(keys))
-    page.changes(lambda: keys.press("Control+z"))
-    expect(page.sheet).to_be_focused()
-    assert page.page.locator(".jp-Notebook .jp-Cell").count() == cells
-
-
-def draw_a_bar(keys) -> None:
-    keys.press("Space")
-    for _ in range(7):
-        keys.press("ArrowRight")
-    keys.press("Space")
-
-
-def draw_by_touch(page: Page) -> None:
-    page.refuses(page.button("Clear").click, "Nothing is drawn yet")
-    page.touch([(140 + 80 * np.cos(a), 140 - 100 * np.sin(a)) for a in np.linspace(0, 2 * np.pi, 30)])
-    expect(page.error).to_have_count(0)
-    expect(page.prediction).to_contain_text("The model says 0")
-    page.settled()
-
-
-def save_as_csv(page: Page) -> None:
-    with page.page.expect_download() as download:
-        page.root.get_by_role("link", name="CSV").click()
-    assert download.value.suggested_filename == "influence_drawing.csv"
-    with Path(download.value.path()).open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert [row["about"] for row in rows] == ["drawing"] * 20
-    lines = [card.locator(".inflib-line").all_inner_texts() for card in page.cards.all()]
-    assert [[f"label {row['label']}", f"model {row['prediction']}", f"#{row['index']}"] for row in rows] == lines
-
-
-def in_the_dark(page: Page) -> None:
-    """Ink on paper in the light theme is chalk on a board in the dark one."""
-    assert page.sheet.evaluate("e => getComputedStyle(e).filter") == "none"
-    page.nb.theme("JupyterLab Dark")
-    page.root.scroll_into_view_if_needed()
-    assert page.sheet.evaluate("e => getComputedStyle(e).filter") == "invert(1)"
-    for part in (page.prediction, page.root.locator(".inflib-help")):
-        colour = part.evaluate("e => getComputedStyle(e).color")
-        assert min(map(int, colour.strip("rgba()").split(", ")[:3])) > 150, f"dark text on a dark ground: {colour}"
-    page.nb.shot("draw-dark", page.root)
-    page.nb.theme("JupyterLab Light")
-
-
-def see_errors_and_waiting(page: Page) -> None:
+def see_errors_and_waiting(page: SheetPage) -> None:
     before = page.text()
     page.kernel(BREAK)
     page.stroke(SEVEN)
