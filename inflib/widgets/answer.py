@@ -176,7 +176,7 @@ _CENTRE = 'valign="top" align="center" style="vertical-align:top;text-align:cent
 
 
 def _still_row(few: Sequence[Ranked]) -> str:
-    """The pictures of one list, side by side, eight in a row: more do not fit beside the subject."""
+    """The pictures of one list, side by side."""
     cells = []
     for r in few:
         colour, width = (POSITIVE if r.shown > 0 else NEGATIVE), max(2, round(56 * r.share))
@@ -188,5 +188,4 @@ def _still_row(few: Sequence[Ranked]) -> str:
             f"<small>label {escape(r.picture.label)}<br>{f'<b>{model}</b>' if r.picture.wrong else model}"
             f"<br>#{r.picture.index}</small></td>"
         )
-    rows = ("".join(cells[k : k + 8]) for k in range(0, len(cells), 8))
-    return f"<table>{''.join(f'<tr>{row}</tr>' for row in rows)}</table>" if cells else ""
+    return f"<table><tr>{''.join(cells)}</tr></table>" if cells else ""
