@@ -2,6 +2,7 @@
 
 leave_one_out   refit without the example, for convex models: what ``predicted_change`` estimates
 mislabels       flip labels on purpose, and judge rankings that should find them
+retrieval       recall of the examples known to be answers; how concentrated influence is
 intervals       bootstrap intervals of means over queries, rank correlation
 pbrf            minimise the proximal Bregman objective: what influence with damped G estimates for a network
 """
@@ -12,6 +13,7 @@ from .intervals import Interval, bootstrap, rank_correlation
 from .leave_one_out import Refit, fit_linear, leave_one_out, left_out
 from .mislabels import Flipped, auc, flip_labels, placements, recall
 from .pbrf import NotConvergedWarning, Proximal, pbrf
+from .retrieval import Tail, recall_at, tail_exponent, top_share
 
 __all__ = [
     "Flipped",
@@ -19,6 +21,7 @@ __all__ = [
     "NotConvergedWarning",
     "Proximal",
     "Refit",
+    "Tail",
     "auc",
     "bootstrap",
     "fit_linear",
@@ -29,4 +32,7 @@ __all__ = [
     "placements",
     "rank_correlation",
     "recall",
+    "recall_at",
+    "tail_exponent",
+    "top_share",
 ]
