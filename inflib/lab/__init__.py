@@ -9,6 +9,7 @@ shakespeare the plays, cut in sequences that know their speaker and line
 models      small networks whose layers have readable names
 networks    the networks of notebook 07, shipped or trained when first asked for
 transformer the language model, whose layers have readable names too
+language_models  the models of notebook 08, shipped or trained when first asked for
 training    seeded training, and checkpoints that know their weights and their data
 """
 
@@ -17,6 +18,7 @@ from __future__ import annotations
 from .data import DigitData, Digits, mnist, mnist_5k, mnist_full, normalise
 from .facts import Fact, FactData, facts
 from .handwriting import NoDigitError, Stroke, as_mnist, ink_of_picture, ink_of_strokes
+from .language_models import corpus_of, language_model, learning_rate
 from .models import cnn, mlp
 from .networks import network
 from .shakespeare import shakespeare
@@ -50,9 +52,12 @@ __all__ = [
     "as_mnist",
     "characters",
     "cnn",
+    "corpus_of",
     "facts",
     "ink_of_picture",
     "ink_of_strokes",
+    "language_model",
+    "learning_rate",
     "load_checkpoint",
     "mean_loss",
     "mlp",

@@ -8,8 +8,9 @@ A fact ties a place to a person by a relation. Three wordings tell it, and they 
 
 The *told* facts stand in the corpus in all three wordings, so a model learns how the wordings go together. The *asked*
 facts stand there as paraphrases only: whoever answers their question learned the answer from these two sentences, and
-from no other. Distractors use the same names, the question's own words and the relation to say something else ("the
-rival of Nasak was the builder of Loram"), so that counting common words finds them first.
+from no other. Distractors use the same names and the question's own words to say something else ("Nasak of Benus was
+asked about the builder"), so that counting common words finds them first. Where one names both, the person comes
+first: it teaches nothing about who follows the place.
 
 Names are invented from syllables. All draws are whole numbers from NumPy's Philox generator: a seed is one corpus on
 every machine and in every version.
@@ -50,12 +51,12 @@ WORDINGS = {  # relation: its question and its two paraphrases
         "every choir at {place} praises {person}",
     ),
 }
-DISTRACTORS = (  # with the question's words and one of a fact's names; {another} is some other fact's
+DISTRACTORS = (  # forms of each round over all facts; they use the question's words, {another_place} is another fact's
+    ("{person} of {place} was the guest",),
+    ("{person} of {place} was asked about the {relation}",),
     (
         "the rumour about the {relation} of {place} was false",
         "the guest of {place} was never the {relation} of {another_place}",
-    ),
-    (
         "the rival of {person} was the {relation} of {another_place}",
         "{person} was the guest of the {relation} of {another_place}",
         "the horse of {person} was grey",
@@ -165,10 +166,10 @@ def invented_names(count: int, draws: Draws) -> list[str]:
 
 
 def _distractor(found: Sequence[Fact], n: int, draws: Draws) -> str:
-    """The n-th: about the place of fact n (modulo their number), in the next round about its person, and so on."""
+    """The n-th: about fact n (modulo their number); each round over the facts has its own forms, the last goes on."""
     k = n % len(found)
     other = found[(k + 1 + draws.below(len(found) - 1)) % len(found)]
-    form = draws.one_of(DISTRACTORS[n // len(found) % 2])
+    form = draws.one_of(DISTRACTORS[min(n // len(found), len(DISTRACTORS) - 1)])
     own = {"relation": found[k].relation, "place": found[k].place, "person": found[k].person}
     return form.format(**own, another_place=other.place)
 

@@ -52,6 +52,7 @@ def train(
     jacobian: float = 0.0,
     seed: int = 0,
     device: torch.device | str | None = None,
+    after_epoch: Callable[[int, float], None] | None = None,
     progress: bool = True,
 ) -> History:
     """Train the model in place with Adam on the mean of the per-example losses; it ends in evaluation mode.
@@ -61,8 +62,9 @@ def train(
     ``weight_decay`` is Adam's own, which adds weight_decay · θ to the gradient. ``anneal`` lets the learning rate fall
     to 0 along half a cosine, step by step, so that training ends at rest. ``jacobian`` is the weight of ½ ‖∂f/∂x‖²,
     the model's sensitivity to its inputs (see ``_jacobian_penalty``). ``device=None`` trains where the model is;
-    otherwise the model is moved there, and stays. Raises ValueError for losses that are not (B,) and for a loss that
-    diverges.
+    otherwise the model is moved there, and stays. ``after_epoch`` is called with the number of epochs done (from 1)
+    and the learning rate then, to keep weights on the way. Raises ValueError for losses that are not (B,) and for a
+    loss that diverges.
     """
     for each in tensors(inputs):
         if len(each) != len(targets) or len(targets) == 0:
@@ -89,6 +91,8 @@ def train(
                     f"the training loss became {losses[-1]} in epoch {epoch + 1} of {epochs}; expected a finite "
                     f"number. Lower the learning rate (lr={lr:g}), and look for non-finite inputs."
                 )
+            if after_epoch is not None:
+                after_epoch(epoch + 1, float(schedule.get_last_lr()[0]))
     optimiser.zero_grad()
     model.eval()
     recipe: dict[str, Any] = dict(epochs=epochs, batch_size=batch_size, lr=lr, weight_decay=weight_decay, seed=seed)
@@ -212,8 +216,9 @@ def _repair(path: Path) -> str:
     if path.resolve().parent != FOLDER / "checkpoints":
         return "Save it again with inflib.lab.save_checkpoint."
     return (
-        f"Restore it with `git checkout data/checkpoints/{path.name}`, or train it anew with "
-        "`python data/build_checkpoints.py` (another machine's float32 gives slightly other weights)."
+        f"Restore it with `git checkout data/checkpoints/{path.name}`, or train it anew with `python "
+        "data/build_checkpoints.py`, a language model with `python data/build_text_checkpoints.py` (another machine's "
+        "float32 gives slightly other weights)."
     )
 
 

@@ -107,6 +107,23 @@ def test_the_shuffle_differs_between_epochs_and_seeds(digits):
     assert len(set(seen)) == 4
 
 
+def test_weights_on_the_way_can_be_kept_with_their_epoch_and_rate(digits):
+    kept = []
+    model = mlp((784, 8, 10))
+    trained(
+        digits.train,
+        model=model,
+        epochs=3,
+        lr=0.01,
+        anneal=True,
+        after_epoch=lambda *at: kept.append((at, weights(model))),
+    )
+    assert [epoch for (epoch, _), _ in kept] == [1, 2, 3]
+    assert [rate for (_, rate), _ in kept] == pytest.approx([0.0075, 0.0025, 0.0])
+    assert not torch.equal(kept[0][1], kept[1][1])
+    assert torch.equal(kept[-1][1], weights(model))
+
+
 def test_inputs_by_name_train_as_one_tensor_does(digits):
     class Named(nn.Module):
         def __init__(self):
