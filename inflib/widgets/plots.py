@@ -13,6 +13,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 BLUE, ORANGE, GREEN, PINK, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#666666"
 COLOURS = (BLUE, ORANGE, GREEN, PINK, "#E69F00", "#56B4E9", GREY)
@@ -110,3 +112,43 @@ def picture_table(
     ax.imshow(canvas, cmap="gray_r", aspect="equal")
     ax.axis("off")
     return figure
+
+
+def heated_texts(
+    texts: Sequence[tuple[Sequence[str], Sequence[float]]], captions: Sequence[str], *, columns: int = 96
+) -> Figure:
+    """Texts with a colour behind every token, one under the other, as one figure.
+
+    ``texts``: (pieces, values) of each, one value a token; ``captions`` stand above them. Orange is positive, blue
+    negative, full colour the largest value of all, growing with the square root; a new line is drawn as ⏎.
+    """
+    limit = max(abs(value) for _, values in texts for value in values) or 1.0
+    blocks = [_lines(pieces, values, columns) for pieces, values in texts]
+    height = sum(len(block) + 1.4 for block in blocks)
+    widest = max(sum(len(piece) for piece, _ in line) for block in blocks for line in block)
+    widest = max(widest, *map(len, captions))
+    figure, ax = plt.subplots(figsize=(widest * 0.082 + 0.2, height * 0.2 + 0.1))
+    ax.set(xlim=(0, widest), ylim=(height, 0))
+    ax.axis("off")
+    y = 0.0
+    for caption, block in zip(captions, blocks, strict=True):
+        ax.text(0, y + 0.5, caption, fontsize=8, color=GREY, va="center")
+        for line in block:
+            y, x = y + 1, 0.0
+            for piece, value in line:
+                shade = DIVERGING(0.5 + 0.5 * float(np.sign(value) * np.sqrt(abs(value) / limit)))
+                ax.add_patch(Rectangle((x, y + 0.04), len(piece), 0.92, color=shade, linewidth=0))
+                ax.text(x + len(piece) / 2, y + 0.5, piece, fontsize=9, family="monospace", ha="center", va="center")
+                x += len(piece)
+        y += 1.4
+    return figure
+
+
+def _lines(pieces: Sequence[str], values: Sequence[float], columns: int) -> list[list[tuple[str, float]]]:
+    """Tokens with their values, broken into lines of at most ``columns`` characters."""
+    lines: list[list[tuple[str, float]]] = [[]]
+    for piece, value in zip(pieces, values, strict=True):
+        if lines[-1] and sum(len(shown) for shown, _ in lines[-1]) + len(piece) > columns:
+            lines.append([])
+        lines[-1].append((piece.replace("\n", "⏎"), float(value)))
+    return lines

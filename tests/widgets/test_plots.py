@@ -7,6 +7,7 @@ matplotlib.use("Agg")
 import numpy as np
 import pytest
 from matplotlib import pyplot as plt
+from matplotlib.colors import to_rgba
 
 from inflib.widgets import plots
 
@@ -40,3 +41,38 @@ def test_rows_of_captions_must_fit_rows_of_pictures():
     picture = np.ones((4, 5), np.uint8)
     with pytest.raises(ValueError, match="shorter"):
         plots.picture_table([[picture, picture]], [["a"]], {})
+
+
+def parts(figure):
+    """(texts drawn, colours behind the tokens) of the only axes."""
+    (ax,) = figure.axes
+    return [text.get_text() for text in ax.texts], [patch.get_facecolor() for patch in ax.patches]
+
+
+def test_every_token_is_drawn_once_under_its_caption():
+    texts, colours = parts(plots.heated_texts([(["the", " cat"], [1.0, -1.0]), (["a"], [0.0])], ["first", "second"]))
+    assert texts == ["first", "the", " cat", "second", "a"]
+    assert len(colours) == 3
+
+
+def test_orange_is_positive_blue_negative_and_size_counts_over_all_texts():
+    _, (large, small, none, negative) = parts(
+        plots.heated_texts([(["a", "b", "c"], [4.0, 1.0, 0.0]), (["d"], [-4.0])], ["", ""])
+    )
+    assert large == to_rgba(plots.DIVERGING(1.0))
+    assert small == to_rgba(plots.DIVERGING(0.75))  # the square root of a quarter, half way
+    assert none == to_rgba(plots.DIVERGING(0.5))
+    assert negative == to_rgba(plots.DIVERGING(0.0))
+
+
+def test_long_texts_are_broken_between_tokens_and_new_lines_are_visible():
+    (ax,) = plots.heated_texts([(["abc", "de\n", "fgh"], [1.0, 1.0, 1.0])], [""], columns=6).axes
+    drawn = {text.get_text(): text.get_position() for text in ax.texts if text.get_text()}
+    assert set(drawn) == {"abc", "de⏎", "fgh"}
+    assert drawn["abc"][1] == drawn["de⏎"][1] < drawn["fgh"][1]
+    assert drawn["abc"][0] < drawn["de⏎"][0]
+
+
+def test_texts_without_influence_are_drawn_without_colour():
+    _, colours = parts(plots.heated_texts([(["a"], [0.0])], [""]))
+    assert colours == [to_rgba(plots.DIVERGING(0.5))]
