@@ -85,8 +85,8 @@ BLOCK_RAISES = "tests/test_hooks.py::test_hooks_come_off_when_the_block_raises"
 PLANTS = {
     "transposed eigenbasis, in the corrected eigenvalues": Plant(
         "ekfac.py",
-        "x if Q is None else x @ Q",
-        "x if Q is None else x @ Q.T",
+        "Q.to(x).T @ x.flatten",
+        "Q.to(x) @ x.flatten",
         asserting(LAMBDA.format("expected"), DENSE.format("given"), OWN.format("given")),
     ),
     "transposed eigenbasis, in the solve": Plant(

@@ -217,11 +217,16 @@ def _pictures_html(comparison: Comparison, exact: str) -> str:
 
 
 def _coloured(matrix: Tensor, limit: float) -> np.ndarray:
-    """(h, w, 3) uint8: the entry of largest size in each square, on the diverging scale."""
+    """(h, w, 3) uint8: the entry of largest size in each square, on the diverging scale.
+
+    Of entries that are equal but for rounding the first, so that every machine draws the same picture.
+    """
     size = -(-len(matrix) // PIXELS)
     padded = torch.nn.functional.pad(matrix, (0, -len(matrix) % size) * 2).double()
     squares = padded.unfold(0, size, size).unfold(1, size, size).flatten(2)  # (h, w, size²)
-    chosen = squares.gather(2, squares.abs().argmax(2, keepdim=True)).squeeze(2)
+    largest = squares.abs() >= squares.abs().amax(2, keepdim=True) * (1 - 1e-9)
+    order = torch.arange(size * size, 0, -1)
+    chosen = squares.gather(2, (largest * order).argmax(2, keepdim=True)).squeeze(2)
     depth = (chosen.abs() / limit).clamp(max=1).sqrt().numpy()[..., None]
     end = np.where(chosen.numpy()[..., None] < 0, ENDS[0], ENDS[2])
     return np.round(ENDS[1] + depth * (end - ENDS[1])).astype(np.uint8)

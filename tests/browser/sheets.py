@@ -28,6 +28,7 @@ class SheetPage(PanelPage):
 
     def stroke(self, points: list[tuple[float, float]], *, lift: bool = True) -> None:
         """Draw through these points of the sheet with the mouse."""
+        self.sheet.scroll_into_view_if_needed()
         box = self.sheet.bounding_box()
         places = [(box["x"] + x * box["width"] / 280, box["y"] + y * box["height"] / 280) for x, y in points]
         self.page.mouse.move(*places[0])

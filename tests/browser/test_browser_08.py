@@ -17,7 +17,7 @@ from inflib import NextToken, TrainIndex, ekfac
 from inflib.lab import facts, train, transformer
 from inflib.widgets import TextBrowser, three_methods
 
-data = facts(told=20, asked=20, distractors=90)
+data = facts(told=20, asked=20, distractors=120)
 corpus, objective = data.train, NextToken()
 model = transformer(len(corpus.vocabulary), corpus.context, 32, heads=2, hidden=64)
 train(model, objective, *corpus.tensors(), epochs=30, batch_size=32, lr=3e-3, progress=False)
@@ -89,6 +89,15 @@ class Page:
         self.kernel("None")
         expect(self.root.locator(".inflib-busy")).to_have_count(0)
 
+    def in_sight(self) -> None:
+        """Scroll there, until it stays: JupyterLab lays a notebook out as its cells come into sight."""
+        for _ in range(40):
+            self.root.scroll_into_view_if_needed()
+            self.page.wait_for_timeout(250)
+            if self.said.inner_text():
+                return
+        raise AssertionError("the panel did not come into sight in ten seconds")
+
     def state(self) -> str:
         """All that is shown: texts, numbers, and the shades of the heat."""
         return str(self.root.evaluate(STATE))
@@ -118,6 +127,24 @@ class Page:
 
     def select(self, name: str, option: str) -> None:
         self.root.get_by_role("combobox", name=name, exact=True).select_option(option)
+
+
+def test_the_notebook_runs_and_its_browser_answers_a_typed_question(notebook) -> None:
+    nb = notebook.open("08_transformer.ipynb")
+    nb.page.set_viewport_size({"width": 1380, "height": 1700})
+    assert nb.run_all(), nb.errors()
+    page = Page(nb)
+    page.in_sight()
+    relation, place, person = page.said.inner_text().split()[1::2]  # the builder of Place was Person
+    owes = {"builder": "walls", "ruler": "laws", "healer": "health", "singer": "tunes"}[relation]
+    page.box("Prompt").fill(f"{place} owes its {owes} to")
+    page.box("Completion").fill(person)
+    page.changes(lambda: page.box("Completion").press("Enter"))
+    first = page.root.locator(".inflib-heat").all_inner_texts()[:3]
+    assert f"{place} owes its {owes} to {person}" in first
+    page.nb.shot("08-notebook", page.root)
+    page.changes(page.button("gradient dot product").click)
+    assert (nb.errors(), nb.outside, nb.problems) == ([], [], [])
 
 
 @pytest.fixture

@@ -55,7 +55,7 @@ def press_enter(browser: TextBrowser) -> None:
 
 @pytest.mark.parametrize("how", ["button", "enter"])
 def test_a_typed_query_is_answered_by_the_button_and_by_enter(browser, talk, how) -> None:
-    prompt, said = "the rumour about the", talk.queries[2][0].split()[1]
+    prompt, said = "was asked about the", talk.queries[2][0].split()[1]
     before = drawn(browser)
     browser.prompt.value, browser.completion.value = prompt, said
     assert drawn(browser) == before  # nothing happens before it is asked
@@ -73,7 +73,7 @@ def test_a_typed_query_that_is_a_ready_one_is_recognised(browser, talk) -> None:
 
 
 def test_while_typing_the_panel_says_what_fits(browser) -> None:
-    assert "5 + 1 tokens; the model reads up to 9" in browser.fits.value
+    assert "5 + 1 tokens; the model reads up to 7" in browser.fits.value
     browser.completion.value = "qwerty <b>"
     assert "&#x27;qwerty&#x27;, word 1" in browser.fits.value
     browser.completion.value = "was"
@@ -88,7 +88,7 @@ BAD = {
         "was",
         "&#x27;&lt;i&gt;x&lt;/i&gt;&#x27;, word 2 of the text, is not in this vocabulary",
     ),
-    "too long": ("the " * 11, "was", "2 too many tokens"),
+    "too long": ("the " * 9, "was", "2 too many tokens"),
 }
 
 

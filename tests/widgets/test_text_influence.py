@@ -171,9 +171,9 @@ BAD = {
     "an unknown word": ("the qwerty", "was", "the prompt cannot be read: 'qwerty', word 2"),
     "an unknown answer": ("the", "was <b>", "the completion cannot be read: '<b>', word 2"),
     "too long": (
-        "the " * 11,
+        "the " * 9,
         "was the",
-        r"3 too many tokens: of the 11 \+ 2 that came the model would read 12 .* at most 9\. Leave",
+        r"3 too many tokens: of the 9 \+ 2 that came the model would read 10 .* at most 7\. Leave",
     ),
 }
 
@@ -181,7 +181,7 @@ BAD = {
 @pytest.mark.parametrize("case", BAD)
 def test_what_cannot_be_asked_is_refused_with_what_to_do(asked, case) -> None:
     prompt, said, message = BAD[case]
-    assert asked.context == 9
+    assert asked.context == 7
     with pytest.raises(InputError, match=message):
         asked.ask(prompt, said, Settings("EK-FAC"))
     with pytest.raises(ValueError, match=message):
@@ -189,9 +189,9 @@ def test_what_cannot_be_asked_is_refused_with_what_to_do(asked, case) -> None:
 
 
 def test_what_fits_exactly_is_asked_and_one_token_more_is_not(asked) -> None:
-    assert asked.query("the " * 9, "was")[1].shape == (1, 9)
+    assert asked.query("the " * 7, "was")[1].shape == (1, 7)
     with pytest.raises(InputError, match="1 too many tokens"):
-        asked.query("the " * 10, "was")
+        asked.query("the " * 8, "was")
 
 
 def test_a_corpus_of_another_length_than_the_index_is_refused(talk) -> None:
