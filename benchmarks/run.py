@@ -58,6 +58,7 @@ BATCH = {
     ("digits", "inflib", "fit"): 1000,
     ("digits", "inflib", "pairwise"): 1000,
     ("digits", "inflib", "self_influence"): 1000,
+    ("characters", "inflib", "fit"): 10,
 }
 BATCH_OF_SEQUENCES = {"kronfluence": 8, "inflib": 16}
 

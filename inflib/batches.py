@@ -266,8 +266,9 @@ CACHED_BYTES = 4 * 2**20  # of intermediate products that should stay near the p
 
 
 def chunks(count: int, bytes_each: int, budget: int = BYTE_BUDGET) -> Iterator[slice]:
-    """Slices that cover range(count), each of at most ``budget`` bytes (but at least one item)."""
-    step = max(1, budget // max(1, bytes_each))
+    """Slices that cover range(count), alike in length, each of at most ``budget`` bytes (but at least one item)."""
+    most = max(1, budget // max(1, bytes_each))
+    step = -(-count // -(-count // most)) if count else 1  # no short rest: as many slices, of even length
     return (slice(at, min(at + step, count)) for at in range(0, count, step))
 
 

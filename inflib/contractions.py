@@ -77,9 +77,9 @@ def _contract_layer(P: Tensor, pair: Pair, max_bytes: int) -> Tensor:
     Q, o, i = P.shape
     b, T = a.shape[:2]
     if T > 1:
-        flat = P.flatten(1)  # (Q, o·i)
+        flat = P.mT.flatten(1)  # (Q, i·o): aᵀg is faster than gᵀa where the bias makes i odd
         columns = [
-            flat @ Pair(a[rows], g[rows]).matrices().flatten(1).T
+            flat @ torch.bmm(a[rows].mT, g[rows]).flatten(1).T
             for rows in chunks(b, o * i * P.element_size(), max_bytes)
         ]
         return torch.cat(columns, dim=1)
@@ -138,9 +138,11 @@ def own_layer(pair: Pair, inverse: Tensor, Q_S: Tensor | None, Q_A: Tensor | Non
     if pair.a.shape[1] == 1:
         a, g = rotate(pair.a[:, 0], Q_A), rotate(pair.g[:, 0], Q_S)
         return ((g.square() @ inverse) * a.square()).sum(1)
-    return torch.cat([own_matrices(G, inverse) for G in rotated_gradients(pair, Q_S, Q_A)])
+    return torch.cat([weighted(G.square_(), inverse) for G in rotated_gradients(pair, Q_S, Q_A)])
 
 
-def own_matrices(G: Tensor, inverse: Tensor) -> Tensor:
-    """Σ_jk (G̃_jk)² inverse_jk of rotated gradients (b, o, i) → (b,)."""
-    return torch.einsum("boi,oi->b", G.square(), inverse)
+def weighted(squares: Tensor, inverse: Tensor) -> Tensor:
+    """Σ_jk (G̃_jk)² inverse_jk of squared rotated gradients (b, o, i) → (b,)."""
+    if squares.mT.is_contiguous():  # as ``rotated_gradients`` leaves them
+        squares, inverse = squares.mT, inverse.T
+    return squares.flatten(1) @ inverse.flatten()

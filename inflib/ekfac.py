@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from .batches import CACHED_BYTES, chunks, double
-from .hooks import Pair, check_finite
+from .hooks import Pair, Recording, check_finite
 from .kfac import Fit, Moments, accumulator
 
 
@@ -79,23 +79,38 @@ def corrected_eigenvalues(fit: Fit, basis: Eigenbasis | None, *, check: bool = F
     examples = 0
     Q_S, Q_A = (basis.Q_S, basis.Q_A) if basis else ({}, {})
     for batch, recording, seeds in fit.recordings(1, "corrected eigenvalues", check=check):
-        squares: dict[str, Tensor] = {}  # (B, o) Σ_c w_c g̃_c², for layers applied once an example
-        for seed, weight in seeds:
-            for name, g in recording.gradients(seed).items():
-                if g.shape[1] == 1:
-                    _accumulate(squares, name, weight * rotate(g[:, 0], Q_S.get(name)).square())
-                else:
-                    pair = Pair(recording.activations[name], g)
-                    for G in rotated_gradients(pair, Q_S.get(name), Q_A.get(name)):
-                        _accumulate(sums, name, weight * G.square_().sum(0))
-        for name, square in squares.items():
-            # rank one: the rotated gradient's square is g̃² ⊗ ã², so a batch is one matrix product
-            a = rotate(recording.activations[name][:, 0], Q_A.get(name))
-            _accumulate(sums, name, square.T @ a.square())  # (o, i)
+        _add_squares(sums, recording, seeds, fit.one_seed, Q_S, Q_A)
         for name in sums:
             check_finite(name, "rotated gradients", sums[name], batch.index)
         examples += batch.size
+        del recording, seeds
     return Squares({name: sums[name] for name in fit.layers}, examples)
+
+
+def _add_squares(
+    sums: dict[str, Tensor],
+    recording: Recording,
+    seeds: Iterator[tuple[Tensor, float]],
+    one_seed: bool,
+    Q_S: dict[str, Tensor],
+    Q_A: dict[str, Tensor],
+) -> None:
+    """sums += Σ_n Σ_c w_c G̃², (o, i) per layer, of one recorded batch."""
+    squares: dict[str, Tensor] = {}  # (B, o) Σ_c w_c g̃_c², for layers applied once an example
+    for seed, weight in seeds:
+        gradients = recording.gradients(seed, last=one_seed)
+        for name in list(gradients):
+            g = gradients.pop(name)
+            if g.shape[1] == 1:
+                _accumulate(squares, name, weight * rotate(g[:, 0], Q_S.get(name)).square())
+            else:
+                pair = Pair(recording.activations[name], g)
+                for G in rotated_gradients(pair, Q_S.get(name), Q_A.get(name)):
+                    _accumulate(sums, name, weight * G.square_().sum(0))
+    for name, square in squares.items():
+        # rank one: the rotated gradient's square is g̃² ⊗ ã², so a batch is one matrix product
+        a = rotate(recording.activations[name][:, 0], Q_A.get(name))
+        _accumulate(sums, name, square.T @ a.square())  # (o, i)
 
 
 def rotate(x: Tensor, Q: Tensor | None) -> Tensor:
@@ -119,10 +134,9 @@ def rotated_gradients(
     first_a, first_g = Q_A is None or o >= T, Q_S is None or i >= T
     for rows in chunks(len(pair.a), o * i * pair.a.element_size(), max_bytes):
         a, g = rotate(pair.a[rows], Q_A if first_a else None), rotate(pair.g[rows], Q_S if first_g else None)
-        if first_g:
-            G = torch.bmm(g.mT, a)  # (b, o, i)
-        else:  # transposed, so that one product with Q_S serves all examples
-            G = rotate(torch.bmm(a.mT, g), Q_S).mT
+        G = torch.bmm(a.mT, g).mT  # (b, o, i); aᵀg is faster than gᵀa where the bias makes i odd
+        if not first_g:
+            G = rotate(G.mT, Q_S).mT
         yield G if first_a else rotate(G, Q_A)
 
 

@@ -17,10 +17,11 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from .batches import batch_size, call, double
+from .batches import CACHED_BYTES, batch_size, call, chunks, double
 from .layers import Layer, LayerSpec, select
 from .objectives import Objective, output_gradient
 
+ALIGNED = 16  # numbers: 64 bytes of float32
 _TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3}  # of check_capture; half precision: 0.1
 Matrices = dict[str, Tensor]  # layer → (K, o, i), a stack of K matrices
 
@@ -113,11 +114,16 @@ def _hook(recording: Recording, layers: list[Layer]) -> Callable[..., Tensor | N
 
 
 def _with_ones(a: Tensor, bias: bool) -> Tensor:
-    """A copy of a, so that a later in-place operation of the model cannot change it, with the bias's 1 appended."""
+    """A copy of a, so that a later in-place operation of the model cannot change it, with the bias's 1 appended.
+
+    The 1 makes an even width odd; rows that begin on a multiple of ALIGNED numbers are multiplied a sixth faster.
+    """
     if not bias:
         return a.clone()
-    out = a.new_ones(*a.shape[:-1], a.shape[-1] + 1)
+    width = a.shape[-1] + 1
+    out = a.new_empty(*a.shape[:-1], -(-width // ALIGNED) * ALIGNED)[..., :width]
     out[..., :-1] = a
+    out[..., -1] = 1
     return out
 
 
@@ -255,9 +261,14 @@ def check_capture(
             )
     for name, layer in compared.items():
         parts = {n: torch.zeros_like(weights[n]) if truth[n] is None else truth[n] for n in truth}
-        a, g = (double(x.flatten(0, 1)) for x in captured[name])
-        scale = g.abs().T @ a.abs()  # what the sum would be without cancellation: the yardstick for rounding
-        error = float((g.T @ a - double(layer.join(parts))).norm() / scale.norm().clamp_min(1e-300))
+        difference = -double(layer.join(parts))
+        scale = torch.zeros_like(difference)  # what the sum would be without cancellation: the yardstick for rounding
+        a, g = (x.flatten(0, 1) for x in captured.pop(name))
+        for rows in chunks(len(a), 32 * sum(layer.shape), CACHED_BYTES):
+            some_a, some_g = double(a[rows]), double(g[rows])
+            difference += some_g.T @ some_a
+            scale += some_g.abs().T @ some_a.abs()
+        error = float(difference.norm() / scale.norm().clamp_min(1e-300))
         if error > _TOLERANCE.get(layer.weight.dtype, 0.1):
             raise ValueError(
                 f"layer {name!r}: the weight gradient built from its activations and output gradients differs from "

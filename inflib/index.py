@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from .batches import BYTE_BUDGET, CACHED_BYTES, Batch, Data, check_order, chunks, tensors, walk
-from .contractions import contract, kept, own_layer, own_matrices
+from .contractions import contract, kept, own_layer, weighted
 from .curvature import Curvature, Damping, Kronecker
 from .ekfac import rotate, rotated_gradients
 from .hooks import Pair, forward, pairs
@@ -279,7 +279,8 @@ def _own(held: Rotated, inverse: Tensor) -> Tensor:
     if isinstance(held, Pair):
         return own_layer(held, inverse, None, None)
     each = inverse.numel() * inverse.element_size()
-    return torch.cat([own_matrices(held[rows].to(inverse), inverse) for rows in chunks(len(held), each, CACHED_BYTES)])
+    parts = (held[rows].to(inverse).square() for rows in chunks(len(held), each, CACHED_BYTES))
+    return torch.cat([weighted(squares, inverse) for squares in parts])
 
 
 def _matrices(held: Rotated) -> Tensor:

@@ -87,6 +87,11 @@ class Fit:
             sharing,
         )
 
+    @property
+    def one_seed(self) -> bool:
+        """Whether a batch is back-propagated once: its forward pass may then be forgotten on the way."""
+        return self.labels == "observed" or (self.labels == "sampled" and self.draws == 1)
+
     def recordings(
         self, pass_: int, what: str, *, check: bool
     ) -> Iterator[tuple[Batch, Recording, Iterator[tuple[Tensor, float]]]]:
@@ -113,6 +118,7 @@ class Fit:
                 start=batch.start,
             )
             yield batch, recording, seeds
+            del recording, seeds  # or this batch would be held while the next one is recorded
 
 
 @dataclass(frozen=True)
@@ -165,20 +171,30 @@ def accumulate_moments(fit: Fit) -> Moments:
     examples = 0
     for batch, recording, seeds in fit.recordings(0, "second moments", check=True):
         there = positions_present(batch.inputs)
-        for name, a in recording.activations.items():
-            if fit.sharing == "expand":
-                rows = present_rows(a, there).to(accumulator(a.dtype))  # (B·T, i), padding left out
-            else:
-                rows = present_means(a.to(accumulator(a.dtype)), there)  # (B, i)
+        for name in fit.layers:
+            rows = _activation_rows(recording.activations[name], there, fit.sharing)
             _add(A, name, rows, 1.0, "activations", batch.index)
             positions[name] += rows.shape[0]
         for seed_, weight in seeds:
-            for name, g in recording.gradients(seed_).items():
-                g = g.to(accumulator(g.dtype))
-                rows = g.flatten(0, 1) if fit.sharing == "expand" else g.sum(1)  # (B·T, o), or (B, o)
-                _add(S, name, rows, weight, "output gradients", batch.index)
+            g = recording.gradients(seed_, last=fit.one_seed)
+            for name in fit.layers:
+                _add(S, name, _gradient_rows(g.pop(name), fit.sharing), weight, "output gradients", batch.index)
         examples += batch.size
+        del recording, seeds
     return Moments(_mirrored(A, fit.layers), _mirrored(S, fit.layers), positions, examples)
+
+
+def _activation_rows(a: Tensor, there: Tensor | None, sharing: str) -> Tensor:
+    """a (B, T, i) without padding as (B·T, i) rows, or their means over positions (B, i)."""
+    if sharing == "expand":
+        return present_rows(a, there).to(accumulator(a.dtype))
+    return present_means(a.to(accumulator(a.dtype)), there)
+
+
+def _gradient_rows(g: Tensor, sharing: str) -> Tensor:
+    """g (B, T, o) as (B·T, o) rows, or summed over positions (B, o)."""
+    g = g.to(accumulator(g.dtype))
+    return g.flatten(0, 1) if sharing == "expand" else g.sum(1)
 
 
 def accumulator(dtype: torch.dtype) -> torch.dtype:

@@ -59,6 +59,7 @@ def influence(
     for training in _buffered(model, layers, objective, train, max_bytes, progress, whole=len(blocks) == 1):
         # one minus sign for −∇ℓ
         columns.append(torch.cat([-contract(P, training, axes, max_bytes, calls) for P in blocks]))
+        del training  # or it would be held while the next batch is recorded
     return join(columns, axes)
 
 
@@ -86,6 +87,7 @@ def self_influence(
         found = pairs(model, layers, objective, batch.inputs, batch.targets, batch.size)
         check_pairs(found, batch.index)
         parts.append(own_scores(found, curvature, damping, max_bytes))
+        del found
     scores = torch.cat(parts)  # (N, L)
     return scores if split else scores.sum(-1)
 
@@ -161,6 +163,7 @@ def _buffered(
         held.append(found)
         size += sum(x.numel() * x.element_size() for pair in found.values() for x in pair)
         if whole or size >= max_bytes:
+            del found
             yield from merge(held)
             held, size = [], 0
     yield from merge(held)
@@ -206,7 +209,9 @@ class _Preconditioned:
         return iter(self.held) if self.held is not None else map(self._solve, self.parts)
 
     def _solve(self, part: Pairs) -> Matrices:
-        return self.curvature.solve({name: pair.matrices() for name, pair in part.items()}, self.damping)
+        P = self.curvature.solve({name: pair.matrices() for name, pair in part.items()}, self.damping)
+        # sequences meet P by its columns (``contract``): laid out so once, not for every batch
+        return {k: x if part[k].a.shape[1] == 1 else x.mT.contiguous().mT for k, x in P.items()}
 
 
 def check_pairs(found: Pairs, batch: int) -> None:
