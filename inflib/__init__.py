@@ -37,27 +37,17 @@ Sources: Grosse et al. 2023, "Studying Large Language Model Generalization with 
 George et al. 2018 (EK-FAC); Martens & Grosse 2015 (K-FAC); Koh & Liang 2017 (influence functions for neural networks).
 """
 
-from .curvature import (
-    BlockDense,
-    Curvature,
-    Dense,
-    Facts,
-    IndefiniteWarning,
-    Kronecker,
-    damping_of,
-    diagonal,
-    ekfac,
-    identity,
-    kfac,
-    relative,
-)
+from .curvature import Curvature, Facts, IndefiniteWarning, damping_of, relative
+from .dense import BlockDense, Dense
 from .exact import gauss_newton, hessian
 from .hooks import Pair, capture
 from .implicit import Implicit, refine
 from .index import TrainIndex
-from .layers import CoverageNote, coverage, register, untied
+from .kronecker import Kronecker, diagonal, ekfac, identity, kfac
+from .layers import register, untied
 from .objectives import Bernoulli, CrossEntropy, Objective, SquaredError
 from .scoring import influence, predicted_change, self_influence
+from .selection import CoverageNote, coverage
 from .sequences import NextToken, completion, token_batches
 from .storage import load, load_index, save
 

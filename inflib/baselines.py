@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from .batches import Data
-from .curvature import identity
 from .hooks import capture
+from .kronecker import identity
 from .layers import LayerSpec
 from .objectives import Measurement, Objective
 from .scoring import influence, self_influence

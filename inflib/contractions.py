@@ -15,9 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .batches import BYTE_BUDGET, CACHED_BYTES, chunks
-from .curvature import Curvature, Damping, Kronecker, check_stacks
+from .curvature import Curvature, Damping, check_stacks
 from .ekfac import rotate, rotated_gradients
 from .hooks import Matrices, Pair
+from .kronecker import Kronecker
 
 Pairs = dict[str, Pair]
 

@@ -24,7 +24,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 
 from .batches import BYTE_BUDGET, Batch, Data, call, chunks, tensors, walk
-from .curvature import BlockDense, Dense, facts_of, unflatten
+from .curvature import facts_of, unflatten
+from .dense import BlockDense, Dense
 from .ekfac import eigh
 from .hooks import Matrices, check_finite, check_mode
 from .kfac import Fit, accumulator

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from .batches import CACHED_BYTES, batch_size, call, chunks, double
-from .layers import Layer, LayerSpec, select
+from .layers import Layer, LayerSpec
 from .objectives import Objective, output_gradient
+from .selection import select
 
 ALIGNED = 16  # numbers: 64 bytes of float32
 _TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3}  # of check_capture; half precision: 0.1

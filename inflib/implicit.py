@@ -29,7 +29,6 @@ from .curvature import (
     Relative,
     check_stacks,
     describe,
-    diagonal,
     flatten,
     hash_weights,
     resolve_damping,
@@ -37,8 +36,9 @@ from .curvature import (
 )
 from .exact import gauss_newton_product
 from .hooks import Matrices
-from .layers import select
+from .kronecker import diagonal
 from .objectives import Objective
+from .selection import select
 from .solvers import Matvec, Solution, conjugate_gradients, stochastic_neumann
 
 Solver = Callable[[Curvature, Matrices, dict[str, float]], Solution]  # (curvature, v, {layer: λ})

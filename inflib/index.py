@@ -19,10 +19,11 @@ from torch import Tensor, nn
 
 from .batches import BYTE_BUDGET, CACHED_BYTES, Batch, Data, check_order, chunks, tensors, walk
 from .contractions import contract, kept, own_layer, weighted
-from .curvature import Curvature, Damping, Kronecker
+from .curvature import Curvature, Damping
 from .ekfac import rotate, rotated_gradients
 from .hooks import Pair, forward, pairs
 from .kfac import accumulator
+from .kronecker import Kronecker
 from .objectives import Measurement, Objective
 from .scoring import check_pairs, layers_of
 

@@ -25,8 +25,9 @@ from torch import Tensor, nn
 
 from .batches import Batch, Data, Order, check_seed, walk
 from .hooks import Recording, check_capture, check_finite, check_mode, forward
-from .layers import Layer, LayerSpec, select
+from .layers import Layer, LayerSpec
 from .objectives import Objective, label_kind, label_seeds
+from .selection import select
 from .sequences import positions_present, present_means, present_rows
 
 STRIP = 96  # columns: a narrower product gains nothing from its symmetry

@@ -16,10 +16,12 @@ from torch import Tensor, nn
 
 from .batches import BYTE_BUDGET, Data, check_order, chunks, walk
 from .contractions import Pairs, contract, join, kept, own_scores
-from .curvature import Curvature, Damping, Kronecker
+from .curvature import Curvature, Damping
 from .hooks import Matrices, Pair, check_capture, check_finite, forward, pairs
-from .layers import Layer, Untied, select
+from .kronecker import Kronecker
+from .layers import Layer, Untied
 from .objectives import Measurement, Objective
+from .selection import select
 
 
 def influence(

@@ -17,9 +17,10 @@ from uuid import uuid4
 
 from torch import Tensor, nn
 
-from .curvature import Facts, Kronecker, Relative, hash_weights
+from .curvature import Facts, Relative, hash_weights
 from .hooks import Pair
 from .index import Side, TrainIndex
+from .kronecker import Kronecker
 from .scoring import layers_of
 
 FORMAT = "inflib curvature 1"

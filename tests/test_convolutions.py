@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from inflib import CrossEntropy, capture, coverage, ekfac, gauss_newton, influence, load, save, self_influence
 from inflib.convolutions import patches, positions
-from inflib.layers import select
+from inflib.selection import select
 
 pytestmark = [
     pytest.mark.usefixtures("float64"),

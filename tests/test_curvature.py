@@ -16,7 +16,9 @@ from torch import Tensor, nn
 
 import inflib
 from inflib import Curvature, damping_of, diagonal, ekfac, gauss_newton, hessian, identity, influence, kfac, relative
-from inflib.curvature import BlockDense, Dense, Facts, Kronecker, Relative, hash_weights, resolve_damping
+from inflib.curvature import Facts, Relative, hash_weights, resolve_damping
+from inflib.dense import BlockDense, Dense
+from inflib.kronecker import Kronecker
 
 pytestmark = pytest.mark.usefixtures("float64")
 

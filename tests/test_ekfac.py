@@ -14,9 +14,9 @@ from test_kfac import EXACT
 from torch import Tensor, nn
 
 from inflib import diagonal, ekfac, gauss_newton, influence, kfac, register
-from inflib.curvature import Kronecker
 from inflib.ekfac import Eigenbasis, corrected_eigenvalues, eigenbasis
 from inflib.kfac import Fit, second_moments
+from inflib.kronecker import Kronecker
 from inflib.layers import _KINDS, positions_last
 
 pytestmark = pytest.mark.usefixtures("float64", "conv1d")

@@ -15,7 +15,7 @@ from torch import Tensor
 
 import inflib.exact
 from inflib import IndefiniteWarning, gauss_newton, hessian, influence, register
-from inflib.curvature import BlockDense, Dense
+from inflib.dense import BlockDense, Dense
 from inflib.exact import gauss_newton_product
 from inflib.layers import _KINDS, positions_last
 

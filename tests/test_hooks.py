@@ -16,7 +16,8 @@ from torch import Tensor, nn
 import inflib
 from inflib import CrossEntropy, capture, coverage, ekfac, influence, register
 from inflib.hooks import watching
-from inflib.layers import _KINDS, positions_last, select
+from inflib.layers import _KINDS, positions_last
+from inflib.selection import select
 
 pytestmark = pytest.mark.usefixtures("float64", "conv1d")
 

@@ -40,7 +40,8 @@ from inflib import (
     untied,
 )
 from inflib.exact import gauss_newton_product
-from inflib.layers import kind_of, select
+from inflib.layers import kind_of
+from inflib.selection import select
 from inflib.tokens import input_tokens, output_tokens
 
 pytestmark = [

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 import inflib
 from inflib import CoverageNote, CrossEntropy, coverage, ekfac, influence, self_influence, untied
-from inflib.layers import _KINDS, kind_of, positions_last, register, select
+from inflib.layers import _KINDS, kind_of, positions_last, register
+from inflib.selection import select
 
 pytestmark = pytest.mark.usefixtures("float64")
 

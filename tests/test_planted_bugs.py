@@ -90,7 +90,7 @@ PLANTS = {
         asserting(LAMBDA.format("expected"), DENSE.format("given"), OWN.format("given")),
     ),
     "transposed eigenbasis, in the solve": Plant(
-        "curvature.py",
+        "kronecker.py",
         "self.Q_S[k].T @ x @ self.Q_A[k] if",
         "self.Q_S[k] @ x @ self.Q_A[k].T if",
         asserting(SOLVE, DENSE.format("given")),
@@ -108,7 +108,7 @@ PLANTS = {
         asserting(OWN.format("given"), OWN.format("default")),
     ),
     "multiplying by the damped eigenvalues": Plant(
-        "curvature.py",
+        "kronecker.py",
         "return 1 / (values + number)",
         "return values + number",
         asserting(SOLVE, DENSE.format("given"), OWN.format("given"), INDEX.format("given")),
@@ -121,7 +121,7 @@ PLANTS = {
         asserting(BIAS, SHAPES) | {LAST_COLUMN: "ValueError", DENSE.format("given"): "ValueError"},
     ),
     "one layer's damping used for all": Plant(
-        "curvature.py",
+        "kronecker.py",
         "self._inverse(name, numbers[name])",
         "self._inverse(name, numbers[self.layers[0]])",
         asserting(
@@ -135,7 +135,7 @@ PLANTS = {
         asserting(DENSE.format("default"), OWN.format("default"), INDEX.format("default")),
     ),
     "one layer's damping used for all, in a dense matrix": Plant(
-        "curvature.py",
+        "dense.py",
         "numbers[k]) for k, (o, i)",
         "numbers[self.layers[0]]) for k, (o, i)",
         asserting(SOLVE_LAYERS.format("Gauss-Newton"), EXACT),

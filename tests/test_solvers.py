@@ -13,7 +13,8 @@ from oracle import assert_close, block_diag, difference
 from torch import Tensor
 
 from inflib import IndefiniteWarning
-from inflib.curvature import Dense, Facts
+from inflib.curvature import Facts
+from inflib.dense import Dense
 from inflib.solvers import (
     NotConvergedError,
     conjugate_gradients,

@@ -13,8 +13,8 @@ from html import escape
 import ipywidgets as W
 from torch import nn
 
-from ..curvature import Kronecker
 from ..index import TrainIndex
+from ..kronecker import Kronecker
 from ..objectives import Objective
 from .answer import QUERY, Answer
 from .asking import NARROW, STYLE, WIDE, WRAP, Asking

@@ -15,8 +15,8 @@ import ipywidgets as W
 import numpy as np
 from torch import Tensor, nn
 
-from ..curvature import Kronecker
 from ..index import TrainIndex
+from ..kronecker import Kronecker
 from ..lab import NoDigitError, Stroke, as_mnist, ink_of_picture, normalise
 from ..lab.handwriting import EMPTY, too_large
 from ..objectives import Objective

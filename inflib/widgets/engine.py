@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from ..batches import Data
-from ..curvature import Kronecker, damping_of, identity
+from ..curvature import damping_of
 from ..index import TrainIndex
 from ..kfac import second_moments
+from ..kronecker import Kronecker, identity
 from ..objectives import Objective
 from ..scoring import predicted_change
 from .ranking import ALL_LAYERS, Settings

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..curvature import Kronecker
 from ..index import Side, TrainIndex, take
+from ..kronecker import Kronecker
 from ..objectives import Objective
 from .answer import DRAWING, QUERY, TRAINING, Answer, Picture, Ranked
 from .engine import Engine

@@ -17,8 +17,8 @@ from pathlib import Path
 import ipywidgets as W
 from torch import nn
 
-from ..curvature import Kronecker
 from ..index import TrainIndex
+from ..kronecker import Kronecker
 from ..objectives import Objective
 from .asking import STYLE, WRAP, Asking
 from .base import InputError, csv_link, csv_text, signed

@@ -18,8 +18,8 @@ import torch
 from torch import nn
 
 from ..batches import Data, call
-from ..curvature import Kronecker
 from ..index import TrainIndex
+from ..kronecker import Kronecker
 from ..objectives import Objective
 from ..scoring import influence
 from ..sequences import completion as as_query

@@ -10,7 +10,7 @@ import torch
 from oracle import LOSSES, Problem
 
 from inflib import TrainIndex, completion, ekfac, influence, load_index, save, self_influence, token_batches
-from inflib.curvature import identity
+from inflib.kronecker import identity
 from inflib.lab import Corpus
 from inflib.widgets import TextInfluence, index_size
 from inflib.widgets.base import InputError

@@ -1,0 +1,197 @@
+"""Identity, diagonal, K-FAC and EK-FAC as one class: an orthogonal basis and eigenvalues in it.
+
+    C v = Q_S [Λ ⊙ (Q_Sᵀ V Q_A)] Q_Aᵀ          (C + λI)⁻¹ v = Q_S [(Q_Sᵀ V Q_A) / (Λ + λ)] Q_Aᵀ
+
+in each layer, with different Λ and Q (Grosse et al. 2023, eq. 21): K-FAC has the products of its factors' eigenvalues,
+EK-FAC the same basis with the eigenvalues that fit best, the diagonal and the identity have no basis.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from .batches import Data, double
+from .curvature import A_TENTH, Damping, Facts, Relative, check_known, check_stacks, describe, facts_of, resolve_damping
+from .ekfac import corrected_eigenvalues, eigenbasis
+from .hooks import Matrices
+from .kfac import Fit, accumulate_moments, accumulator
+from .layers import LayerSpec
+from .objectives import Objective
+
+
+@dataclass(frozen=True, eq=False)
+class Kronecker:
+    """C = (Q_S ⊗ Q_A) diag(Λ) (Q_S ⊗ Q_A)ᵀ in each layer, zero between layers; empty Q means the identity basis."""
+
+    eigenvalues: dict[str, Tensor]  # Λ (o, i)
+    Q_S: dict[str, Tensor]  # (o, o), columns eigenvectors
+    Q_A: dict[str, Tensor]  # (i, i)
+    facts: Facts
+    default_damping: float | Relative = A_TENTH
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        return tuple(self.eigenvalues)
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, int]]:
+        """{layer: (o, i)}, i counting the bias's column."""
+        return {name: (values.shape[0], values.shape[1]) for name, values in self.eigenvalues.items()}
+
+    def mean_eigenvalues(self) -> dict[str, float]:
+        """mean(Λ_layer): the unit that relative damping is measured in."""
+        return {name: float(double(values).mean()) for name, values in self.eigenvalues.items()}
+
+    def restrict(self, layers: Iterable[str]) -> Kronecker:
+        """The same curvature on some of its layers only."""
+        wanted = set(layers)
+        check_known(wanted, self.layers)
+        keep = [name for name in self.layers if name in wanted]
+        values, Q_S, Q_A = ({k: d[k] for k in keep if k in d} for d in (self.eigenvalues, self.Q_S, self.Q_A))
+        return replace(self, eigenvalues=values, Q_S=Q_S, Q_A=Q_A)
+
+    def rotate(self, v: Matrices) -> Matrices:
+        """Q_Sᵀ V Q_A: the coordinates in the eigenbasis."""
+        v = {k: x.to(self.eigenvalues[k]) for k, x in v.items()}
+        return {k: self.Q_S[k].T @ x @ self.Q_A[k] if k in self.Q_S else x for k, x in v.items()}
+
+    def rotate_back(self, v: Matrices) -> Matrices:
+        """Q_S V Q_Aᵀ: from eigenbasis coordinates to weight matrices."""
+        return {k: self.Q_S[k] @ x @ self.Q_A[k].T if k in self.Q_S else x for k, x in v.items()}
+
+    def matvec(self, v: Matrices) -> Matrices:
+        """C v for stacks {layer: (K, o, i)}."""
+        check_stacks(self, v)
+        return self.rotate_back({k: x * self.eigenvalues[k] for k, x in self.rotate(v).items()})
+
+    def solve(self, v: Matrices, damping: Damping = None) -> Matrices:
+        """(C + diag λ)⁻¹ v for stacks {layer: (K, o, i)}; see ``resolve_damping`` for what damping may be."""
+        check_stacks(self, v)
+        inverse = self.inverse_eigenvalues(damping)
+        return self.rotate_back({k: x * inverse[k] for k, x in self.rotate(v).items()})
+
+    def inverse_eigenvalues(self, damping: Damping = None) -> dict[str, Tensor]:
+        """1 / (Λ + λ), (o, i) per layer; ValueError where λ = 0 meets a Λ that is singular to rounding."""
+        numbers = resolve_damping(self, damping)
+        return {name: self._inverse(name, numbers[name]) for name in self.layers}
+
+    def _inverse(self, name: str, number: float) -> Tensor:
+        values = self.eigenvalues[name]
+        low, high = float(values.min()), float(values.max())
+        if number == 0 and high == 0:
+            raise ValueError(
+                f"layer {name!r}: all its eigenvalues are 0 (no gradient reaches it), so relative damping is 0 too; "
+                "expected damping > 0. Give it as a number, or leave the layer out with layers=."
+            )
+        if number == 0 and low <= 10 * high * torch.finfo(values.dtype).eps:
+            raise ValueError(
+                f"layer {name!r}: damping 0 with a singular curvature (smallest eigenvalue {low:.3g}, largest "
+                f"{high:.3g}); expected damping > 0. Leave it at None (0.1 · mean eigenvalue) or use relative(0.01)."
+            )
+        return 1 / (values + number)
+
+    def to_dense(self) -> Tensor:
+        """The (D, D) matrix, row-major in each (o, i), layers in order: for small models."""
+        blocks = []
+        for name, values in self.eigenvalues.items():
+            block = torch.diag(values.flatten())
+            if name in self.Q_S:
+                Q = torch.kron(self.Q_S[name], self.Q_A[name])
+                block = Q @ block @ Q.T
+            blocks.append(block)
+        return torch.block_diag(*blocks)
+
+    def __repr__(self) -> str:
+        return describe(self)
+
+
+def ekfac(
+    model: nn.Module,
+    objective: Objective,
+    train: Data,
+    layers: LayerSpec = None,
+    labels: str | None = None,
+    draws: int = 1,
+    seed: int = 0,
+    progress: bool = True,
+    *,
+    sharing: str = "expand",
+) -> Kronecker:
+    """EK-FAC curvature of the objective at the model's weights: two passes over ``train``, one eigh per factor.
+
+    train:  re-iterable of (inputs, targets) batches; the model in eval mode where that matters.
+    layers: None (all understood layers), a glob, a list of globs, a predicate (name, module) → bool, or untied(...).
+    labels: "expected", "sampled" (``draws`` labels an example from the model, fresh in each pass, from ``seed``),
+            "observed" (the empirical Fisher), or None for the objective's default.
+    sharing: in a layer applied at many positions, what makes a row of A and S: "expand", each position; "reduce", the
+            mean of a and the sum of g over an example's positions (see kfac.py). Λ is exact in either basis.
+
+    Returns a Kronecker curvature, mean over the examples; the model is left exactly as it was. Raises ValueError,
+    TypeError, RuntimeError or FloatingPointError with the layer or argument, what came, what was expected, and the fix.
+    Source: George et al. 2018; Grosse et al. 2023, eq. 16–21; Eschenhagen et al. 2023 for ``sharing``.
+    """
+    fit = Fit.of(model, objective, train, layers, labels, draws, seed, progress, sharing)
+    basis = eigenbasis(accumulate_moments(fit))
+    squares = corrected_eigenvalues(fit, basis)
+    return Kronecker(squares.means(), basis.Q_S, basis.Q_A, facts_of(fit, "EK-FAC", squares.examples))
+
+
+def kfac(
+    model: nn.Module,
+    objective: Objective,
+    train: Data,
+    layers: LayerSpec = None,
+    labels: str | None = None,
+    draws: int = 1,
+    seed: int = 0,
+    progress: bool = True,
+    *,
+    sharing: str = "expand",
+) -> Kronecker:
+    """K-FAC curvature, S ⊗ A: Λ = λ_S λ_Aᵀ. One pass over ``train``. Arguments and errors as for ``ekfac``.
+
+    Source: Martens & Grosse 2015; Grosse et al. 2023, eq. 16–17.
+    """
+    fit = Fit.of(model, objective, train, layers, labels, draws, seed, progress, sharing)
+    moments = accumulate_moments(fit)
+    basis = eigenbasis(moments)
+    values = {name: torch.outer(basis.lambda_S[name], basis.lambda_A[name]) for name in fit.layers}
+    return Kronecker(values, basis.Q_S, basis.Q_A, facts_of(fit, "K-FAC", moments.examples))
+
+
+def diagonal(
+    model: nn.Module,
+    objective: Objective,
+    train: Data,
+    layers: LayerSpec = None,
+    labels: str | None = None,
+    draws: int = 1,
+    seed: int = 0,
+    progress: bool = True,
+) -> Kronecker:
+    """The curvature's diagonal, Λ = E[Dθ²], exact under ``labels``. One pass. Arguments as for ``ekfac``."""
+    fit = Fit.of(model, objective, train, layers, labels, draws, seed, progress)
+    squares = corrected_eigenvalues(fit, None, check=True)
+    return Kronecker(squares.means(), {}, {}, facts_of(fit, "diagonal", squares.examples))
+
+
+def identity(
+    model: nn.Module,
+    objective: Objective,
+    train: Data = (),
+    layers: LayerSpec = None,
+    labels: str | None = None,
+    draws: int = 1,
+    seed: int = 0,
+    progress: bool = True,
+) -> Kronecker:
+    """C = I, with damping 0 by default: scores become plain gradient dot products. No pass over ``train``."""
+    fit = Fit.of(model, objective, train, layers, labels, draws, seed, progress)
+    values = {
+        k: layer.weight.new_ones(layer.shape, dtype=accumulator(layer.weight.dtype)) for k, layer in fit.layers.items()
+    }
+    return Kronecker(values, {}, {}, facts_of(fit, "identity", 0), default_damping=0.0)
