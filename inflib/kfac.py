@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from .batches import Batch, Data, Order, check_seed, walk
-from .hooks import Recording, check_capture, check_finite, check_mode, forward
+from .hooks import Recording, aligned, check_capture, check_finite, check_mode, forward
 from .layers import Layer, LayerSpec
 from .objectives import Objective, label_kind, label_seeds
 from .selection import select
@@ -210,8 +210,8 @@ def _add(sums: dict[str, Tensor], name: str, rows: Tensor, weight: float, what: 
     """
     d = rows.shape[1]
     if name not in sums:
-        sums[name] = rows.new_zeros(d, d)
-    strip = max(STRIP, -(-d // 4))
+        sums[name] = rows.new_zeros(d, aligned(d))[:, :d]
+    strip = max(STRIP, aligned(-(-d // 4)))
     for start in range(0, d, strip):
         part = slice(start, start + strip)
         sums[name][part, start:].addmm_(rows[:, part].T, rows[:, start:], alpha=weight)
