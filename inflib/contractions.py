@@ -7,7 +7,7 @@ token, the terms g_tᵀ P a_t are kept apart (Grosse et al. 2023, eq. 31); split
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import torch
@@ -116,21 +116,32 @@ def _check_tokens(names: list[str], each: list[Tensor]) -> None:
 # --- an example with itself ----------------------------------------------------------------------------------------
 
 
-def own_scores(found: Pairs, curvature: Curvature, damping: Damping, max_bytes: int) -> Tensor:
-    """∇ℓᵀ (C + λ)⁻¹ ∇ℓ per example and layer's share, (b, L)."""
+def own_scorer(curvature: Curvature, damping: Damping, max_bytes: int) -> Callable[[Pairs], Tensor]:
+    """A function of pairs → ∇ℓᵀ (C + λ)⁻¹ ∇ℓ per example and layer's share, (b, L)."""
     if isinstance(curvature, Kronecker):
-        inverse = curvature.inverse_eigenvalues(damping)
-        shares = [own_layer(p, inverse[k], curvature.Q_S.get(k), curvature.Q_A.get(k)) for k, p in found.items()]
-        return torch.stack(shares, dim=-1)
-    size = sum(o * i for o, i in curvature.shapes.values())
-    first = next(iter(found.values()))
-    rows_found = []
-    for rows in chunks(first.a.shape[0], size * first.a.element_size(), max_bytes):
-        v = {name: Pair(p.a[rows], p.g[rows]).matrices() for name, p in found.items()}
-        check_stacks(curvature, v)
-        solved = curvature.solve(v, damping)
-        rows_found.append(torch.stack([(v[k] * solved[k]).sum((1, 2)) for k in v], dim=-1))
-    return torch.cat(rows_found)
+        inverse = {  # laid out as ``rotated_gradients`` are
+            name: values.mT.contiguous().mT for name, values in curvature.inverse_eigenvalues(damping).items()
+        }
+
+        def in_eigenbasis(found: Pairs) -> Tensor:
+            Q_S, Q_A = curvature.Q_S, curvature.Q_A
+            shares = [own_layer(p, inverse[k], Q_S.get(k), Q_A.get(k)) for k, p in found.items()]
+            return torch.stack(shares, dim=-1)
+
+        return in_eigenbasis
+
+    def by_solving(found: Pairs) -> Tensor:
+        size = sum(o * i for o, i in curvature.shapes.values())
+        first = next(iter(found.values()))
+        rows_found = []
+        for rows in chunks(first.a.shape[0], size * first.a.element_size(), max_bytes):
+            v = {name: Pair(p.a[rows], p.g[rows]).matrices() for name, p in found.items()}
+            check_stacks(curvature, v)
+            solved = curvature.solve(v, damping)
+            rows_found.append(torch.stack([(v[k] * solved[k]).sum((1, 2)) for k in v], dim=-1))
+        return torch.cat(rows_found)
+
+    return by_solving
 
 
 def own_layer(pair: Pair, inverse: Tensor, Q_S: Tensor | None, Q_A: Tensor | None) -> Tensor:

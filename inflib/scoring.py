@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .batches import BYTE_BUDGET, Data, check_order, chunks, walk
-from .contractions import Pairs, contract, join, kept, own_scores
+from .contractions import Pairs, contract, join, kept, own_scorer
 from .curvature import Curvature, Damping
 from .hooks import Matrices, Pair, check_capture, check_finite, forward, pairs
 from .kronecker import Kronecker
@@ -82,13 +82,14 @@ def self_influence(
     """
     layers, split = layers_of(model, curvature), kept(keep, ("layer",)).layer
     check_order(data, "data")
+    own = own_scorer(curvature, damping, max_bytes)
     parts = []
     for batch in walk(data, name="data", progress=progress, what="self-influence"):
         if batch.index == 0:
             check_capture(model, layers, objective, batch.inputs, batch.targets, batch.size)
         found = pairs(model, layers, objective, batch.inputs, batch.targets, batch.size)
         check_pairs(found, batch.index)
-        parts.append(own_scores(found, curvature, damping, max_bytes))
+        parts.append(own(found))
         del found
     scores = torch.cat(parts)  # (N, L)
     return scores if split else scores.sum(-1)
