@@ -24,6 +24,7 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import groupby
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -100,11 +101,9 @@ def compare(task: str, options: argparse.Namespace) -> tuple[str, dict[str, Any]
         bench = Bench(task, Path(name), options.python, options.threads)
         facts = bench.train(**(QUICK if options.quick else FULL)[task])
         print(_heading(facts, options) + "\n", flush=True)
-        costs = {}
-        for job in plan(task, options.only, options.skip_slow):
-            runs = bench.measure(job, 1 if job.max_examples else options.repeats)
-            if not job.max_examples:
-                costs[job] = runs
+        costs: dict[Job, list[dict[str, Any]]] = {}
+        for _, jobs in groupby(plan(task, options.only, options.skip_slow), key=lambda job: job.stage):
+            costs |= bench.measure(list(jobs), options.repeats)
         agreement = bench.agreement(options) if options.only in (None, "agreement") else {}
     report = "\n\n".join(filter(None, [_heading(facts, options), table(costs), agreement_table(agreement)]))
     stages = [vars(job) | {"batch_size": job.batch_size, "runs": runs} for job, runs in costs.items()]
@@ -141,19 +140,26 @@ class Bench:
         sizes = ["--train", train, "--queries", queries, "--epochs", epochs]
         return self._script("train.py", self.task, self.workload, "--shape", *shape, *sizes)
 
-    def measure(self, job: Job, repeats: int) -> list[dict[str, Any]]:
-        """What each run cost."""
+    def measure(self, jobs: list[Job], repeats: int) -> dict[Job, list[dict[str, Any]]]:
+        """What each run of a stage's jobs cost; stand-ins are left out.
+
+        Libraries take turns: a machine that others slow down for a minute then slows them all.
+        """
+        costs: dict[Job, list[dict[str, Any]]] = {job: [] for job in jobs}
+        for _ in range(repeats):
+            for job, runs in costs.items():
+                if not runs or (runs[0]["cpu_s"] < REPEAT_BELOW and not job.max_examples):
+                    runs.append(self._stage(job))
+                    print(f"{job.title:50}{runs[-1]['cpu_s']:8.2f} CPU-s{runs[-1]['peak_mib']:8,.0f} MiB", flush=True)
+        return {job: runs for job, runs in costs.items() if not job.max_examples}
+
+    def _stage(self, job: Job) -> dict[str, Any]:
         where = job.library if job.labels == "sampled" else f"{job.library}-{job.labels}"
         arguments = [job.library, job.stage, "--workload", self.workload, "--folder", self.folder / where]
         arguments += ["--labels", job.labels, "--batch-size", job.batch_size]
         if job.max_examples:
             arguments += ["--max-examples", job.max_examples]
-        print(f"{job.title:45}", end=" ", flush=True)
-        runs: list[dict[str, Any]] = []
-        while len(runs) < repeats and (not runs or runs[0]["cpu_s"] < REPEAT_BELOW):
-            runs.append(self._script("stage.py", *arguments))
-        print(", ".join(f"{run['cpu_s']:.2f} CPU-s {run['peak_mib']:,.0f} MiB" for run in runs), flush=True)
-        return runs
+        return self._script("stage.py", *arguments)
 
     def agreement(self, options: argparse.Namespace) -> dict[str, Any]:
         print("agreement of scores", flush=True)
