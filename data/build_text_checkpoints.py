@@ -60,7 +60,7 @@ def sweep() -> None:
             path = Path(folder) / "facts.safetensors"
             model = train_language_model(tried, data.train, path, progress=False).double()
             loss = load_checkpoint(path, model).metrics["train_loss_per_token"]
-        sure = torch.exp(torch.cat([-objective.loss(model(**x), y) for x, y in queries])).mean()
+        sure = torch.exp(torch.cat([-objective.loss(model(**x), y) for x, y in queries])).mean().detach()
         curvature = ekfac(model, objective, batches, ["blocks.*", "unembed"], progress=False)
         index = TrainIndex.build(model, objective, batches, curvature, progress=False)
         prepared = index.prepare(model, objective, queries)

@@ -62,6 +62,8 @@ DISTRACTORS = (  # forms of each round over all facts; they use the question's w
         "the horse of {person} was grey",
     ),
 )
+SYLLABLE, LAST = ("bdfgklmnprstvz", "aeiou"), "klmnrs"  # of a name: two syllables and a consonant
+ALL_NAMES = (len(SYLLABLE[0]) * len(SYLLABLE[1])) ** 2 * len(LAST)  # 29,400
 T = TypeVar("T")
 
 
@@ -115,13 +117,18 @@ class FactData:
 def facts(told: int = 40, asked: int = 40, distractors: int = 260, *, seed: int = 0) -> FactData:
     """The corpus: 3 · told + 2 · asked + distractors sentences, in an order drawn from ``seed``.
 
-    Raises ValueError where there is no fact, or not one distractor's other place.
+    Raises ValueError where there is no fact, or not one distractor's other place, and for more facts than names.
     """
     count = told + asked
     if min(told, asked, distractors) < 0 or count < 2:
         raise ValueError(
             f"told={told}, asked={asked}, distractors={distractors}; expected none below 0, and at least two facts: "
             "told=40, asked=40."
+        )
+    if 2 * count > ALL_NAMES:
+        raise ValueError(
+            f"told={told}, asked={asked} take {2 * count:,} names, two a fact; expected at most {ALL_NAMES:,}, all "
+            f"that there are. Ask for at most {ALL_NAMES // 2:,} facts."
         )
     draws = Draws(seed)
     names, relations = invented_names(2 * count, draws), list(WORDINGS)
@@ -157,11 +164,11 @@ class Draws:
 
 
 def invented_names(count: int, draws: Draws) -> list[str]:
-    """That many different names of two syllables and a consonant; capitals keep them apart from other words."""
+    """That many different names, ``ALL_NAMES`` at most; capitals keep them apart from other words."""
     names: dict[str, None] = {}  # a set that keeps its order
     while len(names) < count:
-        syllables = [draws.one_of("bdfgklmnprstvz") + draws.one_of("aeiou") for _ in range(2)]
-        names["".join((*syllables, draws.one_of("klmnrs"))).capitalize()] = None
+        syllables = ["".join(map(draws.one_of, SYLLABLE)) for _ in range(2)]
+        names["".join((*syllables, draws.one_of(LAST))).capitalize()] = None
     return list(names)
 
 

@@ -82,6 +82,7 @@ class Corpus:
     sequences: list[list[int]]
     vocabulary: Vocabulary
     places: Callable[[int], str]  # n → where sequence n stands
+    around: Callable[[int], tuple[str, str]] | None = None  # n → the texts before and after it; None: rows n − 1, n + 1
 
     @classmethod
     def of(cls, texts: Sequence[str], vocabulary: Vocabulary, places: Callable[[int], str] | None = None) -> Corpus:
@@ -104,6 +105,16 @@ class Corpus:
             raise IndexError(f"sequence {n} was asked for; expected 0 to {len(self) - 1}.")
         return self.places(n)
 
+    def neighbours(self, n: int) -> tuple[str, str]:
+        """The texts before and after sequence n in the corpus that it was cut from; empty at its beginning and end."""
+        if not 0 <= n < len(self):
+            raise IndexError(f"neighbours of sequence {n} were asked for; expected 0 to {len(self) - 1}.")
+        if self.around is not None:
+            return self.around(n)
+        before = self.sequences[n - 1] if n > 0 else []
+        after = self.sequences[n + 1] if n + 1 < len(self) else []
+        return self.vocabulary.decode(before), self.vocabulary.decode(after)
+
     def batches(self, batch_size: int = 32, **options: Any) -> list[TokenBatch]:
         """(inputs, targets) batches in order, the form in which inflib takes data; options as for ``token_batches``."""
         return token_batches(self.sequences, batch_size, **options)
@@ -113,9 +124,14 @@ class Corpus:
         return self.batches(len(self))[0]
 
     def __getitem__(self, rows: slice | Sequence[int] | Tensor) -> Corpus:
-        """The sequences in these rows (a slice, positions or a mask), which keep their places."""
+        """The sequences in these rows (a slice, positions or a mask), which keep their places and neighbours."""
         at = torch.arange(len(self))[torch.as_tensor(rows) if not isinstance(rows, slice) else rows].tolist()
-        return Corpus([self.sequences[n] for n in at], self.vocabulary, lambda n: self.places(at[n]))
+        return Corpus(
+            [self.sequences[n] for n in at],
+            self.vocabulary,
+            lambda n: self.places(at[n]),
+            lambda n: self.neighbours(at[n]),
+        )
 
     def __len__(self) -> int:
         return len(self.sequences)

@@ -88,7 +88,8 @@ class TextAnswer(Ranking[RankedText]):
 
     question: Question
     layers: tuple[str, ...]
-    shares: np.ndarray  # (L, 2) the sum of all positive and of all negative scores in each layer, of all N sequences
+    shares: np.ndarray  # (L, 2) the sum of all positive and of all negative scores in each layer, of all N sequences,
+    # where scores are per norm each divided by that of all layers: a chosen layer changes no bar
 
     @property
     def limit(self) -> float:

@@ -46,7 +46,8 @@ class TextBrowser(Asking):
     In both boxes ⏎ stands for a new line. ``answer`` is what is shown, as plain values; ``table()``, ``token_table()``
     and ``to_csv(path)`` hand it out. ``ask`` raises ``InputError``, a ValueError, for what cannot be asked.
 
-    Raises ValueError without queries, or where index and corpus differ in number.
+    Raises ValueError without queries, where index and corpus differ in number, for a method or heat that there is not,
+    and for a context that the model cannot read.
     """
 
     def __init__(
@@ -68,6 +69,9 @@ class TextBrowser(Asking):
         if not queries:
             raise ValueError("queries is empty; expected at least one (prompt, completion) pair: the one shown first.")
         self.influence = TextInfluence(model, objective, index, corpus, curvatures, context)
+        for what, came, known in (("method", method, self.influence.curvatures), ("heat", heat, HEATS)):
+            if came is not None and came not in known:
+                raise ValueError(f"{what}={came!r}; expected one of {', '.join(map(repr, known))}.")
         first = Settings(
             method or next(iter(self.influence.curvatures)), damping, count=count, unit_norm=unit_norm, heat=heat
         )
@@ -187,7 +191,7 @@ class TextBrowser(Asking):
             first, then = self.influence.encode(_typed(self.prompt.value), _typed(self.completion.value))
             note = f"{len(first)} + {len(then)} tokens; the model reads up to {self.influence.context}"
         except InputError as error:
-            note = f"<b>!</b> {escape(str(error).split(';')[0])}"
+            note = f"<b>!</b> {escape(str(error).partition('; expected')[0])}"
         self.fits.value = f'<div class="inflib-quiet inflib-note inflib-one-line">{note}</div>'
 
     def _draw(self, answer: TextAnswer) -> TextAnswer:

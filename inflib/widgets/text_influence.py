@@ -64,6 +64,9 @@ class Corpus(Protocol):
     def place(self, n: int) -> str:
         """Where in the corpus sequence n stands, in words."""
 
+    def neighbours(self, n: int) -> tuple[str, str]:
+        """The texts before and after sequence n; empty where there is none."""
+
 
 class TextInfluence(Engine):
     """Influence of training sequences on what the model says after a prompt.
@@ -72,7 +75,7 @@ class TextInfluence(Engine):
     curvatures: {name: curvature}, each in the index's eigenbasis or an identity; None for the index's own alone.
     context:    how many tokens the model reads at most; None for the longest that it was trained on.
 
-    Raises ValueError where index and corpus differ in number.
+    Raises ValueError where index and corpus differ in number, and for a context that the model cannot read.
     """
 
     def __init__(
@@ -91,9 +94,26 @@ class TextInfluence(Engine):
             )
         super().__init__(model, objective, index, curvatures)
         self.corpus = corpus
-        self.context = context or max(map(len, corpus.sequences)) - 1  # the last token is only predicted
+        trained = max(map(len, corpus.sequences)) - 1  # the last token is only predicted
+        self.context = trained if context is None else context
+        if context is not None:
+            self._check_context(trained)
         self._scored: tuple[object, np.ndarray] = (None, np.empty(0))  # the last question's, and of what
         self._norms: dict[str, np.ndarray] = {}
+
+    def _check_context(self, trained: int) -> None:
+        """Raises ValueError where the model does not read that many tokens."""
+        why = "and a question has at least one."
+        if self.context >= 1:
+            try:
+                self._outputs([0] * self.context)
+                return
+            except (ValueError, IndexError, RuntimeError) as error:
+                why = f"which says: {error}"
+        raise ValueError(
+            f"context={self.context}; expected at most as many tokens as the model reads, {why} Leave it out for the "
+            f"longest that the model was trained on, {trained}."
+        )
 
     # --- questions ----------------------------------------------------------------------------------------------
 
@@ -167,6 +187,7 @@ class TextInfluence(Engine):
         """The proponents and opponents of this completion. Raises InputError as ``encode``."""
         question = self.question(prompt, completion)
         parts = self.scores(prompt, completion, settings)  # (N, L)
+        charted = parts / self.norms(ALL_LAYERS)[:, None] if settings.unit_norm else parts  # the same for every layer
         if settings.unit_norm:
             parts = parts / self.norms(settings.layer)[:, None]
         chosen = [self.layers.index(name) for name in self.damping(settings)]
@@ -189,7 +210,7 @@ class TextInfluence(Engine):
         return TextAnswer(
             question=question,
             layers=self.layers,
-            shares=np.stack([parts.clip(min=0).sum(0), parts.clip(max=0).sum(0)], axis=1),
+            shares=np.stack([charted.clip(min=0).sum(0), charted.clip(max=0).sum(0)], axis=1),
             raised=tuple(ranked[: len(lists.raised)]),
             lowered=tuple(ranked[len(lists.raised) :]),
             counts=lists.counts,
@@ -224,13 +245,9 @@ class TextInfluence(Engine):
 
     def passage(self, n: int) -> Passage:
         """Training sequence n, its place, and its neighbours."""
-
-        def text(k: int) -> str:
-            there = 0 <= k < len(self.corpus.sequences)
-            return "".join(self.corpus.vocabulary.pieces(self.corpus.sequences[k])) if there else ""
-
         pieces = tuple(self.corpus.vocabulary.pieces(self.corpus.sequences[n]))
-        return Passage(n, self.corpus.place(n), pieces, before=text(n - 1), after=text(n + 1))
+        before, after = self.corpus.neighbours(n)
+        return Passage(n, self.corpus.place(n), pieces, before, after)
 
 
 def index_size(model: nn.Module, train: Data, curvature: Kronecker, dtype: torch.dtype | None = None) -> str:

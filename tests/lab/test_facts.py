@@ -1,14 +1,15 @@
 """Invented facts: the truth is what it says, wordings share nothing but names, and a seed is one corpus everywhere."""
 
 import hashlib
-from itertools import combinations
+import sys
+from itertools import combinations, product
 
 import numpy as np
 import pytest
 import torch
 
 from inflib.lab import Fact, facts
-from inflib.lab.facts import WORDINGS, Draws, invented_names
+from inflib.lab.facts import ALL_NAMES, LAST, SYLLABLE, WORDINGS, Draws, invented_names
 
 NAMES = {"{place}", "{person}"}
 
@@ -128,6 +129,8 @@ def test_names_differ_and_are_no_words_of_the_corpus():
     names = invented_names(500, Draws(0))
     assert len(set(names)) == 500
     assert all(name[0].isupper() for name in names)
+    syllables = ["".join(pair) for pair in product(*SYLLABLE)]
+    assert len({"".join(parts) for parts in product(syllables, syllables, LAST)}) == ALL_NAMES == 29_400
 
 
 def test_a_told_fact_reads_as_written():
@@ -138,6 +141,20 @@ def test_a_told_fact_reads_as_written():
         "every stone at Benus recalls Nasak",
     ]
     assert fact.prompt == "the builder of Benus was"
+
+
+def test_more_facts_than_names_are_refused():
+    with pytest.raises(
+        ValueError, match=r"told=14701, asked=0 take 29,402 names.*at most 29,400.*at most 14,700 facts"
+    ):
+        facts(14_701, 0)
+
+
+def test_every_name_that_there_is_can_be_drawn(monkeypatch):
+    module = sys.modules[invented_names.__module__]
+    monkeypatch.setattr(module, "SYLLABLE", ("bd", "ae"))
+    monkeypatch.setattr(module, "LAST", "k")
+    assert len(invented_names(16, Draws(0))) == 16
 
 
 @pytest.mark.parametrize("sizes", [(0, 0, 5), (1, 0, 5), (-1, 5, 5), (5, 5, -1)])

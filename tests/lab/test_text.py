@@ -76,10 +76,24 @@ def test_a_part_of_a_corpus_keeps_its_places(rows):
     assert part[1:].place(0) == "line 2"
 
 
+def test_a_sequence_knows_what_stands_before_and_after_it():
+    assert [corpus().neighbours(n) for n in range(3)] == [("", "bca"), ("ab", "cc"), ("bca", "")]
+
+
+def test_a_part_of_a_corpus_keeps_the_neighbours_of_the_whole():
+    part = corpus()[::2]
+    assert part.texts == ["ab", "cc"]
+    assert [part.neighbours(n) for n in range(2)] == [("", "bca"), ("bca", "")]
+    assert corpus()[1:][1:].neighbours(0) == ("bca", "")
+
+
 @pytest.mark.parametrize("n", [-1, 3])
-def test_a_place_outside_the_corpus_is_refused(n):
-    with pytest.raises(IndexError, match=rf"sequence {n} was asked for; expected 0 to 2"):
-        corpus().place(n)
+@pytest.mark.parametrize("what", ["place", "neighbours"])
+def test_a_place_outside_the_corpus_is_refused(what, n):
+    with pytest.raises(IndexError, match=rf"sequence {n} (was|were) asked for; expected 0 to 2"):
+        getattr(corpus(), what)(n)
+    with pytest.raises(IndexError, match="expected 0 to 1"):
+        getattr(corpus()[:2], what)(2)
 
 
 def test_letters_and_digits_alternate_each_in_its_own_order():

@@ -80,6 +80,13 @@ def test_while_typing_the_panel_says_what_fits(browser) -> None:
     assert "5 + 1 tokens" in browser.fits.value
 
 
+def test_a_semicolon_that_is_unknown_is_named_in_full(letters) -> None:
+    browser = letters.browser()
+    browser.completion.value = "a;"
+    assert "&#x27;;&#x27;, character 2 of the text, is not in this vocabulary" in browser.fits.value
+    assert "expected one of" not in browser.fits.value
+
+
 BAD = {
     "no prompt": ("", "was", "The prompt is empty"),
     "no completion": ("the", "", "The completion is empty"),
@@ -260,6 +267,14 @@ def test_a_screen_reader_is_told_what_the_eye_sees(browser) -> None:
 def test_a_browser_needs_something_to_ask(talk) -> None:
     with pytest.raises(ValueError, match="queries is empty; expected at least one"):
         TextBrowser(talk.model, talk.objective, talk.index, talk.corpus, [])
+
+
+@pytest.mark.parametrize(
+    ("what", "known"), [("method", "'EK-FAC', 'K-FAC', 'gradient dot product'"), ("heat", "'position', 'output'")]
+)
+def test_a_method_or_colour_that_there_is_not_is_refused(talk, what, known) -> None:
+    with pytest.raises(ValueError, match=f"{what}='nope'; expected one of {known}"):
+        talk.browser(**{what: "nope"})
 
 
 def test_the_explanation_fits_the_numbers(browser) -> None:

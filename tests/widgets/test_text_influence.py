@@ -143,6 +143,17 @@ def test_the_bars_are_all_positive_and_all_negative_influence_of_each_layer(talk
         assert chosen == (name == "unembed")
 
 
+def test_a_chosen_layer_changes_no_other_layer_s_bar_also_per_unit_of_norm(talk, asked) -> None:
+    whole, one = (
+        asked.ask(*talk.queries[0], Settings("EK-FAC", layer=layer, unit_norm=True)).bars()
+        for layer in (ALL_LAYERS, "unembed")
+    )
+    assert [bar[:3] for bar in one] == [bar[:3] for bar in whole]
+    assert [bar[0] for bar in one if bar[3]] == ["unembed"]
+    plain = asked.ask(*talk.queries[0], Settings("EK-FAC")).bars()
+    assert [bar[1] for bar in plain] != pytest.approx([bar[1] for bar in whole], rel=1e-3)
+
+
 def test_the_model_s_own_belief_is_in_the_question(talk, asked) -> None:
     prompt, said = talk.queries[0][0], f"{talk.queries[0][1]} {talk.queries[1][1]}"
     question = asked.question("the", f"{prompt[4:]} {talk.queries[0][1]}")
@@ -162,6 +173,13 @@ def test_a_sequence_knows_its_place_and_its_neighbours(talk, asked) -> None:
     assert one.place == talk.corpus.place(3)
     assert asked.passage(0).before == ""
     assert asked.passage(len(texts) - 1).after == ""
+
+
+def test_every_second_sequence_keeps_its_neighbours_in_the_text(talk) -> None:
+    part, texts = talk.corpus[::2], talk.corpus.texts
+    index = TrainIndex.build(talk.model, talk.objective, part.batches(5), talk.index.curvature, progress=False)
+    one = TextInfluence(talk.model, talk.objective, index, part).passage(2)
+    assert (one.before, one.text, one.after) == (texts[3], texts[4], texts[5])
 
 
 BAD = {
@@ -192,6 +210,15 @@ def test_what_fits_exactly_is_asked_and_one_token_more_is_not(asked) -> None:
     assert asked.query("the " * 7, "was")[1].shape == (1, 7)
     with pytest.raises(InputError, match="1 too many tokens"):
         asked.query("the " * 8, "was")
+
+
+@pytest.mark.parametrize(
+    ("context", "why"), [(8, r"8 tokens came; expected at most 7"), (0, "a question has at least one")]
+)
+def test_a_context_that_the_model_cannot_read_is_refused(talk, context, why) -> None:
+    with pytest.raises(ValueError, match=rf"context={context}; expected at most .*{why}.* trained on, 7\."):
+        TextInfluence(talk.model, talk.objective, talk.index, talk.corpus, context=context)
+    assert TextInfluence(talk.model, talk.objective, talk.index, talk.corpus, context=5).context == 5
 
 
 def test_a_corpus_of_another_length_than_the_index_is_refused(talk) -> None:
