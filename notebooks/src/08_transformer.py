@@ -20,7 +20,7 @@ from matplotlib import pyplot as plt
 from inflib import NextToken, TrainIndex, damping_of, ekfac, influence
 from inflib.lab import corpus_of, facts, language_model, learning_rate
 from inflib.validation import bootstrap, recall_at, tail_exponent, top_share
-from inflib.widgets import plots
+from inflib.widgets import TextBrowser, index_size, plots
 
 scale = "small"  # of the Shakespeare model: "full" wants a GPU, see the end of the notebook
 torch.set_num_threads(1)
@@ -70,8 +70,8 @@ for name, scores in ranked.items():
 
 # %% [markdown]
 # A list to be pleased with: the window itself comes first, and windows like it follow. Now count. How often does the window itself
-# come first, over all 196 queries? And how much of each list of six could have been had without a model, by counting the characters
-# that two windows have in common?
+# come first, over all 196 queries? And how much of the five that follow it could have been had without a model, by counting the
+# characters that two windows have in common?
 
 
 # %%
@@ -80,20 +80,19 @@ def shared(one, other):
 
 
 common = torch.tensor([[shared(a, b) for b in windows.texts] for a in windows.texts]).double()
-print(f"characters in common: any two windows {common.mean():.2f}")
+others = ~torch.eye(len(windows), dtype=torch.bool)
+print(f"characters in common: any two windows {common[others].mean():.2f}")
 
 # %%
 for name, scores in ranked.items():
-    first = (scores.argmax(1) == torch.arange(len(windows))).double().mean()
-    top = scores.topk(6).indices
-    print(
-        f"{name:12} itself first {first:.2f}, characters in common with the top six {common.gather(1, top).mean():.2f}"
-    )
+    first = (scores.argsort(dim=1, descending=True, stable=True)[:, 0] == torch.arange(len(windows))).double().mean()
+    top = scores.where(others, -torch.inf).argsort(dim=1, descending=True, stable=True)[:, :5]
+    print(f"{name:12} itself first {first:.2f}, in common with the five best others {common.gather(1, top).mean():.2f}")
     assert first > 0.9, "a window should be its own strongest proponent: is the sign right?"
 
 # %% [markdown]
 # Every method passes, so the experiment cannot tell them apart: the window itself comes first in all 196 lists, for EK-FAC as for a
-# plain dot product, and the six windows shown have three times as many characters in common with the query as any window has.
+# plain dot product, and the five best others have two and a half times as many characters in common with the query as any two windows have.
 # A reader who sees the list nods. But nobody can say which windows *should* have come first, so the nod is worth little. What the
 # experiment does show: the machinery runs on a transformer, and its sign is right. For more, we need a corpus with a known answer.
 #
@@ -173,6 +172,7 @@ layers = ["blocks.*", "unembed"]
 batches = train.batches(64)
 curvature = ekfac(model, objective, batches, layers)
 methods = three_methods(model, objective, batches, curvature)
+print(index_size(model, batches, curvature))
 index = TrainIndex.build(model, objective, batches, curvature)
 
 # %%
@@ -181,18 +181,36 @@ scores = index.scores(prepared, damping=damping_of(curvature, 0.001))  # (40, 46
 assert scores.shape == truth.shape, "one row a query, one column a training sentence"
 
 # %% [markdown]
-# One answer in full, with a star where the sentence tells the fact. Read the sentences below the stars too: what do they have to do with the question?
+# An index can be kept. Read back, it answers as before, without a pass over the training data; for a model with other weights it is
+# refused.
+
+# %%
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from inflib import load_index, save
+
+with TemporaryDirectory() as folder:
+    save(index, Path(folder) / "facts.safetensors")
+    kept_index = load_index(Path(folder) / "facts.safetensors", model)
+again = kept_index.scores(kept_index.prepare(model, objective, queries), damping=damping_of(curvature, 0.001))
+assert torch.allclose(again, scores, atol=1e-8), "the index read back should answer as the index built"
+del kept_index  # it is as large as the first
+
+# %% [markdown]
+# One answer in full, with a star where the sentence tells the fact. Read the sentences without a star too: what do they have to do with the question?
 
 # %%
 print("question:", fact.told(0))
 for n in scores[0].argsort(descending=True, stable=True)[:7].tolist():
     print(f"{scores[0, n]:9.1f}  {'*' if truth[0, n] else ' '} {train.texts[n]}")
+print(f"recall@2 of this query: {recall_at(scores[:1], truth[:1])[0]:.1f}")
 slow = influence(model, objective, batches, queries[:1], curvature, damping_of(curvature, 0.001))
 assert torch.allclose(slow, scores[:1], atol=1e-8), "the index should give what a fresh pass gives"
 
 # %% [markdown]
-# The two sentences that tell the fact have five times the score of whatever does not name Nasak, or more. With them stands a sentence about
-# Nasak's horse, and rightly so: it, too, taught the model to say *Nasak*, if in another place. This is what influence measures, what raises the
+# The two sentences that tell the fact have five times the score of whatever does not name Nasak, or more. But before them comes a sentence about
+# Nasak's horse, so that of the two highest one tells the fact: this query's recall@2 is one half. Yet the horse stands there rightly: it, too, taught the model to say *Nasak*, if in another place. This is what influence measures, what raises the
 # completion, and it is not quite the same as what *tells* the fact. The rest are sentences of the question's own form.
 #
 # ## A fair comparison
@@ -237,15 +255,52 @@ assert reported["EK-FAC"].mean() >= 0.9, "EK-FAC should find nine of ten paraphr
 assert reported["BM25"].mean() < 0.1 and reported["dot product"].mean() < 0.2, "the distractors mislead these two"
 
 # %% [markdown]
-# Read the table with care, for it holds more than the first line.
-#
-# *EK-FAC and K-FAC* find nearly all paraphrases. On twenty facts their intervals overlap: no claim that the correction helps here.
+# The table holds more than its first line. So before it is read, three things that it does not say. What did the choices give that were not
+# chosen? K-FAC's damping is the end of the list: what do smaller ones give? And the curvature is fitted on labels that were drawn once:
+# what do other draws give, each with its damping chosen anew?
+
+
+# %%
+def halves(scored):
+    """recall@2 on the even and on the odd half."""
+    recall = recall_at(scored, truth)
+    return f"{recall[even].mean():.3f}/{recall[odd].mean():.3f}"
+
+
+for name in ("EK-FAC", "K-FAC", "TracIn"):
+    print(f"{name:7}", "  ".join(f"{what.split(' ·')[0]}: {halves(scored)}" for what, scored in dials[name].items()))
+for x in (1e-7, 1e-8, 1e-9):
+    print(f"K-FAC at {x:g}: {halves(index.scores(prepared, methods['K-FAC'], damping_of(curvature, x)))}")
+assert all(recall_at(dials["TracIn"][f"epoch {e}"], truth).mean() < 0.6 for e in (15, 50)), (
+    "later epochs should be poor"
+)
+
+
+# %%
+def with_labels(seed):
+    """EK-FAC's recall on the odd half, fitted on labels drawn from this seed, at the damping best on the even half."""
+    own = ekfac(model, objective, batches, layers, seed=seed)
+    drawn = TrainIndex.build(model, objective, batches, own)
+    asking = drawn.prepare(model, objective, queries)
+    tried = [recall_at(drawn.scores(asking, damping=damping_of(own, 10.0**-k)), truth) for k in range(7)]
+    return float(max(tried, key=lambda recall: recall[even].mean())[odd].mean())
+
+
+draws = [with_labels(seed) for seed in range(1, 5)]
+print("EK-FAC, four other draws of the labels:", *(f"{recall:.3f}" for recall in draws))
+assert min(draws) >= 0.9, "nine of ten paraphrases should be found whatever labels are drawn"
+
+# %% [markdown]
+# *EK-FAC and K-FAC* find nearly all paraphrases. On twenty facts their intervals overlap: no claim that the correction helps here. K-FAC at
+# dampings smaller than any in its list finds no more. And EK-FAC's nineteen of twenty is one draw of the labels: of four others three give
+# 37 of the 40 paraphrases, one 39.
 #
 # *The dot product* finds none: long gradients win whatever they are about. Divided by its norms, the cosine, it finds exactly one of each
 # two.
 #
 # *TracIn* is the same dot product, and as good as EK-FAC, **if** it is taken at epoch 5, when the model knew little and every gradient
-# still meant something. Of later epochs it is poor. On a corpus without a known truth, who would have told us to take epoch 5? The same
+# still meant something. At epoch 15 its recall is 0.575 on the even half and 0.425 on the odd one,
+# at epoch 50 no more than 0.150 and 0.275. On a corpus without a known truth, who would have told us to take epoch 5? The same
 # must be asked of every dial here.
 #
 # How much hangs on the damping? The figure shows both halves; the vertical position of the grey lines is what the
@@ -258,7 +313,9 @@ for name, colour in (("EK-FAC", plots.BLUE), ("K-FAC", plots.ORANGE)):
         values = [float(recall_at(scored, truth)[half].mean()) for scored in dials[name].values()]
         where = "even, chosen on" if half is even else "odd, reported"
         ax.plot([10.0**-k for k in range(7)], values, style, color=colour, marker="o", label=f"{name}, {where}")
-        assert values[3] >= values[0], "more damping should not help here"
+        assert name == "K-FAC" or values == sorted(values), "more damping should not help EK-FAC here"
+    missed = 1 - recall_at(dials[name]["0.1 · mean Λ"], truth).mean()
+    print(f"{name:6} misses {missed:.2f} of the 80 paraphrases at 0.1")
 for name in ("cosine", "dot product"):
     level = float(recall_at(dials[name][""], truth).mean())
     ax.axhline(level, color=plots.GREY, linewidth=0.8, linestyle=":")
@@ -267,8 +324,11 @@ ax.set(xscale="log", xlabel="damping / mean eigenvalue", ylabel="recall@2 of the
 _ = ax.legend(loc="center left", bbox_to_anchor=(0.0, 0.28))
 
 # %% [markdown]
-# More damping, less recall, on both halves and for both methods: as λ grows, $(C+\lambda I)^{-1}$ tends to the identity, and the
-# identity finds nothing. At the customary 0.1 a sixth of the paraphrases is missed. Below 0.001 it hardly matters for EK-FAC. Notebook 09 asks
+# For EK-FAC more damping never gives more recall, on neither half: as λ grows, $(C+\lambda I)^{-1}$ tends to a multiple of the identity, and
+# the identity finds nothing. For K-FAC the same holds up to 0.01; from there to 1 its recall rises again, by one paraphrase of
+# the 40 in each half.
+# At the customary 0.1 EK-FAC misses a sixth of the paraphrases, K-FAC a fifth. Below 0.001 the damping hardly matters for EK-FAC; K-FAC
+# gains until 1e-6. Notebook 09 asks
 # whether small dampings are also better at predicting what retraining does; finding a fact is another task.
 #
 # ## Which words, which layers?
@@ -325,7 +385,7 @@ for name, part in groups.items():
 # %% [markdown]
 # The unembedding carries nearly all of the influence, and alone finds as much as all layers together: the largest part of what
 # made the model say a name is what taught it to say that name in such a place. The MLPs carry a few per cent, and find half of the paraphrases;
-# attention carries nothing and finds nothing. So a layer's share is not its use. (They were all judged at one damping, chosen for the whole model;
+# attention carries a hundredth and finds 0.06 of them. So a layer's share is not its use. (They were all judged at one damping, chosen for the whole model;
 # exercise 3 is fairer to the MLPs.) Grosse et al. use the MLPs alone, and so do we for Shakespeare.
 #
 # ## Does it survive a change of word order?
@@ -369,16 +429,19 @@ figure, ax = plt.subplots()
 for q in range(0, 40, 4):
     positive = scores[q][scores[q] > 0].sort(descending=True).values
     ax.plot(range(1, len(positive) + 1), positive, color=plots.BLUE, alpha=0.4, linewidth=1)
-drop = (scores.topk(3).values[:, 1] / scores.topk(3).values[:, 2]).median()
+highest = scores.sort(dim=1, descending=True, stable=True).values
+drop = (highest[:, 1] / highest[:, 2]).median()
+both = int((recall_at(scores, truth) == 1).sum())
 ax.axvline(2.5, color=plots.GREY, linewidth=0.8, linestyle="--")
-ax.text(2.7, 0.001, "left of this line: the two sentences that tell the fact", fontsize=8, color=plots.GREY)
+ax.text(2.7, 0.001, "left of this line: the two highest", fontsize=8, color=plots.GREY)
 ax.set(xscale="log", yscale="log", xlabel="rank of the sentence", ylabel="positive score (nats per unit of weight)")
+print(f"the two highest are the two that tell the fact for {both} of {len(scores)} queries")
 print(f"from the second to the third sentence the score falls by a factor of {drop:.1f} (median)")
 assert drop > 1.5, "the truth should stand apart from what follows"
 
 # %% [markdown]
-# Very concentrated: of 460 sentences five hold more than half of the positive influence. Behind the two that tell the fact the score falls
-# by a factor of eight, and what follows is heavy-tailed, with an exponent near 1. How near? The ten largest scores give a
+# Very concentrated: of 460 sentences five hold more than half of the positive influence. Behind the two highest, which for 35 of the 40 queries
+# are the two that tell the fact, the score falls by a factor of eight, and what follows is heavy-tailed, with an exponent near 1. How near? The ten largest scores give a
 # standard error of a third; forty give a smaller one, and another exponent, because where the tail begins is our choice.
 # And a power law has no step in it, whereas our curves begin with one. So: heavy-tailed, yes, as Grosse et al. found; a law, no.
 #
@@ -389,8 +452,6 @@ assert drop > 1.5, "the truth should stand apart from what follows"
 # find? Divide by the gradients' norms: what changes? And ask for a wrong answer: which sentences would have taught it *that*?
 
 # %%
-from inflib.widgets import TextBrowser
-
 ready = [(data.facts[k].prompt, data.facts[k].person) for k in asked[:6]]
 TextBrowser(model, objective, index, train, ready, curvatures=methods, damping=0.001)
 
@@ -413,7 +474,7 @@ assert plays is None or len(plays) >= 64, "expected the plays cut into sequences
 
 # %% [markdown]
 # Where they are, this is all it takes, the same lines as for the facts. The index states its size before it is built: two thousand
-# sequences take a gigabyte in half precision. Where it would take more than four, at the larger scale, every second sequence or every tenth is searched.
+# sequences take a gigabyte in half precision. Where it would take more than four, as at the larger scale with its 62, only a part is searched: every sixteenth there.
 
 # %%
 device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -426,8 +487,10 @@ def ask_the_plays(plays, ready, scale="small", layers=("blocks.*.mlp.*",), most=
     curvature = ekfac(reader, objective, batches, list(layers))
     needed = TrainIndex.bytes_needed(reader, batches, curvature, torch.float16)
     searched = plays[:: -int(-needed // most)]
-    index = TrainIndex.build(reader, objective, searched.batches(32, device=device), curvature, dtype=torch.float16)
-    return TextBrowser(reader, objective, index, searched, ready, damping=0.1, context=plays.context + 1)
+    batches = searched.batches(32, device=device)
+    print(index_size(reader, batches, curvature, torch.float16))
+    index = TrainIndex.build(reader, objective, batches, curvature, dtype=torch.float16)
+    return TextBrowser(reader, objective, index, searched, ready, damping=0.1)
 
 
 ready = [("O Romeo, Romeo! wherefore art thou ", "Romeo?"), ("Good night, good ", "night!"), ("WARWICK:\nThe ki", "ng")]
@@ -440,7 +503,9 @@ if browser is not None:
     captions = [f"“{then}”   {row.score:+.0f}   {row.passage.place}" for then, row in best]
     _ = plots.heated_texts(rows, captions=captions, columns=64)
     browser.ask(*ready[0])
-assert browser is None or all(row.score > 0 for _, row in best), "proponents have positive scores"
+assert browser is None or scale != "small" or "".join(ready[0]) in best[0][1].passage.text, (
+    "the line asked about should be its own strongest proponent"
+)
 
 # %%
 browser if browser is not None else "no plays, no browser: set INFLIB_DATA, and run this notebook again"
@@ -463,8 +528,8 @@ browser if browser is not None else "no plays, no browser: set INFLIB_DATA, and 
 # ## Summary
 #
 # On letters and digits in turn every method finds the query itself, so that experiment shows that the code runs and no more. On
-# invented facts, told only in other words, EK-FAC finds nineteen of twenty paraphrases at a damping chosen on other facts, K-FAC about as
-# many; word counting and the plain dot product are misled, and TracIn needs to know which epoch to trust. The influence sits in the
+# invented facts, told only in other words, EK-FAC finds 37 to 39 of 40 paraphrases, depending on the labels drawn, at a damping chosen on other
+# facts, K-FAC about as many; word counting and the plain dot product are misled, and TracIn needs to know which epoch to trust. The influence sits in the
 # prediction of the answering name, mostly in the unembedding, though the MLPs find it too; it vanishes when the words are reversed; and a
 # handful of sentences holds most of it. Every dial that was turned here was turned with the truth at hand, which a real corpus does not offer.
 #

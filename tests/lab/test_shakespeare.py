@@ -1,8 +1,13 @@
 """The plays: cut without gaps, every sequence at its speaker and line; a clear message where the file is not."""
 
-import pytest
+import os
+from pathlib import Path
 
-from inflib.lab import shakespeare
+import pytest
+from matplotlib import pyplot as plt
+from shakespeare_figure import ask_the_plays
+
+from inflib.lab import downloads, shakespeare
 from inflib.lab.downloads import TINY_SHAKESPEARE, at_hand
 from inflib.lab.shakespeare import places
 
@@ -42,4 +47,25 @@ def test_the_plays_are_cut_without_gaps():
     assert len(plays.vocabulary) == 65
     assert plays.texts[0].startswith("First Citizen:\nBefore we proceed")
     assert {len(ids) for ids in plays.sequences} == {128}
-    assert plays.place(1).startswith("All, line 5, character 128") or "character 128" in plays.place(1)
+    text = "".join(plays.texts)
+    assert plays.place(1) == "First Citizen, line 8, character 128"
+    assert plays[3:][0:].neighbours(0) == (text[256:384], text[512:640])
+
+
+@pytest.mark.skipif(not at_hand(TINY_SHAKESPEARE), reason="needs tinyshakespeare/input.txt: set INFLIB_DATA")
+def test_notebook_08_asks_the_plays(monkeypatch, tmp_path, capsys):
+    """Its own cells on Shakespeare, at scale "tiny": a model trained here, an index, a browser and a figure."""
+    at_home = downloads.cache_folder()
+    if not (Path(os.environ.get("INFLIB_DATA", "")) / TINY_SHAKESPEARE.path).is_file():
+        monkeypatch.setenv("INFLIB_DATA", str(at_home))
+    monkeypatch.setenv("INFLIB_CACHE", str(tmp_path))
+    with plt.rc_context():
+        names = ask_the_plays("tiny")
+        rows = len(plt.gcf().axes[0].texts)
+        plt.close("all")
+    browser, plays = names["browser"], names["plays"]
+    assert len(plays) == len(browser.influence.index) == 64
+    assert "the index of 64 sequences in 2 layers will take 0.1 MB" in capsys.readouterr().out
+    assert browser.answer.question.completion == "Romeo?"
+    assert len(names["best"]) == 9
+    assert rows > 9 * plays.context
