@@ -512,7 +512,7 @@ browser if browser is not None else "no plays, no browser: set INFLIB_DATA, and 
 
 # %% [markdown]
 # This is what it gave, in a run with the plays at hand (`INFLIB_DATA` set to a folder that holds `tinyshakespeare/input.txt`; the fit and
-# the index took a minute of one processor, an answer well under two seconds):
+# the index took a minute and a half of one processor, an answer under two seconds):
 #
 # ![The three strongest proponents of three completions, coloured by the influence of each character](images/shakespeare.png)
 #
