@@ -32,7 +32,8 @@ def three_methods(
     which must be the data that EK-FAC was fitted on.
     """
     layers, facts = list(ekfac.layers), ekfac.facts
-    moments = second_moments(model, objective, train, layers, facts.labels, facts.draws, facts.seed, progress)
+    how = layers, facts.labels, facts.draws, facts.seed, progress
+    moments = second_moments(model, objective, train, *how, sharing=facts.sharing)
     values = {}
     for name in layers:
         lambda_S = _diagonal(ekfac.Q_S[name], moments.S(name))  # (o,)
