@@ -92,25 +92,32 @@ class WrongContentError(ValueError):
 def read(file: PublishedFile, *, progress: bool = True) -> bytes:
     """The file's content, unpacked if it is gzipped: from ``$INFLIB_DATA``, the cache, or a mirror (then cached).
 
-    Raises ValueError where ``$INFLIB_DATA`` holds another file under that name, and FileNotFoundError where the file
-    is not on this machine and cannot be downloaded; it says why, and where to put the file by hand. A cache that
-    cannot be written is a warning: the content is returned from memory.
+    Raises ValueError where ``$INFLIB_DATA`` holds another file under that name, or one that cannot be read, and
+    FileNotFoundError where the file is not on this machine and cannot be downloaded; it says why, and where to put the
+    file by hand. A cache that cannot be read or written is a warning: the content is returned from memory.
     """
     own, cached = _own(file), cache_folder() / file.path
-    if own is not None and own.exists():
-        try:
-            return _unpack(own.read_bytes(), file)
-        except (OSError, WrongContentError) as problem:
-            raise ValueError(
-                f"{own} is not the file expected: {_say(problem)}. It was left as it is. Replace it with "
-                f"{file.addresses[0]}, or move it away to have that downloaded."
-            ) from problem
+    try:
+        packed = None if own is None else _held(own)
+        if packed is not None:
+            return _unpack(packed, file)
+    except PermissionError as problem:
+        raise ValueError(
+            f"{own} cannot be read ({problem}); expected a file that can be read, in folders that can be searched. "
+            f"chmod them, or set INFLIB_DATA to another folder, or to none to have {file.addresses[0]} downloaded."
+        ) from problem
+    except (OSError, WrongContentError) as problem:
+        raise ValueError(
+            f"{own} is not the file expected: {_say(problem)}. It was left as it is. Replace it with "
+            f"{file.addresses[0]}, or move it away to have that downloaded."
+        ) from problem
     reasons = []
-    if cached.exists():
-        try:
-            return _unpack(cached.read_bytes(), file)
-        except (OSError, WrongContentError) as problem:
-            reasons.append(f"{cached}: {_say(problem)}")
+    try:
+        packed = _held(cached)
+        if packed is not None:
+            return _unpack(packed, file)
+    except (OSError, WrongContentError) as problem:
+        reasons.append(f"{cached}: {_say(problem)}")
     packed, content = _download(file, cached, reasons, progress)
     _keep(cached, packed)
     return content
@@ -126,6 +133,14 @@ def cache_folder() -> Path:
     """Where downloads are kept: ``$INFLIB_CACHE``, or ``data/cache`` of the repository."""
     named = os.environ.get("INFLIB_CACHE")
     return Path(named).expanduser() if named else FOLDER / "cache"
+
+
+def _held(path: Path) -> bytes | None:
+    """What the file holds; None where there is none."""
+    try:
+        return path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
 
 
 def _own(file: PublishedFile) -> Path | None:
@@ -168,16 +183,23 @@ def _download(file: PublishedFile, cached: Path, reasons: list[str], progress: b
 
 
 def _from_mirror(address: str, file: PublishedFile, part: Path, progress: bool) -> tuple[bytes, bytes]:
-    """One mirror's file, over several connections if they break; begins with ``part``, if an earlier run left one."""
-    held = bytearray(part.read_bytes() if part.is_file() else b"")
+    """One mirror's file, over several connections if they break; begins with ``part``, if an earlier run left one.
+
+    What an earlier connection brought is kept until the whole has the right hash: where a mirror sends all of the file
+    anew and breaks off, or sends another file, the next mirror goes on with the longest piece.
+    """
+    held, longest = bytearray(_left(part)), b""
     try:
         for attempt in range(1, ATTEMPTS + 1):
             begun = len(held)
+            longest = max(longest, bytes(held), key=len)
             try:
                 _receive(address, held, f"downloading {file.name}", progress)
                 packed = bytes(held)
-                held.clear()  # nothing is left to go on with, whether this is right or wrong
-                return packed, _unpack(packed, file)
+                held.clear()  # no piece, whether this is right or wrong
+                content = _unpack(packed, file)
+                longest = b""
+                return packed, content
             except WrongContentError:
                 if not begun:
                     raise  # it came in one piece: the mirror's file is wrong, not the piece from before
@@ -190,7 +212,7 @@ def _from_mirror(address: str, file: PublishedFile, part: Path, progress: bool) 
                     raise
         raise ConnectionError(f"{ATTEMPTS} connections did not bring the whole file")
     finally:
-        _keep_part(part, held)
+        _keep_part(part, max(bytes(held), longest, key=len))
 
 
 def _receive(address: str, held: bytearray, what: str, progress: bool) -> None:
@@ -232,7 +254,15 @@ def _keep(path: Path, packed: bytes) -> None:
         )
 
 
-def _keep_part(part: Path, held: bytearray) -> None:
+def _left(part: Path) -> bytes:
+    """What an earlier run kept of a broken download; nothing where that cannot be read."""
+    try:
+        return part.read_bytes()
+    except OSError:
+        return b""
+
+
+def _keep_part(part: Path, held: bytes) -> None:
     """Leave what came of a broken download for the next run, if there is where; else no trace."""
     with suppress(OSError):
         if held:

@@ -4,10 +4,12 @@ import gzip
 import hashlib
 import os
 import socketserver
+import tempfile
 import threading
 import warnings
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -147,12 +149,37 @@ def test_an_interrupt_keeps_what_came(server, file, cache, monkeypatch):
 @pytest.mark.parametrize("way", ["no ranges", "another part"])
 def test_a_server_that_does_not_go_on_where_asked_is_asked_for_the_whole(server, file, way):
     server.ways = ["cut", way, "whole"]
-    if way == "another part":  # nothing of it could be used, so the next run begins anew
+    if way == "another part":  # the next run goes on with the half from before
         with pytest.raises(FileNotFoundError, match="another part of the file"):
             read(file)
     assert read(file) == CONTENT
     assert server.ranges[1] == f"bytes={len(PACKED) // 2}-"
-    assert server.ranges[2:] == ([None] if way == "another part" else [])
+    assert server.ranges[2:] == ([f"bytes={len(PACKED) // 2}-"] if way == "another part" else [])
+
+
+@pytest.mark.parametrize("body", [PACKED, gzip.compress(b"something else" * 99)], ids=["breaks off", "another file"])
+def test_a_part_is_kept_until_the_whole_is_right(server, file, cache, body):
+    """A mirror that sends all of it anew, and breaks off earlier or sends another file, loses nothing."""
+    left = PACKED[: len(PACKED) // 4 * 3]
+    (cache / "folder").mkdir(parents=True)
+    (cache / f"{PATH}.part").write_bytes(left)
+
+    class Anew(Server):
+        def answer(self, request: BaseHTTPRequestHandler) -> None:
+            request.send_response(200)
+            request.send_header("Content-Length", str(len(body)))
+            request.end_headers()
+            request.wfile.write(body[: len(body) // 2] if body is PACKED else body)
+
+    anew = Anew()
+    with pytest.raises(FileNotFoundError):
+        read(replace(file, mirrors=(anew.url,)))
+    assert (cache / f"{PATH}.part").read_bytes() == left
+    assert read(replace(file, mirrors=(anew.url, server.url))) == CONTENT
+    assert server.ranges == [f"bytes={len(left)}-"]
+    assert files_in(cache) == [PATH]
+    anew.http.shutdown()
+    anew.http.server_close()
 
 
 @pytest.mark.parametrize("left", [b"\x00" * 1000, b"\x00" * len(PACKED), b"\x00" * (len(PACKED) + 1)])
@@ -287,15 +314,65 @@ def test_without_a_place_to_keep_it_a_download_works_from_memory(server, file, t
     assert files_in(tmp_path) == ["a file"]
 
 
-@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="needs a user whom a read-only folder stops")
-def test_a_read_only_cache_is_a_warning(server, file, cache):
-    (cache / "folder").mkdir(parents=True)
-    (cache / "folder").chmod(0o555)
-    try:
-        with pytest.warns(UserWarning, match="Set INFLIB_CACHE"):
+@pytest.fixture
+def shut():
+    """A folder in one that all can search; the user is one whom permissions stop, which root is not."""
+    root = os.geteuid() == 0
+    with tempfile.TemporaryDirectory() as outer:
+        os.chmod(outer, 0o755)
+        inner = Path(outer) / "folder"
+        inner.mkdir()
+        inner.chmod(0o777)
+        if root:
+            os.seteuid(65534)
+        try:
+            yield inner
+        finally:
+            if root:
+                os.seteuid(0)
+            inner.chmod(0o755)
+
+
+def shut_to(path, mode):
+    """Permissions of what another user may own."""
+    user = os.geteuid()
+    if os.getuid() == 0:
+        os.seteuid(0)
+    path.chmod(mode)
+    os.seteuid(user)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="permissions are not of this kind there")
+def test_a_read_only_cache_is_a_warning(server, file, shut, monkeypatch):
+    monkeypatch.setenv("INFLIB_CACHE", str(shut.parent))
+    shut_to(shut, 0o555)
+    with pytest.warns(UserWarning, match=r"Permission denied.*Set INFLIB_CACHE"):
+        assert read(file) == CONTENT
+    assert files_in(shut) == []
+
+
+@pytest.mark.skipif(os.name == "nt", reason="permissions are not of this kind there")
+@pytest.mark.parametrize("which", ["INFLIB_DATA", "INFLIB_CACHE"])
+def test_a_folder_that_cannot_be_searched_is_named_with_the_fix(server, file, shut, monkeypatch, which):
+    monkeypatch.setenv(which, str(shut.parent))
+    shut_to(shut, 0o000)
+    if which == "INFLIB_CACHE":  # that is ours: the file is fetched, and not kept
+        with pytest.warns(UserWarning, match=r"Permission denied.*Set INFLIB_CACHE"):
             assert read(file) == CONTENT
-    finally:
-        (cache / "folder").chmod(0o755)
+        return
+    with pytest.raises(ValueError, match=r"cannot be read \(.*Permission denied.*expected a file that can.*chmod"):
+        read(file)
+    assert server.ranges == []
+
+
+@pytest.mark.skipif(os.name == "nt", reason="permissions are not of this kind there")
+def test_a_part_that_cannot_be_read_is_fetched_from_the_start(server, file, shut, monkeypatch):
+    monkeypatch.setenv("INFLIB_CACHE", str(shut.parent))
+    (shut / "digits.gz.part").write_bytes(PACKED[:1000])
+    shut_to(shut / "digits.gz.part", 0o000)
+    assert read(file) == CONTENT
+    assert server.ranges == [None]
+    assert files_in(shut) == ["digits.gz"]
 
 
 def test_a_disk_that_fills_up_leaves_no_half_file(server, file, cache, monkeypatch):
