@@ -74,8 +74,13 @@ def ink_of_picture(data: bytes, side: int = 280) -> np.ndarray:
 
     The ground may be lit unevenly; whatever differs from it is taken for ink, so the digit should be alone and have
     ground all around it. Raises NoDigitError for what is not such a picture, is above ``MAX_BYTES`` or ``MAX_PIXELS``,
-    or shows nothing.
+    or shows nothing, and TypeError for what is not bytes: a file's name, for instance.
     """
+    if not isinstance(data, bytes | bytearray | memoryview):
+        raise TypeError(
+            f"a {type(data).__name__} came for a picture; expected the bytes of a PNG or a JPEG file: "
+            "pathlib.Path('digit.png').read_bytes()."
+        )
     grey = _read(data, side)
     light, noise = _above_ground(grey)
     ink = np.maximum(light if light.max() > -light.min() else -light, 0)  # chalk is lighter than its ground

@@ -19,6 +19,7 @@ STYLE = {"description_width": "70px"}
 BUTTONS = {"description_width": "70px", "button_width": "auto"}
 WIDE = {"continuous_update": False, "style": STYLE, "layout": {"width": "362px"}}
 NARROW = {"width": "185px"}
+DAMPINGS = -4, 2  # powers of ten that the slider goes to
 WRAP = {"flex_flow": "row wrap", "grid_gap": "4px 24px"}
 
 
@@ -28,6 +29,7 @@ class Asking(Panel):
     answer: Any  # what is shown, as plain values: has table() and as_csv()
 
     def __init__(self, label: str, css_class: str, engine: Engine, first: Settings) -> None:
+        _check(first, engine)
         super().__init__(label, css_class)
         self._engine = engine
         names = [(PHRASES.get(name, (name,))[0], name) for name in engine.measurements]
@@ -35,7 +37,13 @@ class Asking(Panel):
             options=list(engine.curvatures), value=first.method, description="Method", style=BUTTONS
         )
         self.damping = W.FloatLogSlider(
-            value=first.damping, min=-4, max=2, step=0.25, readout_format=".2g", description="Damping", **WIDE
+            value=first.damping,
+            min=DAMPINGS[0],
+            max=DAMPINGS[1],
+            step=0.25,
+            readout_format=".2g",
+            description="Damping",
+            **WIDE,
         )
         self.damping_note = W.HTML()
         layers = [ALL_LAYERS, *engine.layers]
@@ -78,3 +86,17 @@ class Asking(Panel):
         )
         note = f"× mean Λ: λ = {each}" if used else "plays no role in gradient dot products"
         self.damping_note.value = f'<div class="inflib-quiet inflib-note" style="margin-left:74px">{note}</div>'
+
+
+def _check(first: Settings, engine: Engine) -> None:
+    """Refuse what the controls cannot be set to: they would show the nearest they can, and score with that."""
+    if first.method not in engine.curvatures:
+        raise ValueError(f"method={first.method!r}; expected one of {', '.join(map(repr, engine.curvatures))}.")
+    low, high = (10.0**power for power in DAMPINGS)
+    if not low <= first.damping <= high:
+        raise ValueError(
+            f"damping={first.damping!r}; expected a multiple of each layer's mean eigenvalue that the slider reaches, "
+            f"from {low:g} to {high:g}."
+        )
+    if not first.count >= 1:
+        raise ValueError(f"count={first.count!r}; expected how many examples each list shows, 1 or more.")

@@ -155,7 +155,7 @@ class Panel(W.VBox):
             try:
                 answer()
             except Exception as error:
-                self.error.value = _error_html(error)
+                self.error.value = _error_html(error, former=self.shows)
 
     @contextmanager
     def working(self) -> Iterator[None]:
@@ -171,6 +171,11 @@ class Panel(W.VBox):
         finally:
             self._working = False
             self.busy.value = ""
+
+    @property
+    def shows(self) -> bool:
+        """Whether there is an answer on show."""
+        return True
 
     def as_text(self) -> str:
         """What is shown, in a few lines of plain text; deterministic."""
@@ -188,13 +193,13 @@ class Panel(W.VBox):
         return {**bundle, "text/plain": self.as_text(), "text/html": self.as_html()}
 
 
-def _error_html(error: Exception) -> str:
-    said, former = escape(str(error)), "<br>What is shown is from before this error."
+def _error_html(error: Exception, *, former: bool) -> str:
+    said, rest = escape(str(error)), "<br>What is shown is from before this error." if former else ""
     if isinstance(error, InputError):
-        return f'<div class="inflib-error" role="alert">{said[:1].upper()}{said[1:]}{former}</div>'
+        return f'<div class="inflib-error" role="alert">{said[:1].upper()}{said[1:]}{rest}</div>'
     trace = "".join(traceback.format_exception(error))
     return (
-        f'<div class="inflib-error" role="alert"><b>{escape(type(error).__name__)}</b>: {said}{former}'
+        f'<div class="inflib-error" role="alert"><b>{escape(type(error).__name__)}</b>: {said}{rest}'
         f"<details><summary>Where it was raised</summary><pre>{escape(trace)}</pre></details></div>"
     )
 

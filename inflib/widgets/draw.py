@@ -87,6 +87,10 @@ class DrawDigit(Asking):
             ink = ink_of_picture(data, self.sketch.size)
         return self.draw(ink)
 
+    @property
+    def shows(self) -> bool:
+        return self.answer is not None
+
     def table(self) -> list[dict[str, object]]:
         return self.answer.table() if self.answer else []
 
@@ -110,6 +114,10 @@ class DrawDigit(Asking):
         self.prediction = W.HTML()
         options = [PREDICTED, *map(str, range(classes))]
         first = PREDICTED if label is None else str(label)
+        if first not in options:
+            raise ValueError(
+                f"label={label!r}; expected a class from 0 to {classes - 1}, or None for what the model says."
+            )
         self.label = W.ToggleButtons(options=options, value=first, description="Label", style=BUTTONS)
         right = [self.prediction, self.label, *self.how, self.count]
         self.arrange(

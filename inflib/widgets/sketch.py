@@ -245,9 +245,9 @@ class Sketch(anywidget.AnyWidget):
         self.drawing = {"paper": paper, "strokes": strokes}
 
     def _filled(self, ink: np.ndarray) -> np.ndarray:
-        if ink.ndim != 2 or ink.dtype != np.uint8 or max(ink.shape) > self.size:
+        if ink.ndim != 2 or ink.dtype != np.uint8 or not 0 < min(ink.shape) <= max(ink.shape) <= self.size:
             raise ValueError(
-                f"ink of shape {ink.shape} and type {ink.dtype} came; expected (h, w) uint8 with neither side above "
+                f"ink of shape {ink.shape} and type {ink.dtype} came; expected (h, w) uint8 with sides from 1 to "
                 f"{self.size}. inflib.lab.ink_of_picture makes it of a PNG or a JPEG."
             )
         times = self.size // max(ink.shape)

@@ -306,3 +306,8 @@ def test_a_picture_that_would_unpack_to_too_much_is_refused_before_it_does(side,
 def test_a_file_that_is_too_large_is_refused_unread() -> None:
     with pytest.raises(NoDigitError, match=r"8\.0 MB; a picture may have up to 8 MB\. Save it smaller"):
         ink_of_picture(b"\x89PNG\r\n\x1a\n" + bytes(MAX_BYTES))
+
+
+def test_a_files_name_is_not_taken_for_a_picture() -> None:
+    with pytest.raises(TypeError, match=r"a str came for a picture; expected the bytes .*read_bytes"):
+        ink_of_picture("picture.png")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from inflib.widgets.asking import Asking
@@ -27,6 +29,23 @@ def test_the_controls_start_at_the_first_settings_and_are_the_settings(asking) -
 def test_layers_and_measurements_are_those_of_the_engine(asking) -> None:
     assert asking.layer.options == (ALL_LAYERS, "hidden1", "hidden2", "out")
     assert [value for _, value in asking.measurement.options] == ["log_likelihood", "margin", "logit"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"damping": 0}, r"damping=0; expected .*from 0\.0001 to 100"),
+        ({"damping": -1.0}, r"damping=-1\.0; expected"),
+        ({"damping": 1e6}, r"damping=1000000\.0; expected"),
+        ({"damping": float("nan")}, "damping=nan; expected"),
+        ({"count": 0}, "count=0; expected .*1 or more"),
+        ({"method": "KFAC"}, "method='KFAC'; expected one of 'EK-FAC', 'K-FAC', 'gradient dot product'"),
+    ],
+)
+def test_what_no_control_can_say_is_refused(shipped, wrong, message) -> None:
+    engine = Engine(shipped.model, shipped.objective, shipped.index, shipped.methods)
+    with pytest.raises(ValueError, match=message):
+        Asking("Asking", "test-asking", engine, replace(FIRST, **wrong))
 
 
 def test_every_control_of_a_setting_is_watched_for(asking) -> None:

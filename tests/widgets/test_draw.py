@@ -14,9 +14,9 @@ import pytest
 import torch
 from PIL import Image
 
-from inflib import CrossEntropy, TrainIndex, damping_of, ekfac, influence
+from inflib import CrossEntropy, TrainIndex, damping_of, ekfac, influence, load
 from inflib.lab import Stroke, as_mnist, cnn, ink_of_strokes, load_checkpoint, normalise, shipped_checkpoint
-from inflib.widgets import DrawDigit
+from inflib.widgets import DrawDigit, three_methods
 from inflib.widgets.base import InputError
 
 # one person's digits, on a sheet of 280 × 280
@@ -234,6 +234,19 @@ def test_a_file_that_was_too_large_to_send_is_refused_as_well(panel) -> None:
     assert shown(panel) == before
 
 
+def test_an_error_on_an_empty_panel_speaks_of_no_former_answer(shipped) -> None:
+    panel = make(shipped)
+    upload(panel, b"once upon a time")
+    assert "neither a PNG nor a JPEG" in panel.error.value
+    assert "from before" not in panel.error.value
+
+
+@pytest.mark.parametrize("label", [10, -1, "seven"])
+def test_a_label_that_is_no_class_is_refused(shipped, label) -> None:
+    with pytest.raises(ValueError, match=rf"label={label!r}; expected a class from 0 to 9, or None"):
+        make(shipped, label=label)
+
+
 def test_a_cleared_sheet_says_so_and_the_former_answer_stays(panel) -> None:
     before = shown(panel)
     from_the_browser(panel, [])
@@ -315,3 +328,19 @@ def test_a_drawing_is_answered_in_two_seconds_by_sixty_thousand(shipped) -> None
     assert time.process_time() - start < 2
     assert panel.answer.subject.predicted == "7"
     assert panel.answer.n_train == 60_000
+
+
+@pytest.mark.cuda
+def test_a_drawing_on_a_gpu_is_answered_as_on_the_cpu(shipped, panel) -> None:
+    model = deepcopy(shipped.model).to("cuda")
+    curvature = load(shipped_checkpoint("mnist_mlp_ekfac"), model)
+    train = shipped.digits.train.batches(device="cuda", dtype=torch.float64)
+    index = TrainIndex.build(model, shipped.objective, train, curvature, progress=False)
+    methods = three_methods(model, shipped.objective, train, curvature, progress=False)
+    there = DrawDigit(model, shipped.objective, index, shipped.digits.train, curvatures=methods)
+    for method in methods:
+        panel.method.value = there.method.value = method
+        expected, came = panel.draw(SEVEN), there.draw(SEVEN)
+        for one, other in zip(came.lists, expected.lists, strict=True):
+            assert [ranked.picture.position for ranked in one] == [ranked.picture.position for ranked in other]
+            np.testing.assert_allclose([r.score for r in one], [r.score for r in other], rtol=1e-8)

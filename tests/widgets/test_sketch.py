@@ -50,8 +50,9 @@ def test_what_does_not_fit_the_sheet_is_refused_and_changes_nothing() -> None:
     sheet = Sketch()
     sheet.show(STROKES)
     before = sheet.drawing
-    for wrong in (np.zeros((281, 3), np.uint8), np.zeros((9, 9)), np.zeros((9, 9, 3), np.uint8)):
-        with pytest.raises(ValueError, match=r"expected \(h, w\) uint8 with neither side above 280"):
+    shapes = (281, 3), (9, 9, 3), (0, 0), (0, 5)
+    for wrong in (np.zeros((9, 9)), *(np.zeros(shape, np.uint8) for shape in shapes)):
+        with pytest.raises(ValueError, match=r"expected \(h, w\) uint8 with sides from 1 to 280"):
             sheet.show(wrong)
     assert sheet.drawing == before
 
