@@ -257,7 +257,16 @@ def test_the_other_kind_of_sharing_is_not_exact_there(which: str) -> None:
     assert float(error.norm() / G.norm()) > 0.1
 
 
-@pytest.mark.parametrize("animal", ["tokens", "grid of positions", "convolution", "called twice"])
+# the first layer's inputs (6, positions, i), from the case
+INPUTS: dict[str, Any] = {
+    "tokens": lambda case: case.x,
+    "grid of positions": lambda case: case.x.flatten(1, -2),
+    "convolution": lambda case: nn.functional.unfold(case.x, 3, padding=1, stride=2).mT,
+    "called twice": lambda case: torch.stack([case.x, torch.tanh(case.model.same(case.x))], dim=1).detach(),
+}
+
+
+@pytest.mark.parametrize("animal", INPUTS)
 def test_reduced_factors_are_moments_of_the_mean_input_and_of_the_biass_gradient(animal: str) -> None:
     """An example's bias gradient is Σ_t g_t: its second moment stands in the Fisher."""
     case = zoo(animal)
@@ -267,9 +276,10 @@ def test_reduced_factors_are_moments_of_the_mean_input_and_of_the_biass_gradient
         at = case.problem.spans[name].start + torch.arange(1, o + 1) * i - 1  # the bias's coordinates
         assert_close(found.S(name), F[at][:, at], 1e-12)
         assert found.positions[name] == found.examples == 6
-    if animal in ("tokens", "grid of positions"):
-        means = torch.cat([case.x.flatten(1, -2).mean(1), torch.ones(6, 1)], dim=1)
-        assert_close(found.A(first), means.T @ means / 6, 1e-13)
+    inputs = INPUTS[animal](case)
+    assert inputs.shape[1] > 1
+    means = torch.cat([inputs.mean(1), torch.ones(6, 1)], dim=1)
+    assert_close(found.A(first), means.T @ means / 6, 1e-13)
 
 
 def test_a_layer_applied_once_an_example_is_the_same_in_either_sharing() -> None:
