@@ -17,12 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .batches import Data
-from .hooks import capture
+from .batches import BYTE_BUDGET, Data, walk
+from .contractions import own_scorer
+from .hooks import pairs
 from .kronecker import identity
 from .layers import LayerSpec
 from .objectives import Measurement, Objective
-from .scoring import influence, self_influence
+from .scoring import influence, layers_of, self_influence
 
 
 def gradient_dot(
@@ -54,11 +55,11 @@ def gradient_cosine(
     plain = identity(model, objective, train, layers=layers, progress=progress)
     dots = influence(model, objective, train, queries, plain, measurement=measurement, progress=progress)
     own = self_influence(model, objective, train, plain, progress=progress).sqrt()  # (N,) ‖∇ℓ_n‖
-    norms = []
-    for inputs, targets in queries:
-        found = capture(model, objective, inputs, targets, layers, measurement or "log_likelihood")
-        squares = [pair.matrices().square().sum((1, 2)) for pair in found.values()]
-        norms.append(torch.stack(squares).sum(0).sqrt())
+    norms, chosen, squares = [], layers_of(model, plain), own_scorer(plain, None, BYTE_BUDGET)
+    for batch in walk(queries, name="queries", progress=False):
+        what = measurement or "log_likelihood"
+        found = pairs(model, chosen, objective, batch.inputs, batch.targets, batch.size, what)
+        norms.append(squares(found).sum(-1).sqrt())
     lengths = torch.cat(norms)[:, None] * own  # (Q, N)
     return torch.where(lengths > 0, dots / lengths, 0)
 
@@ -104,7 +105,7 @@ def bm25(
 
     Documents and queries are lists of tokens: words, or token ids. A word that comes twice in a query counts twice.
     k1 says how soon a word's repetitions stop counting, b how far long documents are marked down. Raises ImportError
-    where bm25s is not installed, ValueError where there is no document.
+    where bm25s is not installed, ValueError where there is no document or no query.
     """
     try:
         import bm25s
@@ -112,6 +113,8 @@ def bm25(
         raise ImportError("BM25 needs the package bm25s; install it: pip install bm25s") from None
     if not any(len(document) for document in documents):
         raise ValueError(f"{len(documents)} documents with no word in them came; expected at least one with words.")
+    if not len(queries):
+        raise ValueError("no queries came; expected at least one list of words, [] for a query without any: [[]].")
     retriever = bm25s.BM25(k1=k1, b=b, method="lucene", dtype="float64")
     retriever.index([[repr(word) for word in document] for document in documents], show_progress=False)
     known = retriever.vocab_dict

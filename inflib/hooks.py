@@ -114,9 +114,7 @@ def _hook(recording: Recording, layers: list[Layer]) -> Callable[..., Tensor | N
 
 
 def _with_ones(a: Tensor, bias: bool) -> Tensor:
-    """A copy of a, so that a later in-place operation of the model cannot change it, with the bias's 1 appended.
-
-    """
+    """A copy of a, so that a later in-place operation of the model cannot change it, with the bias's 1 appended."""
     if not bias:
         return a.clone()
     width = a.shape[-1] + 1

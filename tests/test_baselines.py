@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from inflib import CrossEntropy, NextToken
+from inflib import CrossEntropy, NextToken, Pair, baselines
 from inflib.baselines import bm25, gradient_cosine, gradient_dot, tracin
 from inflib.lab import mlp, transformer
 
@@ -54,6 +54,14 @@ def test_the_cosine_of_a_query_with_itself_is_one_whatever_the_measurement(task)
     assert torch.allclose(own.diagonal(), torch.ones(7), atol=1e-12)
     margin = gradient_cosine(model, CrossEntropy(), train, train, measurement="margin")
     assert torch.allclose(margin.diagonal(), torch.ones(7), atol=1e-12)  # log p is a function of the margin alone
+
+
+def test_the_cosines_norms_take_no_querys_matrix(task, monkeypatch):
+    model, train, queries = task
+    expected = gradients(model, queries).norm(dim=1)[:, None] * gradients(model, train).norm(dim=1)
+    monkeypatch.setattr(baselines, "influence", lambda *_, **__: torch.ones(3, 7))
+    monkeypatch.setattr(Pair, "matrices", lambda _: pytest.fail("all of a batch's gradients as matrices"))
+    assert torch.allclose(gradient_cosine(model, CrossEntropy(), train, queries), 1 / expected, atol=1e-12)
 
 
 def test_a_gradient_that_is_zero_has_cosine_zero(task):
@@ -140,7 +148,7 @@ def test_bm25_is_the_textbooks_sum(query):
     for k1, b in ((1.5, 0.75), (1.2, 0.0)):
         scores = bm25(DOCUMENTS, [query.split()], k1=k1, b=b)
         assert scores.dtype == torch.float64
-        assert torch.allclose(scores[0], torch.tensor(by_hand(query.split(), k1, b)), atol=1e-6)
+        assert torch.allclose(scores[0], torch.tensor(by_hand(query.split(), k1, b)), rtol=0, atol=1e-14)
 
 
 def test_words_that_no_document_holds_score_nothing():
@@ -157,6 +165,11 @@ def test_token_ids_are_words_too():
 def test_no_documents_are_refused():
     with pytest.raises(ValueError, match="0 documents with no word in them came"):
         bm25([], [["cat"]])
+
+
+def test_no_queries_are_refused():
+    with pytest.raises(ValueError, match=r"no queries came; expected at least one list of words"):
+        bm25(DOCUMENTS, [])
 
 
 def test_without_the_package_it_says_what_to_install(monkeypatch):
