@@ -45,7 +45,7 @@ def walk(data: Data, *, name: str = "data", progress: bool = True, what: str = "
     for item in bar(batches, _length(data), what) if progress else batches:
         if not (isinstance(item, (tuple, list)) and len(item) == 2):
             raise TypeError(
-                f"{name}: batch {index} is {_say(item)}; expected a pair (inputs, targets). "
+                f"{name}: batch {index} is {say(item)}; expected a pair (inputs, targets). "
                 "Wrap several model inputs in a tuple or a dict: ((x1, x2), y) or ({'input_ids': x}, y)."
             )
         inputs, targets = item
@@ -64,9 +64,12 @@ def batch_size(targets: Any, name: str, index: int) -> int:
         if tensor.ndim == 0:
             break
         return tensor.shape[0]
+    fix = "a single example is a batch of one: y[None]"
+    if isinstance(targets, (tuple, list)):
+        fix = "torch.tensor(y), or for lists of token ids inflib.token_batches, which pads and masks them"
     raise TypeError(
-        f"{name}: the targets of batch {index} are {_say(targets)}; expected a tensor with one entry per "
-        "example along its first axis (a single example is a batch of one: y[None])."
+        f"{name}: the targets of batch {index} are {say(targets)}; expected a tensor with one entry per "
+        f"example along its first axis ({fix})."
     )
 
 
@@ -102,7 +105,7 @@ def call(model: nn.Module, inputs: Any, parameters: dict[str, Tensor] | None = N
     outputs = getattr(outputs, "logits", outputs)
     if not isinstance(outputs, Tensor):
         raise TypeError(
-            f"the model returned {_say(outputs)}; expected a tensor or an object with .logits. "
+            f"the model returned {say(outputs)}; expected a tensor or an object with .logits. "
             "Wrap the model in a module that returns the tensor the loss is computed from."
         )
     return outputs
@@ -287,9 +290,7 @@ def _iterate(data: Data, name: str) -> Iterator[Any]:
     try:
         iterator = iter(data)
     except TypeError:
-        raise TypeError(
-            f"{name} is {_say(data)}; expected a list or DataLoader of (inputs, targets) batches."
-        ) from None
+        raise TypeError(f"{name} is {say(data)}; expected a list or DataLoader of (inputs, targets) batches.") from None
     if iterator is data:
         raise TypeError(
             f"{name} is a one-shot iterator ({type(data).__name__}); expected something that can be walked over "
@@ -334,7 +335,8 @@ def _length(data: Data) -> int | None:
         return None
 
 
-def _say(value: Any) -> str:
+def say(value: Any) -> str:
+    """A value in a message: its kind and size."""
     if isinstance(value, Tensor):
         return f"a tensor of shape {tuple(value.shape)}"
     if isinstance(value, (tuple, list)):

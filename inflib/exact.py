@@ -27,7 +27,7 @@ from .batches import BYTE_BUDGET, Batch, Data, call, chunks, tensors, walk
 from .curvature import facts_of, unflatten
 from .dense import BlockDense, Dense
 from .ekfac import eigh
-from .hooks import Matrices, check_finite, check_mode
+from .hooks import Matrices, check_finite, check_mode, checked_outputs
 from .kfac import Fit, accumulator
 from .layers import LayerSpec
 from .objectives import Objective, label_seeds
@@ -44,11 +44,13 @@ def gauss_newton(
     progress: bool = True,
     *,
     blocks: bool = False,
+    max_bytes: int = BYTE_BUDGET,
 ) -> Dense | BlockDense:
     """The exact Gauss-Newton Hessian G, dense (D, D), or its diagonal blocks per layer with blocks=True.
 
     labels: None or "expected" gives G = (1/N) Σ Jᵀ H_out J; "sampled" and "observed" give the Fisher with such labels
     (the second is the empirical Fisher). Sampled labels are those that ``ekfac`` draws for Λ from the same seed.
+    max_bytes bounds the Jacobians taken at once, and one example's H_out, (F, F) for F outputs, else refused.
     Other arguments and errors as for ``ekfac``. Source: Grosse et al. 2023, section 2; Martens 2020.
     """
     fit = Fit.of(model, objective, train, layers, labels or "expected", draws, seed, progress)
@@ -57,7 +59,7 @@ def gauss_newton(
     spans = sizes if blocks else {"": sum(sizes.values())}
     sums: dict[str, Tensor] = {}
     examples = 0
-    for batch, rows in _square_root_rows(fit):
+    for batch, rows in _square_root_rows(fit, max_bytes):
         _check_finite(fit, "curvature rows", rows, batch.index)
         parts = rows.split(list(spans.values()), dim=1)  # each (R, d)
         for name, part in zip(spans, parts, strict=True):
@@ -90,7 +92,7 @@ def hessian(
     theta = torch.cat([m.flatten() for m in matrices_of(fit).values()])  # (D,)
     total, examples = theta.new_zeros(len(theta), len(theta)), 0
     for batch in walk(train, name="train", progress=progress, what="Hessian"):
-        objective.check(call(model, batch.inputs), batch.targets)
+        checked_outputs(fit.model, fit.objective, batch)
 
         def loss(flat: Tensor, batch: Batch = batch) -> Tensor:
             outputs = call(model, batch.inputs, parameters_from(fit, flat))
@@ -172,21 +174,22 @@ def bytes_of_a_product(fit: Fit, batch: Batch) -> int:
 
     own = {name: m.requires_grad_() for name, m in matrices_of(fit).items()}
     with saved_tensors_hooks(count, lambda x: x), plain_attention(), torch.enable_grad():
-        fit.objective.check(call(fit.model, batch.inputs, as_parameters(fit, own)), batch.targets)
+        checked_outputs(fit.model, fit.objective, batch, as_parameters(fit, own))
     return 2 * kept + 2 * sum(m.numel() * m.element_size() for m in own.values())
 
 
 # --- Jacobians -------------------------------------------------------------------------------------------------
 
 
-def _square_root_rows(fit: Fit) -> Iterator[tuple[Batch, Tensor]]:
+def _square_root_rows(fit: Fit, max_bytes: int) -> Iterator[tuple[Batch, Tensor]]:
     """Rows r (R, D) of a square root of the curvature, Σ rᵀ r over all of them = N · C, chunk by chunk."""
     for batch in walk(fit.data, name="train", progress=fit.progress, what="exact curvature"):
-        outputs = call(fit.model, batch.inputs).detach()
-        fit.objective.check(outputs, batch.targets)
+        outputs = checked_outputs(fit.model, fit.objective, batch).detach()
         width = outputs[0].numel()  # F: outputs per example, tokens × classes
-        dimension = sum(o * i for o, i in shapes_of(fit).values())
-        for rows in chunks(batch.size, 2 * width * dimension * outputs.element_size(), BYTE_BUDGET):
+        if fit.labels == "expected":
+            _check_output_hessian(outputs, max_bytes)
+        numbers = width * (sum(o * i for o, i in shapes_of(fit).values()) + width)  # J and H_out
+        for rows in chunks(batch.size, 2 * numbers * outputs.element_size(), max_bytes):
             inputs, targets = _take(batch.inputs, rows), _take(batch.targets, rows)
             J = jacobian(fit, inputs)  # (b, F, D)
             _check_finite(fit, "output Jacobians", J, batch.index)
@@ -198,6 +201,19 @@ def _square_root_rows(fit: Fit) -> Iterator[tuple[Batch, Tensor]]:
                 start = batch.start + rows.start
                 for s, weight in label_seeds(fit.objective, outputs[rows], targets, start=start, **constants):  # type: ignore[arg-type]
                     yield batch, weight**0.5 * torch.einsum("bf,bfd->bd", s.flatten(1), J)
+
+
+def _check_output_hessian(outputs: Tensor, max_bytes: int) -> None:
+    """Raise ValueError where one example's H_out (F, F) takes more than ``max_bytes``."""
+    F = outputs[0].numel()
+    size = F * F * outputs.element_size()
+    if size > max_bytes:
+        of = " × ".join(f"{n:,}" for n in outputs.shape[1:])
+        raise ValueError(
+            f"labels='expected' would take a Hessian in {of} = {F:,} outputs, {size:,} bytes an example; expected at "
+            f"most {max_bytes:,}. Use labels='sampled', which has none, shorter sequences, or allow it: "
+            "gauss_newton(..., max_bytes=...)."
+        )
 
 
 def jacobian(fit: Fit, inputs: Any) -> Tensor:

@@ -17,9 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from .batches import CACHED_BYTES, batch_size, call, chunks, double
+from .batches import CACHED_BYTES, Batch, batch_size, call, chunks, double
 from .layers import Layer, LayerSpec
 from .objectives import Objective, output_gradient
+from .positions import check_batch
 from .selection import select
 
 _TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3}  # of check_capture; half precision: 0.1
@@ -191,6 +192,7 @@ def pairs(
     measurement: Any = None,
 ) -> dict[str, Pair]:
     """``capture`` for layers already selected."""
+    check_batch(objective, inputs, targets)
     recording = forward(model, layers, inputs, size)
     objective.check(recording.outputs, targets)
     if measurement is None:
@@ -199,6 +201,16 @@ def pairs(
         seed = output_gradient(lambda f, y: objective.measure(measurement, f, y), recording.outputs, targets)
     g = recording.gradients(seed, last=True)
     return {name: Pair(recording.activations[name], g[name]) for name in layers}
+
+
+def checked_outputs(
+    model: nn.Module, objective: Objective, batch: Batch, parameters: dict[str, Tensor] | None = None
+) -> Tensor:
+    """The model's outputs (B, ...) without a recording, once inputs, targets and outputs are seen to fit together."""
+    check_batch(objective, batch.inputs, batch.targets)
+    outputs = call(model, batch.inputs, parameters)
+    objective.check(outputs, batch.targets)
+    return outputs
 
 
 # --- checks ----------------------------------------------------------------------------------------------------

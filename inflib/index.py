@@ -21,10 +21,11 @@ from .batches import BYTE_BUDGET, CACHED_BYTES, Batch, Data, check_order, chunks
 from .contractions import contract, kept, own_layer, weighted
 from .curvature import Curvature, Damping
 from .ekfac import rotate, rotated_gradients
-from .hooks import Pair, forward, pairs
+from .hooks import Pair, check_finite, forward, pairs
 from .kfac import accumulator
 from .kronecker import Kronecker
 from .objectives import Measurement, Objective
+from .positions import positions_present
 from .scoring import check_pairs, layers_of
 
 Rotated = Pair | Tensor  # of N examples in one layer: ã (N, 1, i) and g̃ (N, 1, o), or G̃ (N, o, i)
@@ -52,8 +53,9 @@ class TrainIndex:
         """One pass over ``train``. Memory: ``TrainIndex.bytes_needed``, said before anything is built.
 
         dtype: what gradients are kept in; None for the model's (float32 at least). torch.bfloat16 takes half the memory
-        and rounds each kept number to three digits. Raises TypeError for a curvature without an eigenbasis, ValueError
-        for data that changes its order.
+        and rounds each kept number to three digits, torch.float16 to four, but to 0 below 6e-8. Raises TypeError for a
+        curvature without an eigenbasis, ValueError for data that changes its order, FloatingPointError for gradients
+        too large for dtype (float16: above 65504).
         """
         _check_basis(curvature)
         check_order(train, "train")
@@ -72,6 +74,7 @@ class TrainIndex:
             if longest is None or _numbers(batch) > _numbers(longest):
                 longest = batch
         assert longest is not None  # walk refuses data without an example
+        positions_present(longest.inputs)
         activations = forward(model, layers, longest.inputs, longest.size).activations
         each = 0
         for name, (o, i) in curvature.shapes.items():
@@ -197,11 +200,20 @@ def _rotated(
             once = pair.a.shape[1] == 1 and isinstance(side.get(layer, like.get(layer, pair)), Pair)
             Q_S, Q_A = curvature.Q_S.get(layer), curvature.Q_A.get(layer)
             some = [Pair(rotate(pair.a, Q_A), rotate(pair.g, Q_S))] if once else rotated_gradients(pair, Q_S, Q_A)
-            at = batch.start
+            at, before = batch.start, side.get(layer)
             for rows in some:
                 side[layer] = _put(side.get(layer), rows, at, N, dtype)
                 at += _length(rows)
+            if dtype is not None:
+                start = batch.start if type(side[layer]) is type(before) else 0  # pairs may have become matrices
+                _check_kept(layer, take(side[layer], slice(start, at)), dtype, batch.index)
     return side
+
+
+def _check_kept(layer: str, kept: Rotated, dtype: torch.dtype, batch: int) -> None:
+    """Raise FloatingPointError where a rotated gradient does not fit ``dtype``."""
+    for x in kept if isinstance(kept, Pair) else (kept,):
+        check_finite(layer, f"gradients, kept as {dtype},", x, batch)
 
 
 def _put(held: Rotated | None, rows: Rotated, at: int, N: int, dtype: torch.dtype | None) -> Rotated:

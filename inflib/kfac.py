@@ -27,8 +27,8 @@ from .batches import Batch, Data, Order, check_seed, walk
 from .hooks import Recording, aligned, check_capture, check_finite, check_mode, forward
 from .layers import Layer, LayerSpec
 from .objectives import Objective, label_kind, label_seeds
+from .positions import check_batch, positions_present, present_means, present_rows
 from .selection import select
-from .sequences import positions_present, present_means, present_rows
 
 STRIP = 96  # columns: a narrower product gains nothing from its symmetry
 SHARING = ("expand", "reduce")
@@ -106,6 +106,7 @@ class Fit:
         for batch in batches:
             if check and batch.index == 0:
                 check_capture(self.model, self.layers, self.objective, batch.inputs, batch.targets, batch.size)
+            check_batch(self.objective, batch.inputs, batch.targets)
             recording = forward(self.model, self.layers, batch.inputs, batch.size)
             self.objective.check(recording.outputs, batch.targets)
             seeds = label_seeds(

@@ -21,6 +21,7 @@ from .hooks import Matrices, Pair, check_capture, check_finite, forward, pairs
 from .kronecker import Kronecker
 from .layers import Layer, Untied
 from .objectives import Measurement, Objective
+from .positions import check_batch
 from .selection import select
 
 
@@ -54,9 +55,9 @@ def influence(
     axes = kept(keep)
     check_order(train, "train")
     check_order(queries, "queries")
-    calls = _calls(model, layers, train) if axes.token else None
+    calls = _calls(model, layers, objective, train) if axes.token else None
     query_pairs = gather(model, layers, objective, queries, "queries", measurement or "log_likelihood", progress)
-    blocks = _Preconditioned(query_pairs, curvature, damping, max_bytes)
+    blocks = Preconditioned(query_pairs, curvature, damping, max_bytes)
     columns = []
     for training in _buffered(model, layers, objective, train, max_bytes, progress, whole=len(blocks) == 1):
         # one minus sign for −∇ℓ
@@ -139,9 +140,10 @@ def gather(
     return list(merge(found))
 
 
-def _calls(model: nn.Module, layers: dict[str, Layer], data: Data) -> dict[str, int]:
+def _calls(model: nn.Module, layers: dict[str, Layer], objective: Objective, data: Data) -> dict[str, int]:
     """How often the model calls each layer, seen on the first batch: a tied layer's calls line up along T."""
     batch = next(walk(data, name="train", progress=False))
+    check_batch(objective, batch.inputs, batch.targets)
     recording = forward(model, layers, batch.inputs, batch.size)
     return {name: len(calls) for name, calls in recording.calls.items()}
 
@@ -187,7 +189,7 @@ def merge(held: list[Pairs]) -> Iterator[Pairs]:
             yield {k: Pair(*(torch.cat([f[k][side] for f in group]) for side in (0, 1))) for k in group[0]}
 
 
-class _Preconditioned:
+class Preconditioned:
     """P = (C + λ)⁻¹ ∇m of all queries, in blocks that fit in memory, in their order.
 
     Held when they are one block or dear to compute; otherwise made again for every run over the training side.

@@ -12,7 +12,7 @@ treats the T predictions of a sequence as T outputs of one example, so that H_ou
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -154,6 +154,11 @@ def token_batches(
         raise ValueError(f"side={side!r}; expected 'right' or 'left', where the padding goes. Leave it at 'right'.")
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size}; expected at least 1 sequence a batch.")
+    if not isinstance(sequences, Iterable):
+        raise TypeError(
+            f"token_batches got {sequences!r:.60}; expected a list of sequences, each a list of token ids. "
+            "One sequence is a list of one: [ids]."
+        )
     ids = [_ids(tokens, f"sequence {n}") for n, tokens in enumerate(sequences)]
     for n, tokens in enumerate(ids):
         if len(tokens) < 2:
@@ -231,54 +236,3 @@ def _ids(tokens: Tokens, what: str) -> Tensor:
             "on. Encode the text first: vocabulary.encode(text)."
         )
     return ids.to(torch.int64)
-
-
-# --- which positions are there -----------------------------------------------------------------------------------
-
-
-def positions_present(inputs: Any) -> Tensor | None:
-    """(B, T) bool from ``inputs["attention_mask"]``; None where the inputs have no mask, so that all positions count.
-
-    Raises ValueError for a mask that is not (B, T), or that hides a whole sequence.
-    """
-    mask = inputs.get("attention_mask") if isinstance(inputs, Mapping) else None
-    if mask is None:
-        return None
-    if not isinstance(mask, Tensor) or mask.ndim != 2:
-        came = tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
-        raise ValueError(
-            f"attention_mask came as {came}; expected (B, T), 1 where a position holds a token and 0 where it is "
-            "padding. Let the model make its own (B, 1, T, T) mask from it."
-        )
-    there = mask != 0
-    if not bool(there.any(1).all()):
-        raise ValueError(
-            f"the attention_mask of sequence {int((~there.any(1)).nonzero()[0])} of a batch hides every position; "
-            "expected at least one that is there. Leave the sequence out, or correct its mask."
-        )
-    return there
-
-
-def present_rows(a: Tensor, there: Tensor | None) -> Tensor:
-    """The rows (R, i) of activations a (B, T, i) at positions that are there, in the order of a.
-
-    A layer called k times has T = k · T' positions, each call's in turn. Where T is no multiple of the mask's T' (a
-    layer after pooling) its positions are no tokens, and all count.
-    """
-    there = _at_every_call(a, there)
-    return a.flatten(0, 1) if there is None else a[there]
-
-
-def present_means(a: Tensor, there: Tensor | None) -> Tensor:
-    """The mean (B, i) of each example's activations a (B, T, i) over the positions that ``present_rows`` counts."""
-    there = _at_every_call(a, there)
-    if there is None:
-        return a.mean(1)
-    return a.masked_fill(~there[..., None], 0).sum(1) / there.sum(1, keepdim=True)
-
-
-def _at_every_call(a: Tensor, there: Tensor | None) -> Tensor | None:
-    """The mask (B, T) over a layer's own positions; None where all of them count."""
-    if there is None or a.shape[1] % there.shape[1] or bool(there.all()):
-        return None
-    return there.repeat(1, a.shape[1] // there.shape[1])

@@ -23,10 +23,11 @@ from .batches import BYTE_BUDGET, Batch, Data, call, check_order, chunks, tensor
 from .contractions import Keep, join
 from .curvature import Curvature, Damping
 from .exact import as_parameters, bytes_of_a_product, matrices_of, plain_attention
-from .hooks import Matrices, check_finite, check_mode
+from .hooks import Matrices, check_finite, check_mode, checked_outputs
 from .kfac import Fit
 from .objectives import Measurement
-from .scoring import gather, layers_of
+from .positions import check_batch
+from .scoring import Preconditioned, gather, layers_of
 from .sequences import NextToken
 
 PerToken = Callable[[Fit, Batch, Matrices], Tensor]  # of a batch (B, T), along one query's P
@@ -83,7 +84,7 @@ def input_tokens(
     Other arguments, units and errors as for ``inflib.influence``. Source: Grosse et al. 2023, eq. 37 and 38.
     """
     _check_objective(objective)
-    module = _embedding(model, train, embedding)
+    module = _embedding(model, objective, train, embedding)
 
     def along(fit: Fit, batch: Batch, direction: Matrices) -> Tensor:
         own = matrices_of(fit)
@@ -124,17 +125,17 @@ def _per_token(
     check_order(train, "train")
     check_order(queries, "queries")
     asked = gather(model, layers, objective, queries, "queries", measurement or "log_likelihood", progress)
-    solved = [curvature.solve({k: pair.matrices() for k, pair in group.items()}, damping) for group in asked]
-    P = {name: torch.cat([part[name] for part in solved]) for name in layers}  # (Q, o, i)
+    blocks = Preconditioned(asked, curvature, damping, max_bytes)
     fit = Fit.of(model, objective, train, list(layers), "observed", progress=progress)
     columns = []
     for batch in walk(train, name="train", progress=progress, what="token influence"):
-        objective.check(call(model, batch.inputs), batch.targets)
-        parts = []
-        for some in chunks(len(next(iter(P.values()))), 2 * bytes_of_a_product(fit, batch), max_bytes):
-            directions = {name: x[some].to(layers[name].weight.dtype) for name, x in P.items()}
-            with plain_attention():
-                parts.append(-vmap(lambda one, batch=batch: along(fit, batch, one))(directions))  # (Q', B, T)
+        checked_outputs(model, objective, batch)
+        parts, each = [], 2 * bytes_of_a_product(fit, batch)
+        for P in blocks:  # (Q', o, i) a layer
+            for some in chunks(len(next(iter(P.values()))), each, max_bytes):
+                directions = {name: P[name][some].to(layers[name].weight.dtype) for name in layers}
+                with plain_attention():
+                    parts.append(-vmap(lambda one, batch=batch: along(fit, batch, one))(directions))  # (Q'', B, T)
         columns.append(torch.cat(parts))
         check_finite("tokens", "influences", columns[-1], batch.index)
     return join(columns, Keep(token=True))
@@ -147,7 +148,7 @@ def _check_objective(objective: Any) -> None:
         )
 
 
-def _embedding(model: nn.Module, train: Data, name: str | None) -> nn.Embedding:
+def _embedding(model: nn.Module, objective: NextToken, train: Data, name: str | None) -> nn.Embedding:
     """The module that turns token ids into vectors: the one named, or the one that is given a batch's own ids."""
     modules = {n: m for n, m in model.named_modules() if isinstance(m, nn.Embedding)}
     if name is not None:
@@ -155,6 +156,7 @@ def _embedding(model: nn.Module, train: Data, name: str | None) -> nn.Embedding:
             raise ValueError(f"embedding={name!r}; expected the name of an nn.Embedding, one of {list(modules)}.")
         return modules[name]
     batch, found = next(walk(train, name="train", progress=False)), []
+    check_batch(objective, batch.inputs, batch.targets)
 
     def hook(n: str) -> Callable[..., None]:
         return lambda _module, args, _output: found.append(n) if _same(args[0], batch.inputs) else None

@@ -14,6 +14,7 @@ from test_curvature import drawn_damping
 from torch import Tensor
 
 from inflib import (
+    SquaredError,
     TrainIndex,
     diagonal,
     ekfac,
@@ -217,6 +218,34 @@ def test_half_the_memory_rounds_to_three_digits() -> None:
     error = difference(half.scores(prepared), scored(case, curvature))
     assert 1e-5 < error < 1e-2
     assert difference(half.self_influence(), whole.self_influence()) < 1e-2
+
+
+@pytest.mark.parametrize("animal", ["tokens", "residual"])
+def test_gradients_that_do_not_fit_the_dtype_are_refused(animal: str) -> None:
+    case = zoo(animal)
+    curvature = ekfac(case.model, case.objective, case.train, layers=case.layers, progress=False)
+
+    def build_in(dtype: torch.dtype, scale: float) -> TrainIndex:
+        objective = type(case.objective)()
+        objective.loss = lambda outputs, targets: scale * case.objective.loss(outputs, targets)
+        return TrainIndex.build(case.model, objective, case.train, curvature, dtype=dtype, progress=False)
+
+    assert bool(torch.isfinite(build_in(torch.float16, 1.0).norms()).all())
+    with pytest.raises(FloatingPointError, match=r"gradients, kept as torch.float16, of batch 0 hold NaN or infinity"):
+        build_in(torch.float16, 1e7)
+    assert bool(torch.isfinite(build_in(torch.bfloat16, 1e7).norms()).all())
+
+
+def test_pairs_that_overflow_once_they_are_matrices_are_refused() -> None:
+    model = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.zeros_(model.weight)
+    alone = (torch.full((1, 1, 1), 300.0), torch.full((1, 1, 1), 300.0))  # one position, a · g = 90,000
+    longer = (torch.ones(1, 2, 1), torch.ones(1, 2, 1))
+    curvature = identity(model, SquaredError(), progress=False)
+    half: dict[str, Any] = {"dtype": torch.float16, "progress": False}
+    assert len(TrainIndex.build(model, SquaredError(), [alone], curvature, **half)) == 1
+    with pytest.raises(FloatingPointError, match=r"gradients, kept as torch.float16, of batch 1 hold NaN or infinity"):
+        TrainIndex.build(model, SquaredError(), [alone, longer], curvature, **half)
 
 
 # --- what is refused ------------------------------------------------------------------------------------------------------------

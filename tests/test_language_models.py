@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
-from languages import LAYERS, LanguageCase, cut, language, languages
+from languages import LAYERS, VOCABULARY, LanguageCase, cut, language, languages
 from networks import drawn
 from oracle import assert_close
 from test_ekfac import rotated_diagonal
@@ -20,6 +21,7 @@ from inflib import (
     TrainIndex,
     capture,
     ekfac,
+    exact,
     gauss_newton,
     hessian,
     identity,
@@ -27,7 +29,12 @@ from inflib import (
     kfac,
     self_influence,
 )
+from inflib.baselines import gradient_cosine
+from inflib.exact import gauss_newton_product
 from inflib.kfac import second_moments
+from inflib.lab import transformer
+from inflib.selection import select
+from inflib.tokens import input_tokens, output_tokens
 
 pytestmark = [
     pytest.mark.usefixtures("float64"),
@@ -264,9 +271,23 @@ def test_a_layer_called_twice_has_one_score_a_token() -> None:
     assert tokens.shape == (2, 2, 4)
     assert_close(tokens.sum(-1), scored(case, C), 1e-12)
     assert bool((tokens[:, 1, 2:] == 0).all())
-    # what reaches the loss through position t alone: the others' rows of g are zero
     expected = case.problem.influence(C.to_dense(), 0.1, *case.asked[0])
     assert_close(tokens.sum(-1), expected, 1e-10)
+    # a token's part by hand: what reaches the loss through its position, in the first call and in the second
+    problem, (x, y) = case.problem, case.asked[0]
+    gradients = -problem.gradients(y, None, x)
+    P = problem.stacks(torch.linalg.solve(C.to_dense() + problem.damping(0.1), gradients.T).T)
+    for n, sequence in enumerate(case.sequences):
+        ids, model = torch.tensor(sequence), case.model
+        e = model.embed(ids[:-1])
+        first = model.same(e)
+        second = model.same(torch.tanh(first))
+        logits = model.out(second.cumsum(0))
+        loss = nn.functional.cross_entropy(logits, ids[1:], reduction="sum")
+        g = torch.autograd.grad(loss, [first, second, logits])
+        uses = [("same", e, g[0]), ("same", torch.tanh(first), g[1]), ("out", second.cumsum(0), g[2])]
+        each = [torch.einsum("to,qoi,ti->qt", gt, P[k], torch.cat([a, torch.ones(len(a), 1)], 1)) for k, a, gt in uses]
+        assert_close(tokens[:, n, : len(e)], -sum(each).detach(), 1e-10)
 
 
 def test_layers_whose_positions_differ_have_no_common_token_axis() -> None:
@@ -363,15 +384,154 @@ def test_tokens_cannot_be_had_from_an_index() -> None:
         index.influence(case.model, case.objective, case.asked, keep=("token",))
 
 
-def test_a_mask_that_hides_a_sequence_is_named_in_a_fit() -> None:
+# --- batches that cannot be meant -------------------------------------------------------------------------------------------
+
+
+def rows_of(x: Tensor, targets: Tensor) -> list[Tensor]:
+    """The rows of x without their padding, which is on the right."""
+    return [row[: int((y != -100).nonzero().max()) + 1] for row, y in zip(x, targets, strict=True)]
+
+
+FLAWS: dict[str, tuple[Callable[[Any, Any, Tensor], Any], str]] = {  # of ids, mask and targets → a batch, a message
+    "hidden": (
+        lambda x, m, y: ({"input_ids": x, "attention_mask": m * torch.tensor([1, 1, 0, 1])[:, None]}, y),
+        "attention_mask of sequence 2 of a batch hides every position; expected at least one",
+    ),
+    "short mask": (
+        lambda x, m, y: ({"input_ids": x, "attention_mask": m[:, :-1]}, y),
+        r"attention_mask came as \(4, 5\); expected \(4, 6\), the input_ids' shape",
+    ),
+    "shifted mask": (
+        lambda x, m, y: ({"input_ids": x, "attention_mask": torch.cat([m[:, 1:], 0 * m[:, :1]], 1)}, y),
+        r"position 4 of sequence 0 of a batch has a target that counts, \d, where the attention_mask is 0; expected",
+    ),
+    "no mask": (
+        lambda x, m, y: ({"input_ids": x}, y),
+        r"unequal length came without attention_mask \(0 to 4 targets.*Use inflib.token_batches",
+    ),
+    "bare ids": (lambda x, m, y: (x, y), r"unequal length came without attention_mask \(0 to 4 targets"),
+    "ragged rows": (lambda x, m, y: (rows_of(x, y), rows_of(y, y)), "came as a list of 4; expected token ids"),
+    "ragged lists": (
+        lambda x, m, y: tuple([row.tolist() for row in rows_of(z, y)] for z in (x, y)),
+        r"targets of batch 0 are a list of 4; expected a tensor.*inflib.token_batches, which pads",
+    ),
+    "ragged ids": (
+        lambda x, m, y: ({"input_ids": [row.tolist() for row in rows_of(x, y)]}, y),
+        "the inputs of a batch of sequences came as a list of 4; expected token ids",
+    ),
+    "one sequence": (
+        lambda x, m, y: ({"input_ids": x[0, :5]}, y[0, :5]),
+        r"the inputs of a batch of sequences came as a tensor of shape \(5,\); expected.*x\[None\]",
+    ),
+    "one row of targets": (
+        lambda x, m, y: ({"input_ids": x[:1, :5]}, y[0, :5]),
+        r"the targets of a batch of sequences came as a tensor of shape \(5,\); expected.*x\[None\]",
+    ),
+}
+
+ENTRIES: dict[str, Callable[[LanguageCase, Any, Any], Any]] = {  # of a case, an EK-FAC and the data
+    "capture": lambda case, C, data: capture(case.model, case.objective, *data[0]),
+    "ekfac": lambda case, C, data: ekfac(case.model, case.objective, data, **QUIET),
+    "kfac, reduced": lambda case, C, data: kfac(case.model, case.objective, data, sharing="reduce", **QUIET),
+    "influence": lambda case, C, data: scored(case, C, train=data),
+    "influence by token": lambda case, C, data: scored(case, C, train=data, keep=("token",)),
+    "influence of queries": lambda case, C, data: scored(case, C, queries=data),
+    "self-influence": lambda case, C, data: self_influence(case.model, case.objective, data, C, **QUIET),
+    "index": lambda case, C, data: TrainIndex.build(case.model, case.objective, data, C, **QUIET),
+    "index of queries": lambda case, C, data: TrainIndex.build(
+        case.model, case.objective, case.train, C, **QUIET
+    ).prepare(case.model, case.objective, data),
+    "gauss_newton": lambda case, C, data: gauss_newton(case.model, case.objective, data, **QUIET),
+    "hessian": lambda case, C, data: hessian(case.model, case.objective, data, **QUIET),
+    "product": lambda case, C, data: gauss_newton_product(
+        case.model, case.objective, data, {k: torch.zeros(1, *shape) for k, shape in C.shapes.items()}, **QUIET
+    ),
+    "output tokens": lambda case, C, data: output_tokens(case.model, case.objective, data, case.asked, C, **QUIET),
+    "input tokens": lambda case, C, data: input_tokens(case.model, case.objective, data, case.asked, C, **QUIET),
+    "input tokens, named": lambda case, C, data: input_tokens(
+        case.model, case.objective, data, case.asked, C, embedding="embed", **QUIET
+    ),
+    "tokens of queries": lambda case, C, data: output_tokens(case.model, case.objective, case.train, data, C, **QUIET),
+    "cosine of queries": lambda case, C, data: gradient_cosine(
+        case.model, case.objective, case.train, data, list(C.layers), **QUIET
+    ),
+}
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+@pytest.mark.parametrize("flaw", FLAWS)
+def test_batches_that_cannot_be_meant_are_named_wherever_they_come_in(entry: str, flaw: str) -> None:
     case = language()
-    (inputs, targets) = case.batches()[0]
-    inputs["attention_mask"][2] = 0
-    with pytest.raises(ValueError, match="attention_mask of sequence 2 of a batch hides every position"):
-        ekfac(case.model, case.objective, [(inputs, targets)], **QUIET)
+    C = ekfac(case.model, case.objective, case.train, **QUIET)
+    ((inputs, targets),) = case.batches()
+    spoil, message = FLAWS[flaw]
+    with pytest.raises((ValueError, TypeError), match=message):
+        ENTRIES[entry](case, C, [spoil(inputs["input_ids"], inputs["attention_mask"], targets)])
+
+
+def test_bytes_are_not_counted_of_a_batch_whose_mask_does_not_fit() -> None:
+    case = language()
+    C = ekfac(case.model, case.objective, case.train, **QUIET)
+    ((inputs, targets),) = case.batches()
+    inputs["attention_mask"] = inputs["attention_mask"][:, 1:]
+    with pytest.raises(ValueError, match=r"attention_mask came as \(4, 5\); expected \(4, 6\)"):
+        TrainIndex.bytes_needed(case.model, [(inputs, targets)], C)
+
+
+def test_sequences_of_one_length_need_no_mask() -> None:
+    case = language((4, 4, 4), (0, 2, 1))
+    C = ekfac(case.model, case.objective, case.train, **QUIET)
+    bare = [(inputs["input_ids"], targets) for inputs, targets in case.train]
+    assert_close(ekfac(case.model, case.objective, bare, **QUIET).to_dense(), C.to_dense(), 1e-12)
+    assert_close(scored(case, C, train=bare), scored(case, C), 1e-12)
 
 
 def test_a_vocabulary_too_large_for_expected_labels_is_refused_in_a_fit() -> None:
     case = language()
     with pytest.raises(ValueError, match=r"6 tokens × 4 classes = 24 backward passes.*Use labels='sampled'"):
         ekfac(case.model, NextToken(max_seeds=23), case.batches(), labels="expected", **QUIET)
+
+
+def test_a_hessian_in_too_many_outputs_is_refused_before_any_jacobian(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = language()
+    G = gauss_newton(case.model, case.objective, case.batches(), max_bytes=24 * 24 * 8, **QUIET)
+    assert_close(G.to_dense(), case.problem.gauss_newton(), 1e-11)
+    monkeypatch.setattr(exact, "jacobian", lambda *_: pytest.fail("a Jacobian was taken"))
+    message = r"a Hessian in 6 × 4 = 24 outputs, 4,608 bytes an example; expected at most 4,607\. Use labels='sampled'"
+    with pytest.raises(ValueError, match=message):
+        gauss_newton(case.model, case.objective, case.batches(), max_bytes=4607, **QUIET)
+    monkeypatch.undo()
+    gauss_newton(case.model, case.objective, case.batches(), labels="sampled", max_bytes=1, **QUIET)
+
+
+# --- the course's own transformer ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("norm", ["pre", "post"])
+def test_two_blocks_of_the_labs_transformer_are_as_the_dense_formulas(norm: str) -> None:
+    model = transformer(VOCABULARY, 6, width=4, heads=2, hidden=5, blocks=2, norm=norm, dtype=torch.float64)
+    with torch.no_grad():  # as if trained: at the start, all tokens are nearly the same
+        model.token.weight.mul_(30)
+        model.position.weight.mul_(30)
+    case = language(model=model, layers=list(select(model)))
+    assert len(case.layers) == 13
+    for side in ("right", "left"):
+        problem, train = case.problem_of(side), case.batches(side=side)
+        found = capture(model, case.objective, problem.x, problem.y)
+        assert_close(problem.flat({k: pair.matrices() for k, pair in found.items()}), problem.gradients(), 1e-12)
+        C = ekfac(model, case.objective, train, labels="observed", **QUIET)
+        F = problem.fisher()
+        for name, span in problem.spans.items():
+            expected = rotated_diagonal(F[span, span], C.Q_S[name], C.Q_A[name])
+            assert_close(C.eigenvalues[name], expected, 1e-11)
+        scores = scored(case, C, train=train)
+        assert_close(scores, problem.influence(C.to_dense(), 0.1, *case.asked[0]), 1e-10)
+        assert_close(scored(case, C, train=train, keep=("token",)).sum(-1), scores, 1e-11)
+        assert_close(output_tokens(model, case.objective, train, case.asked, C, 0.1, **QUIET).sum(-1), scores, 1e-10)
+    G = gauss_newton(model, case.objective, case.train, **QUIET)
+    assert_close(G.to_dense(), case.problem.gauss_newton(), 1e-10)
+
+
+def test_the_labs_transformer_wants_a_token() -> None:
+    with pytest.raises(ValueError, match="0 tokens came; expected at least 1"):
+        transformer(VOCABULARY, 6, width=4, heads=2, hidden=5)(torch.zeros(2, 0, dtype=torch.int64))

@@ -10,9 +10,10 @@ from oracle import LOSSES, assert_close
 from torch import Tensor
 from torch.func import hessian, vmap
 
-from inflib import NextToken, completion, token_batches
+from inflib import CrossEntropy, NextToken, completion, token_batches
 from inflib.objectives import label_seeds
-from inflib.sequences import IGNORED, positions_present, present_means, present_rows
+from inflib.positions import check_batch, check_sequences, positions_present, present_means, present_rows
+from inflib.sequences import IGNORED
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -156,6 +157,7 @@ def test_a_query_predicts_its_completion_alone() -> None:
     ("call", "message"),
     [
         (lambda: token_batches([]), "no sequences came"),
+        (lambda: token_batches(5), r"token_batches got 5; expected a list of sequences.*\[ids\]"),
         (lambda: token_batches([[1, 2], [3]]), r"sequence 1 has 1 token\(s\); expected at least 2"),
         (lambda: token_batches([[1, 2], "ab"]), "sequence 1"),
         (
@@ -207,9 +209,57 @@ def test_means_are_over_the_positions_that_are_there() -> None:
     ("mask", "message"),
     [
         (torch.ones(2, 1, 3, 3), r"attention_mask came as \(2, 1, 3, 3\); expected \(B, T\)"),
-        (torch.tensor([[1, 0], [0, 0]]), "the attention_mask of sequence 1 of a batch hides every position"),
+        (torch.ones(2, 2), r"attention_mask came as \(2, 2\); expected \(2, 3\), the input_ids' shape.*mask\[:, :-1\]"),
+        (torch.tensor([[1, 0, 1], [0, 0, 0]]), "the attention_mask of sequence 1 of a batch hides every position"),
     ],
 )
 def test_a_mask_that_cannot_be_meant_is_named(mask: Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        positions_present({"attention_mask": mask})
+        positions_present({"input_ids": torch.zeros(2, 3, dtype=torch.int64), "attention_mask": mask})
+
+
+# --- inputs, mask and targets together ----------------------------------------------------------------------------------
+
+
+def left_out(*rows: list[int]) -> Tensor:
+    """Targets that count where a row has a 1."""
+    return torch.where(torch.tensor(rows) == 1, 2, IGNORED)
+
+
+@pytest.mark.parametrize(
+    "targets",
+    [
+        left_out([0, 1, 1, 1], [0, 0, 0, 1]),  # prompts of two lengths
+        left_out([1, 1, 1, 0], [1, 0, 1, 0]),  # what is left out inside, and at the end of all rows
+        left_out([0, 0, 1, 0]),
+    ],
+)
+def test_targets_that_no_padding_need_have_left_out_want_no_mask(targets: Tensor) -> None:
+    ids = torch.zeros_like(targets)
+    check_sequences(ids, targets)
+    check_sequences({"input_ids": ids}, targets)
+    check_sequences((ids, ids), targets)
+
+
+@pytest.mark.parametrize("inputs", [torch.zeros(2, 4).long(), (torch.zeros(2, 4).long(), torch.ones(2, 4))])
+def test_targets_left_out_at_the_ends_of_some_rows_want_a_mask(inputs: Any) -> None:
+    targets = left_out([1, 1, 1, 1], [1, 1, 0, 0])
+    message = r"unequal length came without attention_mask \(0 to 2 targets at the.*or a mask of ones"
+    with pytest.raises(ValueError, match=message):
+        check_sequences(inputs, targets)
+    ids = torch.zeros(2, 4).long()
+    check_sequences({"input_ids": ids, "attention_mask": torch.ones(2, 4)}, targets)
+
+
+def test_a_mask_beside_embeddings_is_held_against_the_targets() -> None:
+    inputs = {"inputs_embeds": torch.zeros(2, 4, 3), "attention_mask": torch.ones(2, 3)}
+    with pytest.raises(ValueError, match=r"attention_mask came as \(2, 3\); expected \(2, 4\), the targets' shape"):
+        check_sequences(inputs, torch.zeros(2, 4).long())
+
+
+def test_a_classifier_of_sequences_may_have_a_mask_of_its_own_length() -> None:
+    inputs = {"input_ids": torch.zeros(2, 4).long(), "attention_mask": torch.ones(2, 4)}
+    check_batch(CrossEntropy(), inputs, torch.tensor([0, 1]))
+    inputs["attention_mask"][1] = 0
+    with pytest.raises(ValueError, match="sequence 1 of a batch hides every position"):
+        check_batch(CrossEntropy(), inputs, torch.tensor([0, 1]))

@@ -13,7 +13,7 @@ from oracle import assert_close
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from inflib import CrossEntropy, ekfac, gauss_newton, influence
+from inflib import CrossEntropy, Pair, ekfac, gauss_newton, influence
 from inflib.tokens import input_tokens, output_tokens
 
 pytestmark = [pytest.mark.usefixtures("float64"), pytest.mark.filterwarnings("ignore::inflib.CoverageNote")]
@@ -102,6 +102,24 @@ def test_a_few_bytes_at_a_time_change_nothing() -> None:
     C = ekfac(case.model, case.objective, case.train, **QUIET)
     for function in (output_tokens, input_tokens):
         assert_close(asked(function, case, C, max_bytes=1), asked(function, case, C), 1e-12)
+
+
+def test_a_few_bytes_hold_one_query_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = language(queries=(4, 3, 4))
+    C = ekfac(case.model, case.objective, case.train, **QUIET)
+    sizes, matrices = [], Pair.matrices
+
+    def watched(pair: Pair) -> Tensor:
+        sizes.append(len(pair.a))
+        return matrices(pair)
+
+    monkeypatch.setattr(Pair, "matrices", watched)
+    for function in (output_tokens, input_tokens):
+        few = asked(function, case, C, max_bytes=1)
+        assert sizes and max(sizes) == 1
+        assert_close(few, asked(function, case, C), 1e-12)
+        assert max(sizes) == 3
+        sizes.clear()
 
 
 def test_the_model_is_left_as_it_was() -> None:

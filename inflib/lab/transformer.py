@@ -32,7 +32,7 @@ class Transformer(nn.Module):
         """Logits (B, T, V). ``attention_mask`` (B, T) is 1 at tokens and 0 at padding, on the left or on the right.
 
         Positions are counted from a sequence's first token, so padding changes no logits but its own. Raises
-        ValueError for more tokens than the context and for ids outside the vocabulary.
+        ValueError for no token, more tokens than the context and ids outside the vocabulary.
         """
         self._check(input_ids)
         T = input_ids.shape[1]
@@ -50,6 +50,10 @@ class Transformer(nn.Module):
         context, V = self.position.num_embeddings, self.token.num_embeddings
         if ids.shape[1] > context:
             raise ValueError(f"{ids.shape[1]} tokens came; expected at most {context}, the context. Shorten the text.")
+        if ids.shape[1] < 1:
+            raise ValueError(
+                "0 tokens came; expected at least 1. Begin a text with the token that begins one in training."
+            )
         try:
             low, high = int(ids.min()), int(ids.max())
         except RuntimeError:  # under vmap, where values cannot be looked at
