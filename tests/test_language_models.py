@@ -413,7 +413,7 @@ FLAWS: dict[str, tuple[Callable[[Any, Any, Tensor], Any], str]] = {  # of ids, m
     "ragged rows": (lambda x, m, y: (rows_of(x, y), rows_of(y, y)), "came as a list of 4; expected token ids"),
     "ragged lists": (
         lambda x, m, y: tuple([row.tolist() for row in rows_of(z, y)] for z in (x, y)),
-        r"targets of batch 0 are a list of 4; expected a tensor.*inflib.token_batches, which pads",
+        r"targets of batch [02] are a list of 4; expected a tensor.*inflib.token_batches, which pads",
     ),
     "ragged ids": (
         lambda x, m, y: ({"input_ids": [row.tolist() for row in rows_of(x, y)]}, y),
@@ -432,6 +432,7 @@ FLAWS: dict[str, tuple[Callable[[Any, Any, Tensor], Any], str]] = {  # of ids, m
 ENTRIES: dict[str, Callable[[LanguageCase, Any, Any], Any]] = {  # of a case, an EK-FAC and the data
     "capture": lambda case, C, data: capture(case.model, case.objective, *data[0]),
     "ekfac": lambda case, C, data: ekfac(case.model, case.objective, data, **QUIET),
+    "ekfac, later": lambda case, C, data: ekfac(case.model, case.objective, [*case.train, *data], **QUIET),
     "kfac, reduced": lambda case, C, data: kfac(case.model, case.objective, data, sharing="reduce", **QUIET),
     "influence": lambda case, C, data: scored(case, C, train=data),
     "influence by token": lambda case, C, data: scored(case, C, train=data, keep=("token",)),
