@@ -1,6 +1,6 @@
 """inflib beside kronfluence and curvlinops on two workloads in one run: CPU-seconds, peak memory, agreement of scores.
 
-    make bench                                      # everything, about 1,250 CPU-seconds
+    make bench                                      # everything, about 1,800 CPU-seconds
     make bench BENCH_ARGS="--task characters"       # one of the two, digits or characters
     make bench BENCH_ARGS="--quick"                 # small slices and small models
     python benchmarks/run.py --only pairwise        # one stage (and the fits that it needs)
