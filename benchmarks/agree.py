@@ -29,10 +29,11 @@ def main() -> None:
     parser.add_argument("--train", type=int, default=200, help="training examples of the slice")
     parser.add_argument("--queries", type=int, default=10, help="queries of the slice")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     warnings.filterwarnings("ignore", category=FutureWarning, module="kronfluence")  # of torch's, on its autocast
-    work = load(options.workload)
+    work = load(options.workload, options.device)
     found = {"slice": on_slice(work, options.train, options.queries), "run": on_run(options.folder)}
     print(json.dumps(found))
 
@@ -47,8 +48,9 @@ def on_slice(work: Workload, n_train: int, n_queries: int) -> dict[str, float]:
         for library in (with_inflib, with_kronfluence):
             with tempfile.TemporaryDirectory() as folder:
                 library.fit(part, Path(folder), 100, "observed")
-                pairwise = library.pairwise(part, Path(folder), 100).clone()
-                answers.append((pairwise, library.self_influence(part, Path(folder), 100).clone()))
+                pairwise = library.pairwise(part, Path(folder), 100).clone().cpu()
+                own = library.self_influence(part, Path(folder), 100).clone().cpu()
+                answers.append((pairwise, own))
         (pairwise, own), (their_pairwise, their_own) = answers
         found |= {
             f"pairwise relative error, {name}": relative_error(pairwise, their_pairwise),
@@ -65,7 +67,7 @@ def on_run(folder: Path) -> dict[str, float]:
     for stage in ("pairwise", "self_influence"):
         files = [folder / library / f"{stage}.pt" for library in ("inflib", "kronfluence")]
         if all(file.is_file() for file in files):
-            ours, theirs = (torch.atleast_2d(torch.load(file)) for file in files)
+            ours, theirs = (torch.atleast_2d(torch.load(file, map_location="cpu")) for file in files)
             per_query = correlation(ours, theirs)
             found[f"{stage} {'mean ' * (len(per_query) > 1)}correlation"] = per_query.mean().item()
             if stage == "pairwise":

@@ -43,7 +43,7 @@ class Transformer(nn.Module):
         self.norm, self.unembed = nn.LayerNorm(width), nn.Linear(width, characters, bias=False)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        x = self.embed(tokens) + self.place(torch.arange(tokens.shape[1]))
+        x = self.embed(tokens) + self.place(torch.arange(tokens.shape[1], device=tokens.device))
         for block in self.blocks:
             x = block(x)
         return self.unembed(self.norm(x))
@@ -54,7 +54,13 @@ def model(shape: tuple[int, ...]) -> Transformer:
 
 
 def prepare(
-    shape: tuple[int, ...], n_train: int, n_queries: int, epochs: int = 1, seed: int = 0, shipped: bool = False
+    shape: tuple[int, ...],
+    n_train: int,
+    n_queries: int,
+    epochs: int = 1,
+    seed: int = 0,
+    shipped: bool = False,
+    device: str = "cpu",
 ) -> Workload:
     """Cut the text into sequences of the model's context, train on the first, keep the next as queries."""
     source, text = _text(shipped)
@@ -66,7 +72,8 @@ def prepare(
         raise ValueError(f"the text has {len(x)} sequences of {T}; {n_train} + {n_queries} were asked for.")
     layers = tuple(f"blocks.{k}.{part}" for k in range(shape[5]) for part in ("up", "down"))
     data = (x[:n_train].clone(), y[:n_train].clone()), (x[n_train:].clone(), y[n_train:].clone())
-    return trained("characters", source, shape, layers, model, *data, epochs=epochs, batch_size=32, seed=seed)
+    how = {"epochs": epochs, "batch_size": 32, "seed": seed, "device": device}
+    return trained("characters", source, shape, layers, model, *data, **how)
 
 
 def _text(shipped: bool) -> tuple[str, str]:

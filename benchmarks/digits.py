@@ -30,12 +30,14 @@ def prepare(
     epochs: int = 2,
     seed: int = 0,
     shipped: bool = False,
+    device: str = "cpu",
 ) -> Workload:
     """Read the digits, train the network on its part of them, both seeded; `shipped`: never the full data set."""
     source, train_x, train_y, query_x, query_y = read(n_train, n_queries, shipped)
     layers = tuple(str(2 * k) for k in range(len(widths) - 1))
     data = (train_x, train_y), (query_x, query_y)
-    return trained("digits", source, widths, layers, model, *data, epochs=epochs, batch_size=128, seed=seed)
+    how = {"epochs": epochs, "batch_size": 128, "seed": seed, "device": device}
+    return trained("digits", source, widths, layers, model, *data, **how)
 
 
 def read(n_train: int, n_queries: int, shipped: bool) -> tuple[str, Tensor, Tensor, Tensor, Tensor]:

@@ -5,6 +5,7 @@
     make bench BENCH_ARGS="--quick"                 # small slices and small models
     python benchmarks/run.py --only pairwise        # one stage (and the fits that it needs)
     python benchmarks/run.py --skip-slow            # without kronfluence's fit and self-influence of the digits
+    python benchmarks/run.py --device cuda          # a larger transformer on a GPU, seconds of the clock
 
 digits: MNIST, 10,000 training examples and 100 queries, a 784-512-256-10 ReLU network. characters: tiny Shakespeare,
 2,000 sequences of 128 and 20 queries, a transformer of two blocks of width 128, influence through its perceptrons.
@@ -41,6 +42,11 @@ FULL = {
     "digits": {"shape": (784, 512, 256, 10), "train": 10_000, "queries": 100, "epochs": 2},
     "characters": {"shape": (128, 128, 128, 4, 512, 2), "train": 2_000, "queries": 20, "epochs": 1},
 }
+ON_GPU = {  # notebook 08's larger transformer; an index of its 4,000 sequences would take 113 GB
+    "characters": {"shape": (128, 256, 384, 6, 1536, 6), "train": 4_000, "queries": 20, "epochs": 1},
+}
+SIZES = {"cpu": FULL, "cuda": ON_GPU}
+GPU_STAGES = ("fit", "pairwise", "self_influence")
 QUICK = {
     "digits": {"shape": (784, 64, 32, 10), "train": 400, "queries": 10, "epochs": 12},
     "characters": {"shape": (128, 32, 16, 2, 32, 2), "train": 100, "queries": 5, "epochs": 5},
@@ -62,6 +68,7 @@ BATCH = {
     ("characters", "inflib", "fit"): 10,
 }
 BATCH_OF_SEQUENCES = {"kronfluence": 8, "inflib": 16}
+BATCH_ON_GPU = 32
 
 
 @dataclass(frozen=True)
@@ -73,9 +80,12 @@ class Job:
     stage: str
     labels: str = "sampled"
     max_examples: int | None = None  # fit on this many only, a stand-in that is not reported
+    device: str = "cpu"
 
     @property
     def batch_size(self) -> int:
+        if self.device == "cuda":
+            return BATCH_ON_GPU
         return BATCH.get((self.task, self.library, self.stage)) or BATCH_OF_SEQUENCES[self.library]
 
     @property
@@ -87,7 +97,7 @@ class Job:
 def main() -> None:
     options = _options()
     reports, figures = [], {}
-    for task in [options.task] if options.task else list(STAGES):
+    for task in [options.task] if options.task else list(SIZES[options.device]):
         report, figures[task] = compare(task, options)
         reports.append(report)
     text = "\n\n".join(reports)
@@ -98,11 +108,11 @@ def main() -> None:
 def compare(task: str, options: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     """One task's report, and its figures for the JSON."""
     with tempfile.TemporaryDirectory() as name:
-        bench = Bench(task, Path(name), options.python, options.threads)
-        facts = bench.train(**(QUICK if options.quick else FULL)[task])
+        bench = Bench(task, Path(name), options.python, options.threads, options.device)
+        facts = bench.train(**(QUICK if options.quick else SIZES[options.device])[task])
         print(_heading(facts, options) + "\n", flush=True)
         costs: dict[Job, list[dict[str, Any]]] = {}
-        for _, jobs in groupby(plan(task, options.only, options.skip_slow), key=lambda job: job.stage):
+        for _, jobs in groupby(plan(task, options.only, options.skip_slow, options.device), key=lambda job: job.stage):
             costs |= bench.measure(list(jobs), options.repeats)
         agreement = bench.agreement(options) if options.only in (None, "agreement") else {}
     report = "\n\n".join(filter(None, [_heading(facts, options), table(costs), agreement_table(agreement)]))
@@ -110,8 +120,12 @@ def compare(task: str, options: argparse.Namespace) -> tuple[str, dict[str, Any]
     return report, {"workload": facts, "stages": stages, "agreement": agreement}
 
 
-def plan(task: str, only: str | None, skip_slow: bool) -> list[Job]:
+def plan(task: str, only: str | None, skip_slow: bool, device: str = "cpu") -> list[Job]:
     """What is run, in order: a stage's library needs the stages before it that it builds on."""
+    if device == "cuda":
+        return [
+            Job(task, library, stage, device=device) for stage in GPU_STAGES for library in ("kronfluence", "inflib")
+        ]
     jobs = []
     for stage in STAGES[task]:
         wanted = only in (None, stage)
@@ -132,8 +146,8 @@ def plan(task: str, only: str | None, skip_slow: bool) -> list[Job]:
 class Bench:
     """Runs this folder's scripts with the peers' interpreter; what they write lives in `folder`."""
 
-    def __init__(self, task: str, folder: Path, python: Path, threads: int):
-        self.task, self.folder, self.python, self.threads = task, folder, python, threads
+    def __init__(self, task: str, folder: Path, python: Path, threads: int, device: str = "cpu"):
+        self.task, self.folder, self.python, self.threads, self.device = task, folder, python, threads, device
         self.workload = folder / "workload.pt"
 
     def train(self, shape: tuple[int, ...], train: int, queries: int, epochs: int) -> dict[str, Any]:
@@ -150,7 +164,8 @@ class Bench:
             for job, runs in costs.items():
                 if not runs or (runs[0]["cpu_s"] < REPEAT_BELOW and not job.max_examples):
                     runs.append(self._stage(job))
-                    print(f"{job.title:50}{runs[-1]['cpu_s']:8.2f} CPU-s{runs[-1]['peak_mib']:8,.0f} MiB", flush=True)
+                    seconds = "{wall_s:8.2f} s" if job.device == "cuda" else "{cpu_s:8.2f} CPU-s"
+                    print(f"{job.title:50}" + (seconds + "{peak_mib:8,.0f} MiB").format(**runs[-1]), flush=True)
         return {job: runs for job, runs in costs.items() if not job.max_examples}
 
     def _stage(self, job: Job) -> dict[str, Any]:
@@ -170,7 +185,7 @@ class Bench:
         return found
 
     def _script(self, name: str, *arguments: object) -> dict[str, Any]:
-        command = [self.python, HERE / name, *arguments, "--threads", self.threads]
+        command = [self.python, HERE / name, *arguments, "--threads", self.threads, "--device", self.device]
         path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
         # waiting threads that spin would be counted as work
         threads = {"OMP_NUM_THREADS": str(self.threads), "OMP_WAIT_POLICY": "PASSIVE"}
@@ -192,23 +207,27 @@ class Bench:
 
 def table(costs: dict[Job, list[dict[str, Any]]]) -> str:
     """One row per stage and library: medians, and each divided by inflib's for the same stage with sampled labels."""
+    on_gpu = any(job.device == "cuda" for job in costs)
+    seconds, unit = ("wall_s", "s") if on_gpu else ("cpu_s", "CPU-s")
     lines = [
-        "| stage | library | labels | CPU-s | ratio | peak MiB | ratio | above baseline MiB | ratio |",
+        f"| stage | library | labels | {unit} | ratio | peak MiB | ratio | above baseline MiB | ratio |",
         "|---|---|---|---:|---:|---:|---:|---:|---:|",
     ]
     for job, runs in costs.items():
         values = figures(runs)
-        base = figures(costs[Job(job.task, "inflib", job.stage)])
+        base = figures(costs[Job(job.task, "inflib", job.stage, device=job.device)])
         cells = []
-        for name, digits in (("cpu_s", 2), ("peak_mib", 0), ("above_mib", 0)):
+        for name, digits in ((seconds, 2), ("peak_mib", 0), ("above_mib", 0)):
             cells += [f"{values[name]:,.{digits}f}", f"{values[name] / base[name]:.2f}" if base[name] > 0 else "–"]
         labels = job.labels if job.stage == "fit" else ""
         lines.append(f"| {job.stage.replace('_', '-')} | {job.library} | {labels} | {' | '.join(cells)} |")
     note = (
-        "CPU-s: user and system time of all threads, set-up left out; the median where a stage ran several times. "
+        "s: of the clock, the GPU's queue emptied at both ends. Peak: what torch allocated there; above baseline: less "
+        "the model. "
+        if on_gpu
+        else "CPU-s: user and system time of all threads, set-up left out; the median where a stage ran several times. "
         "Peak: the resident set's high-water mark; above baseline: less what imports, data and model held before. "
-        "Ratio: to inflib on the same stage (its fit with sampled labels)."
-    )
+    ) + "Ratio: to inflib on the same stage (its fit with sampled labels)."
     return "\n".join(lines) + "\n\n" + _second_query(costs) + note if costs else ""
 
 
@@ -222,7 +241,7 @@ def _second_query(costs: dict[Job, list[dict[str, Any]]]) -> str:
 
 
 def figures(runs: list[dict[str, Any]]) -> dict[str, float]:
-    medians = {name: median(run[name] for run in runs) for name in ("cpu_s", "peak_mib", "baseline_mib")}
+    medians = {name: median(run[name] for run in runs) for name in ("cpu_s", "wall_s", "peak_mib", "baseline_mib")}
     return medians | {"above_mib": medians["peak_mib"] - medians["baseline_mib"]}
 
 
@@ -262,6 +281,7 @@ def _heading(facts: dict[str, Any], options: argparse.Namespace) -> str:
     shape = "-".join(map(str, facts["shape"]))
     model = f"{shape}, ReLU" if facts["task"] == "digits" else f"transformer {shape}"
     threads = "1 thread" if options.threads == 1 else f"{options.threads} threads"
+    threads += f", {facts['gpu']}" if options.device == "cuda" else ""
     return (
         f"{facts['source']}: {facts['train']:,} training examples, {facts['queries']:,} queries; {model}, "
         f"float32, training loss {facts['train_loss']:.3f}; torch {facts['torch']}, {threads}, "
@@ -279,10 +299,13 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--skip-slow", action="store_true", help="without kronfluence's slowest stages of the digits")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=3, help=f"of stages under {REPEAT_BELOW:g} CPU-s (default 3)")
+    parser.add_argument("--device", choices=list(SIZES), default="cpu")
     peers = ROOT / ".venv-peers" / "bin" / "python"
     parser.add_argument("--python", type=Path, default=peers, help="interpreter that has the libraries")
     parser.add_argument("--results", type=Path, default=HERE / "results", help="folder for the table and the JSON")
     options = parser.parse_args()
+    if options.device == "cuda" and (options.task == "digits" or options.only):
+        sys.exit("--device cuda measures the characters, every stage; leave --task digits and --only out")
     if not options.python.is_file():
         sys.exit(f"{options.python} is missing; `make peers` builds the environment of the libraries compared with")
     return options

@@ -28,7 +28,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     warnings.filterwarnings("ignore", category=FutureWarning, module="kronfluence")  # of torch's, on its autocast
     library = import_module(f"with_{options.library}")
-    work = load(options.workload)
+    work = load(options.workload, options.device)
     options.folder.mkdir(parents=True, exist_ok=True)
     arguments: dict = {"batch_size": options.batch_size}
     if options.stage == "fit":
@@ -40,7 +40,7 @@ def main() -> None:
     else:
         arguments["folder"] = options.folder
     _warm_up(work)
-    with Cost() as cost:
+    with Cost(gpu=options.device == "cuda") as cost:
         scores = getattr(library, options.stage)(work, **arguments)
     if scores is not None:
         torch.save(scores, options.folder / f"{options.stage}.pt")
@@ -48,9 +48,9 @@ def main() -> None:
 
 
 def _warm_up(work: Workload) -> None:
-    outputs = work.model()(work.train_x[:8])
+    outputs = work.model()(work.train_x[:8].to(work.device))
     outputs.backward(torch.ones_like(outputs))
-    torch.linalg.eigh(torch.eye(8))  # loads LAPACK
+    torch.linalg.eigh(torch.eye(8, device=work.device))  # loads LAPACK or the GPU's library
     gc.collect()
 
 
@@ -64,6 +64,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--labels", default="sampled", help="of the fit")
     parser.add_argument("--max-examples", type=int, help="fit on this many examples only")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu")
     return parser.parse_args()
 
 

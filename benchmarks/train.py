@@ -23,10 +23,11 @@ def main() -> None:
     parser.add_argument("--queries", type=int, required=True)
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     prepare = import_module(options.task).prepare
-    work = prepare(tuple(options.shape), options.train, options.queries, options.epochs)
+    work = prepare(tuple(options.shape), options.train, options.queries, options.epochs, device=options.device)
     save(work, options.file)
     facts = {
         "source": work.source,
@@ -37,6 +38,7 @@ def main() -> None:
         "train_loss": work.train_loss,
         "train_accuracy": work.train_accuracy,
         "torch": torch.__version__,
+        "gpu": torch.cuda.get_device_name() if options.device == "cuda" else None,
     }
     print(json.dumps(facts))
 

@@ -24,7 +24,7 @@ def operator(work: Workload, kind: type[KFACLinearOperator], batch_size: int, la
         model,
         nn.CrossEntropyLoss(reduction="mean"),
         list(model.parameters()),
-        batches(work.train_set(), batch_size),
+        batches(work.train_set(), batch_size, work.device),
         check_deterministic=False,
         seed=0,
         fisher_type=FISHER[labels],

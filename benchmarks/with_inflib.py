@@ -21,7 +21,7 @@ def fit(work: Workload, folder: Path, batch_size: int, labels: str, max_examples
     """EK-FAC, left in the folder. `labels` is "expected", "sampled" (one draw) or "observed"."""
     if max_examples is not None:
         work = work.cut(max_examples, len(work.query_x), next(iter(work.weights.values())).dtype)
-    train = batches(work.train_set(), batch_size)
+    train = batches(work.train_set(), batch_size, work.device)
     curvature = inflib.ekfac(
         work.model(), objective(work), train, layers=list(work.layers), labels=labels, seed=0, progress=False
     )
@@ -30,26 +30,29 @@ def fit(work: Workload, folder: Path, batch_size: int, labels: str, max_examples
 
 def pairwise(work: Workload, folder: Path, batch_size: int) -> Tensor:
     """Scores (Q, N) at the default damping, 0.1 · mean Λ of each layer."""
-    train, queries = batches(work.train_set(), batch_size), batches(work.query_set(), batch_size)
+    train, queries = (
+        batches(work.train_set(), batch_size, work.device),
+        batches(work.query_set(), batch_size, work.device),
+    )
     return inflib.influence(work.model(), objective(work), train, queries, _load(folder), progress=False)
 
 
 def self_influence(work: Workload, folder: Path, batch_size: int) -> Tensor:
     """Scores (N,) at the default damping."""
-    data = batches(work.train_set(), batch_size)
+    data = batches(work.train_set(), batch_size, work.device)
     return inflib.self_influence(work.model(), objective(work), data, _load(folder), progress=False)
 
 
 def index(work: Workload, folder: Path, batch_size: int) -> None:
     """The training side prepared for later queries, left in the folder."""
-    train = batches(work.train_set(), batch_size)
+    train = batches(work.train_set(), batch_size, work.device)
     built = inflib.TrainIndex.build(work.model(), objective(work), train, _load(folder), progress=False)
     torch.save(built, folder / INDEX)
 
 
 def second_query(work: Workload, built: inflib.TrainIndex) -> Tensor:
     """Scores (Q, N) from an index that is held: queries captured and contracted, no pass over the training data."""
-    return built.influence(work.model(), objective(work), batches(work.query_set(), len(work.query_x)))
+    return built.influence(work.model(), objective(work), batches(work.query_set(), len(work.query_x), work.device))
 
 
 def held(folder: Path) -> inflib.TrainIndex:

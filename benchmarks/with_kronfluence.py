@@ -47,7 +47,7 @@ def analyzer(work: Workload, folder: Path) -> Analyzer:
     """The library's handle on a fresh copy of the model (it wraps the model's layers in place)."""
     task = Labels(work.layers)
     model = prepare_model(work.model(), task)
-    return Analyzer("bench", model, task, cpu=True, disable_tqdm=True, output_dir=str(folder))
+    return Analyzer("bench", model, task, cpu=work.device.type == "cpu", disable_tqdm=True, output_dir=str(folder))
 
 
 def fit(work: Workload, folder: Path, batch_size: int, labels: str, max_examples: int | None = None) -> None:

@@ -8,18 +8,18 @@ gradients near zero and would make every comparison of scores a comparison of ro
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, TensorDataset, default_collate
 
 
 @dataclass(frozen=True)
 class Workload:
-    """Data and the trained model that is asked about it."""
+    """Data, on the CPU, and the trained model that is asked about it, on any device."""
 
     task: str  # "digits" or "characters": the module that builds the model
     source: str  # where the data came from, in words
@@ -34,10 +34,15 @@ class Workload:
     train_accuracy: float
 
     def model(self) -> nn.Module:
-        """A fresh copy of the trained model, in evaluation mode and the weights' dtype."""
-        model = import_module(self.task).model(self.shape).to(next(iter(self.weights.values())).dtype)
+        """A fresh copy of the trained model, in evaluation mode, with the weights' dtype and device."""
+        model = import_module(self.task).model(self.shape).to(self.device, next(iter(self.weights.values())).dtype)
         model.load_state_dict(self.weights)
         return model.eval()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(iter(self.weights.values())).device
 
     def train_set(self) -> TensorDataset:
         return TensorDataset(self.train_x, self.train_y)
@@ -77,14 +82,15 @@ def trained(
     epochs: int,
     batch_size: int,
     seed: int,
+    device: str = "cpu",
 ) -> Workload:
     """A workload whose model was trained on its part of the data with Adam at 1e-3, seeded."""
     torch.manual_seed(seed)
-    model, (x, y) = build(shape), train
+    model, (x, y) = build(shape).to(device), (part.to(device) for part in train)
     optimiser = torch.optim.Adam(model.parameters(), lr=1e-3)
     order = torch.Generator().manual_seed(seed)
     for _ in range(epochs):
-        for rows in torch.randperm(len(x), generator=order).split(batch_size):
+        for rows in torch.randperm(len(x), generator=order).to(device).split(batch_size):
             optimiser.zero_grad()
             (summed_loss(model(x[rows]), y[rows]) / y[rows].numel()).backward()
             optimiser.step()
@@ -94,18 +100,23 @@ def trained(
             outputs = model(some)
             loss += summed_loss(outputs, labels).item() / y.numel()
             right += int((outputs.argmax(-1) == labels).sum()) / y.numel()
-    weights = {name: w.detach().clone() for name, w in model.state_dict().items()}
-    return Workload(task, source, shape, layers, x, y, *queries, weights, loss, right)
+    weights = {name: w.detach().cpu().clone() for name, w in model.state_dict().items()}
+    return Workload(task, source, shape, layers, *train, *queries, weights, loss, right)
 
 
 def save(work: Workload, path: Path) -> None:
     torch.save({name: getattr(work, name) for name in work.__dataclass_fields__}, path)
 
 
-def load(path: Path) -> Workload:
-    return Workload(**torch.load(path, weights_only=True))
+def load(path: Path, device: str = "cpu") -> Workload:
+    work = Workload(**torch.load(path, weights_only=True))
+    return replace(work, weights={name: w.to(device) for name, w in work.weights.items()})
 
 
-def batches(dataset: TensorDataset, batch_size: int) -> DataLoader:
-    """The loader every library reads from: in order, no worker processes."""
-    return DataLoader(dataset, batch_size=batch_size, shuffle=False)
+def batches(dataset: TensorDataset, batch_size: int, device: torch.device) -> DataLoader:
+    """The loader every library reads from: in order, no worker processes, each batch moved to the device."""
+
+    def moved(rows: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
+        return [x.to(device) for x in default_collate(rows)]
+
+    return DataLoader(dataset, batch_size=batch_size, shuffle=False, collate_fn=moved)

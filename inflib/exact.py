@@ -18,8 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
-from torch.func import grad, jacrev, jvp, vjp, vmap
-from torch.func import hessian as output_hessian
+from torch.func import grad, jacfwd, jacrev, jvp, vjp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 
@@ -246,7 +245,7 @@ def _output_hessians(objective: Objective, outputs: Tensor, targets: Any) -> Ten
     def loss(flat: Tensor, shape: torch.Size, target: Any) -> Tensor:
         return objective.loss(flat.reshape(1, *shape), pytree.tree_map(lambda y: y[None], target))[0]
 
-    per_example = vmap(lambda f, y: output_hessian(loss)(f, outputs.shape[1:], y))
+    per_example = vmap(lambda f, y: jacfwd(grad(loss))(f, outputs.shape[1:], y))
     return per_example(outputs.flatten(1) if outputs.ndim > 1 else outputs[:, None], targets)
 
 

@@ -16,7 +16,7 @@ from networks import snapshot
 from oracle import assert_close
 from test_ekfac import rotated_diagonal
 from test_language_models import QUIET, Recorded, scored
-from torch import nn
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from transformers import BatchEncoding, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 from transformers.pytorch_utils import Conv1D
@@ -62,8 +62,22 @@ def gpt2(attention: str = "eager", blocks: int = 1, **options: Any) -> GPT2LMHea
     return model.double().eval()
 
 
+class Rotary(nn.Module):
+    """Llama's cosines and sines in float64; its own are float32's, which differ between processors by 1e-7."""
+
+    def __init__(self, inverse_frequencies: Tensor):
+        super().__init__()
+        self.register_buffer("inverse_frequencies", inverse_frequencies.double())
+
+    def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+        angles = (position_ids[..., None] * self.inverse_frequencies).repeat(1, 1, 2)
+        return angles.cos().to(x), angles.sin().to(x)
+
+
 def llama(attention: str = "sdpa", blocks: int = 1, exact: bool = True) -> LlamaForCausalLM:
-    """Width 8, four heads for two of keys and values. exact: in float64 throughout, where Llama's own norm is not."""
+    """Width 8, four heads for two of keys and values. exact: in float64 throughout, where Llama's own norm
+    and rotary positions are not.
+    """
     sizes = {"vocab_size": VOCABULARY, "max_position_embeddings": 8, "hidden_size": 8, "intermediate_size": 10}
     heads = {"num_hidden_layers": blocks, "num_attention_heads": 4, "num_key_value_heads": 2}
     options = {"attn_implementation": attention, "initializer_range": 0.4, "tie_word_embeddings": False}
@@ -74,6 +88,8 @@ def llama(attention: str = "sdpa", blocks: int = 1, exact: bool = True) -> Llama
             norm = nn.RMSNorm(8, eps=module.variance_epsilon)
             norm.load_state_dict(module.state_dict())
             model.set_submodule(name, norm.eval())
+    if exact:
+        model.model.rotary_emb = Rotary(model.model.rotary_emb.inv_freq)
     return model
 
 
