@@ -113,7 +113,7 @@ def load(path: Path, device: str = "cpu") -> Workload:
     return replace(work, weights={name: w.to(device) for name, w in work.weights.items()})
 
 
-def batches(dataset: TensorDataset, batch_size: int, device: torch.device) -> DataLoader:
+def batches(dataset: TensorDataset, batch_size: int, device: torch.device | str = "cpu") -> DataLoader:
     """The loader every library reads from: in order, no worker processes, each batch moved to the device."""
 
     def moved(rows: list[tuple[Tensor, Tensor]]) -> list[Tensor]:

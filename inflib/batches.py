@@ -268,6 +268,11 @@ BYTE_BUDGET = 256 * 2**20  # of the largest temporary array, unless a caller say
 CACHED_BYTES = 4 * 2**20  # of intermediate products that should stay near the processor
 
 
+def cached_bytes(x: Tensor) -> int:
+    """Of intermediate products beside x: on a CPU what stays near the processor, elsewhere what keeps a device busy."""
+    return CACHED_BYTES if x.device.type == "cpu" else BYTE_BUDGET
+
+
 def chunks(count: int, bytes_each: int, budget: int = BYTE_BUDGET) -> Iterator[slice]:
     """Slices that cover range(count), alike in length, each of at most ``budget`` bytes (but at least one item)."""
     most = max(1, budget // max(1, bytes_each))

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .batches import BYTE_BUDGET, CACHED_BYTES, chunks
+from .batches import BYTE_BUDGET, cached_bytes, chunks
 from .curvature import Curvature, Damping, check_stacks
 from .ekfac import rotate, rotated_gradients
 from .hooks import Matrices, Pair
@@ -78,9 +78,9 @@ def _contract_layer(P: Tensor, pair: Pair, max_bytes: int) -> Tensor:
     Q, o, i = P.shape
     b, T = a.shape[:2]
     if T > 1:
-        flat = P.mT.flatten(1)  # (Q, i·o): aᵀg is faster than gᵀa where the bias makes i odd
+        # (i, o) and not (o, i): aᵀg is faster than gᵀa where the bias makes i odd
         columns = [
-            flat @ torch.bmm(a[rows].mT, g[rows]).flatten(1).T
+            inner_products(P.mT, torch.bmm(a[rows].mT, g[rows]))
             for rows in chunks(b, o * i * P.element_size(), max_bytes)
         ]
         return torch.cat(columns, dim=1)
@@ -88,13 +88,24 @@ def _contract_layer(P: Tensor, pair: Pair, max_bytes: int) -> Tensor:
     if i < o:  # the larger side goes into the matrix product, the smaller is left for the sum
         a, g, P, o = g, a, P.mT, i
     scores = P.new_empty(Q, b)
-    for rows in chunks(b, o * P.element_size(), CACHED_BYTES):
+    budget = cached_bytes(P)
+    for rows in chunks(b, o * P.element_size(), budget):
         each = (rows.stop - rows.start) * o * P.element_size()
-        for some in chunks(Q, each, CACHED_BYTES):
+        for some in chunks(Q, each, budget):
             half = a[rows] @ P[some].flatten(0, 1).T  # (b', Q'·o)
             half = half.reshape(len(half), -1, o).mul_(g[rows, None, :])
             scores[some, rows] = half.sum(-1).T
     return scores
+
+
+def inner_products(P: Tensor, G: Tensor) -> Tensor:
+    """⟨P_q, G_n⟩ of matrices (Q, r, c) and (b, r, c) → (Q, b)."""
+    if P.device.type == "cpu":
+        return P.flatten(1) @ G.flatten(1).T
+    # few rows and columns over a million terms keep one corner of a GPU busy: so a product for each r, and their sum
+    parts = chunks(len(G), P.shape[1] * len(P) * P.element_size(), cached_bytes(P))
+    found = [torch.bmm(P.transpose(0, 1), G[rows].permute(1, 2, 0)).sum(0) for rows in parts]
+    return torch.cat(found, dim=1) if found else P.new_zeros(len(P), 0)
 
 
 def _contract_tokens(P: Tensor, pair: Pair, calls: int, max_bytes: int) -> Tensor:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .batches import CACHED_BYTES, chunks, double
+from .batches import cached_bytes, chunks, double
 from .hooks import Pair, Recording, check_finite
 from .kfac import Fit, Moments, accumulator
 
@@ -80,8 +80,7 @@ def corrected_eigenvalues(fit: Fit, basis: Eigenbasis | None, *, check: bool = F
     Q_S, Q_A = (basis.Q_S, basis.Q_A) if basis else ({}, {})
     for batch, recording, seeds in fit.recordings(1, "corrected eigenvalues", check=check):
         _add_squares(sums, recording, seeds, fit.one_seed, Q_S, Q_A)
-        for name in sums:
-            check_finite(name, "rotated gradients", sums[name], batch.index)
+        check_finite("rotated gradients", sums, batch.index)
         examples += batch.size
         del recording, seeds
     return Squares({name: sums[name].contiguous() for name in fit.layers}, examples)
@@ -123,9 +122,7 @@ def rotate(x: Tensor, Q: Tensor | None) -> Tensor:
     return (Q.to(x).T @ x.flatten(0, -2).T).T.unflatten(0, x.shape[:-1])
 
 
-def rotated_gradients(
-    pair: Pair, Q_S: Tensor | None, Q_A: Tensor | None, max_bytes: int = CACHED_BYTES
-) -> Iterator[Tensor]:
+def rotated_gradients(pair: Pair, Q_S: Tensor | None, Q_A: Tensor | None) -> Iterator[Tensor]:
     """Q_Sᵀ (Σ_t g_t a_tᵀ) Q_A of every example, (b, o, i), some examples at a time.
 
     Each side is rotated where that takes the fewer multiplications: g before the sum over t, T · o² an example, or the
@@ -133,7 +130,7 @@ def rotated_gradients(
     """
     (T, i), o = pair.a.shape[1:], pair.g.shape[2]
     first_a, first_g = Q_A is None or o >= T, Q_S is None or i >= T
-    for rows in chunks(len(pair.a), o * i * pair.a.element_size(), max_bytes):
+    for rows in chunks(len(pair.a), o * i * pair.a.element_size(), cached_bytes(pair.a)):
         a, g = rotate(pair.a[rows], Q_A if first_a else None), rotate(pair.g[rows], Q_S if first_g else None)
         G = torch.bmm(a.mT, g).mT  # (b, o, i); aᵀg is faster than gᵀa where the bias makes i odd
         if not first_g:

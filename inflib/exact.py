@@ -137,8 +137,8 @@ def gauss_newton_product(
         each = bytes_of_a_product(fit, batch)
         for some in chunks(len(next(iter(v.values()))), each, max_bytes):
             found = _batch_product(fit, batch, own, {name: x[some] for name, x in v.items()})
+            check_finite("Gauss-Newton products", found, batch.index)
             for name, x in found.items():
-                check_finite(name, "Gauss-Newton products", x, batch.index)
                 totals[name][some] += x
         examples = batch.start + batch.size
     return {name: totals[name].div_(examples).to(v[name].dtype) for name in totals}
@@ -297,8 +297,7 @@ def as_parameters(fit: Fit, matrices: Matrices) -> dict[str, Tensor]:
 def _check_finite(fit: Fit, what: str, rows: Tensor, batch: int) -> None:
     """``check_finite`` of each layer's part of rows (..., D)."""
     parts = rows.split([o * i for o, i in shapes_of(fit).values()], dim=-1)
-    for name, part in zip(fit.layers, parts, strict=True):
-        check_finite(name, what, part, batch)
+    check_finite(what, dict(zip(fit.layers, parts, strict=True)), batch)
 
 
 def _take(value: Any, rows: slice | int) -> Any:

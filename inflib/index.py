@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .batches import BYTE_BUDGET, CACHED_BYTES, Batch, Data, check_order, chunks, tensors, walk
-from .contractions import contract, kept, own_layer, weighted
+from .batches import BYTE_BUDGET, Batch, Data, cached_bytes, check_order, chunks, tensors, walk
+from .contractions import contract, inner_products, kept, own_layer, weighted
 from .curvature import Curvature, Damping
 from .ekfac import rotate, rotated_gradients
 from .hooks import Pair, check_finite, forward, pairs
@@ -213,7 +213,7 @@ def _rotated(
 def _check_kept(layer: str, kept: Rotated, dtype: torch.dtype, batch: int) -> None:
     """Raise FloatingPointError where a rotated gradient does not fit ``dtype``."""
     for x in kept if isinstance(kept, Pair) else (kept,):
-        check_finite(layer, f"gradients, kept as {dtype},", x, batch)
+        check_finite(f"gradients, kept as {dtype},", {layer: x}, batch)
 
 
 def _put(held: Rotated | None, rows: Rotated, at: int, N: int, dtype: torch.dtype | None) -> Rotated:
@@ -281,9 +281,9 @@ def _against(P: Tensor, many: Rotated, max_bytes: int) -> Tensor:
     if isinstance(many, Pair):
         return contract({"": P}, {"": many}, max_bytes=max_bytes)
     if many.dtype == P.dtype:
-        return P.flatten(1) @ many.flatten(1).T
+        return inner_products(P, many)
     each = P[0].numel() * P.element_size()
-    parts = [P.flatten(1) @ many[rows].to(P).flatten(1).T for rows in chunks(len(many), each, CACHED_BYTES)]
+    parts = [inner_products(P, many[rows].to(P)) for rows in chunks(len(many), each, cached_bytes(P))]
     return torch.cat(parts, dim=1) if parts else P.new_zeros(len(P), 0)
 
 
@@ -292,7 +292,7 @@ def _own(held: Rotated, inverse: Tensor) -> Tensor:
     if isinstance(held, Pair):
         return own_layer(held, inverse, None, None)
     each = inverse.numel() * inverse.element_size()
-    parts = (held[rows].to(inverse).square() for rows in chunks(len(held), each, CACHED_BYTES))
+    parts = (held[rows].to(inverse).square() for rows in chunks(len(held), each, cached_bytes(inverse)))
     return torch.cat([weighted(squares, inverse) for squares in parts])
 
 

@@ -175,12 +175,14 @@ def accumulate_moments(fit: Fit) -> Moments:
         there = positions_present(batch.inputs)
         for name in fit.layers:
             rows = _activation_rows(recording.activations[name], there, fit.sharing)
-            _add(A, name, rows, 1.0, "activations", batch.index)
+            _add(A, name, rows, 1.0)
             positions[name] += rows.shape[0]
+        check_finite("activations", A, batch.index)
         for seed_, weight in seeds:
             g = recording.gradients(seed_, last=fit.one_seed)
             for name in fit.layers:
-                _add(S, name, _gradient_rows(g.pop(name), fit.sharing), weight, "output gradients", batch.index)
+                _add(S, name, _gradient_rows(g.pop(name), fit.sharing), weight)
+        check_finite("output gradients", S, batch.index)
         examples += batch.size
         del recording, seeds
     return Moments(_mirrored(A, fit.layers), _mirrored(S, fit.layers), positions, examples)
@@ -204,8 +206,8 @@ def accumulator(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def _add(sums: dict[str, Tensor], name: str, rows: Tensor, weight: float, what: str, batch: int) -> None:
-    """sums[name] += weight · rowsᵀ rows on and above the diagonal, in strips, refusing what is not finite.
+def _add(sums: dict[str, Tensor], name: str, rows: Tensor, weight: float) -> None:
+    """sums[name] += weight · rowsᵀ rows on and above the diagonal, in strips.
 
     Four strips of a symmetric product are five eighths of its multiplications.
     """
@@ -216,7 +218,6 @@ def _add(sums: dict[str, Tensor], name: str, rows: Tensor, weight: float, what: 
     for start in range(0, d, strip):
         part = slice(start, start + strip)
         sums[name][part, start:].addmm_(rows[:, part].T, rows[:, start:], alpha=weight)
-    check_finite(name, what, sums[name], batch)
 
 
 def _mirrored(sums: dict[str, Tensor], order: Iterable[str]) -> dict[str, Tensor]:

@@ -221,6 +221,5 @@ class Preconditioned:
 
 def check_pairs(found: Pairs, batch: int) -> None:
     """Raise FloatingPointError where a batch's activations or gradients are not finite."""
-    for name, pair in found.items():
-        check_finite(name, "activations", pair.a, batch)
-        check_finite(name, "output gradients", pair.g, batch)
+    check_finite("activations", {name: pair.a for name, pair in found.items()}, batch)
+    check_finite("output gradients", {name: pair.g for name, pair in found.items()}, batch)

@@ -137,7 +137,7 @@ def _per_token(
                 with plain_attention():
                     parts.append(-vmap(lambda one, batch=batch: along(fit, batch, one))(directions))  # (Q'', B, T)
         columns.append(torch.cat(parts))
-        check_finite("tokens", "influences", columns[-1], batch.index)
+        check_finite("influences", {"tokens": columns[-1]}, batch.index)
     return join(columns, Keep(token=True))
 
 
