@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor, nn
 
-from .batches import BYTE_BUDGET, Data, check_order, chunks, walk
+from .batches import BYTE_BUDGET, Batch, Data, Order, check_order, chunks, walk
 from .contractions import Pairs, contract, join, kept, own_scorer
 from .curvature import Curvature, Damping
 from .hooks import Matrices, Pair, check_capture, check_finite, forward, pairs
@@ -23,6 +23,8 @@ from .layers import Layer, Untied
 from .objectives import Measurement, Objective
 from .positions import check_batch
 from .selection import select
+
+HELD = 4  # preconditioned queries are held up to so many times ``max_bytes``
 
 
 def influence(
@@ -46,7 +48,8 @@ def influence(
     keep:           ("layer",), ("token",) or both: scores split by layer, in ``curvature.layers`` order, and by the
                     training example's token (Grosse et al. 2023, eq. 30 and 31), 0 at padding. They sum to the total.
                     A token's part is that of its position: what ``inflib.tokens`` does for the token itself is dearer.
-    max_bytes:      the largest temporary array; only speed depends on it.
+    max_bytes:      the largest temporary array; only speed depends on it. Queries whose preconditioned gradients take
+                    more than four times that come in groups, each with a pass of its own over the training side.
 
     Units: dm/dε of (1/N) Σ ℓ + ε ℓ_n, see ``predicted_change``. Score > 0: a proponent. The model is left exactly as
     it was. Raises ValueError for data that changes its order, layers the model lacks, a singular damped curvature.
@@ -57,13 +60,20 @@ def influence(
     check_order(queries, "queries")
     calls = _calls(model, layers, objective, train) if axes.token else None
     query_pairs = gather(model, layers, objective, queries, "queries", measurement or "log_likelihood", progress)
-    blocks = Preconditioned(query_pairs, curvature, damping, max_bytes)
-    columns = []
-    for training in _buffered(model, layers, objective, train, max_bytes, progress, whole=len(blocks) == 1):
-        # one minus sign for −∇ℓ
-        columns.append(torch.cat([-contract(P, training, axes, max_bytes, calls) for P in blocks]))
-        del training  # or it would be held while the next batch is recorded
-    return join(columns, axes)
+    groups = Preconditioned(query_pairs, curvature, damping, max_bytes)
+    scores: list[Tensor] = []
+    for P, batches in passes(groups, train, "influence", progress):
+        columns = []
+        for batch in batches:
+            if batch.index == 0 and not scores:
+                check_capture(model, layers, objective, batch.inputs, batch.targets, batch.size)
+            found = pairs(model, layers, objective, batch.inputs, batch.targets, batch.size)
+            check_pairs(found, batch.index)
+            columns.append(-contract(P, found, axes, max_bytes, calls))  # one minus sign for −∇ℓ
+            del found  # or it would be held while the next batch is recorded
+        scores.append(join(columns, axes))
+        del P
+    return torch.cat(scores)
 
 
 def self_influence(
@@ -148,32 +158,6 @@ def _calls(model: nn.Module, layers: dict[str, Layer], objective: Objective, dat
     return {name: len(calls) for name, calls in recording.calls.items()}
 
 
-def _buffered(
-    model: nn.Module,
-    layers: dict[str, Layer],
-    objective: Objective,
-    train: Data,
-    max_bytes: int,
-    progress: bool,
-    whole: bool,
-) -> Iterator[Pairs]:
-    """Training pairs, batch by batch (whole), or gathered up to ``max_bytes`` to save preconditionings."""
-    held: list[Pairs] = []
-    size = 0
-    for batch in walk(train, name="train", progress=progress, what="influence"):
-        if batch.index == 0:
-            check_capture(model, layers, objective, batch.inputs, batch.targets, batch.size)
-        found = pairs(model, layers, objective, batch.inputs, batch.targets, batch.size)
-        check_pairs(found, batch.index)
-        held.append(found)
-        size += sum(x.numel() * x.element_size() for pair in found.values() for x in pair)
-        if whole or size >= max_bytes:
-            del found
-            yield from merge(held)
-            held, size = [], 0
-    yield from merge(held)
-
-
 def merge(held: list[Pairs]) -> Iterator[Pairs]:
     """Join batches along their examples, where their numbers of positions agree; nothing for no batches."""
     groups: list[list[Pairs]] = []
@@ -190,33 +174,58 @@ def merge(held: list[Pairs]) -> Iterator[Pairs]:
 
 
 class Preconditioned:
-    """P = (C + λ)⁻¹ ∇m of all queries, in blocks that fit in memory, in their order.
+    """P = (C + λ)⁻¹ ∇m of all queries in their order, in groups of up to ``HELD · max_bytes``.
 
-    Held when they are one block or dear to compute; otherwise made again for every run over the training side.
+    Each group meets the whole training side in a pass of its own (``passes``): solving anew for each batch would cost
+    more than the pass. Where solving is dear, without a Kronecker basis, there is one group.
     """
 
     def __init__(self, queries: list[Pairs], curvature: Curvature, damping: Damping, max_bytes: int):
         self.curvature, self.damping = curvature, damping
-        size = sum(o * i for o, i in curvature.shapes.values())
-        first = next(iter(queries[0].values()))
-        self.parts = [
-            {k: Pair(p.a[rows], p.g[rows]) for k, p in found.items()}
-            for found in queries
-            for rows in chunks(next(iter(found.values())).a.shape[0], 4 * size * first.a.element_size(), max_bytes)
-        ]
-        hold = len(self.parts) == 1 or not isinstance(curvature, Kronecker)
-        self.held = [self._solve(part) for part in self.parts] if hold else None
+        one = sum(o * i for o, i in curvature.shapes.values()) * next(iter(queries[0].values())).a.element_size()
+        most = HELD * max_bytes // one if isinstance(curvature, Kronecker) else None  # queries in a group
+        self.groups: list[list[Pairs]] = []
+        room = 0
+        for found in queries:
+            for rows in chunks(_length(found), 4 * one, max_bytes):  # a solve holds some four matrices a query
+                part = {k: Pair(p.a[rows], p.g[rows]) for k, p in found.items()}
+                if not self.groups or (most is not None and _length(part) > room):
+                    self.groups.append([])
+                    room = most or 0
+                self.groups[-1].append(part)
+                room -= _length(part)
 
     def __len__(self) -> int:
-        return len(self.parts)
+        return len(self.groups)
 
     def __iter__(self) -> Iterator[Matrices]:
-        return iter(self.held) if self.held is not None else map(self._solve, self.parts)
+        return map(self._solve, self.groups)
 
-    def _solve(self, part: Pairs) -> Matrices:
-        P = self.curvature.solve({name: pair.matrices() for name, pair in part.items()}, self.damping)
+    def _solve(self, parts: list[Pairs]) -> Matrices:
+        solved = [self.curvature.solve({k: p.matrices() for k, p in part.items()}, self.damping) for part in parts]
         # sequences meet P by its columns (``contract``): laid out so once, not for every batch
-        return {k: x if part[k].a.shape[1] == 1 else x.mT.contiguous().mT for k, x in P.items()}
+        once = {k: pair.a.shape[1] == 1 for k, pair in parts[0].items()}
+        return {
+            k: torch.cat([P.pop(k) for P in solved]) if once[k] else torch.cat([P.pop(k).mT for P in solved]).mT
+            for k in once
+        }
+
+
+def passes(
+    groups: Preconditioned, train: Data, what: str, progress: bool
+) -> Iterator[tuple[Matrices, Iterator[Batch]]]:
+    """Each group of preconditioned queries with a pass over the training side, which must keep its order."""
+    order, solved = Order("train"), iter(groups)
+    for at in range(len(groups)):
+        P = next(solved)
+        which = f"{what} ({at + 1} of {len(groups)})" if len(groups) > 1 else what
+        batches = walk(train, name="train", progress=progress, what=which)
+        yield P, order.watch(batches) if len(groups) > 1 else batches
+        del P  # before the next group is made
+
+
+def _length(found: Pairs) -> int:
+    return len(next(iter(found.values())).a)
 
 
 def check_pairs(found: Pairs, batch: int) -> None:

@@ -27,7 +27,7 @@ from .hooks import Matrices, check_finite, check_mode, checked_outputs
 from .kfac import Fit
 from .objectives import Measurement
 from .positions import check_batch
-from .scoring import Preconditioned, gather, layers_of
+from .scoring import Preconditioned, gather, layers_of, passes
 from .sequences import NextToken
 
 PerToken = Callable[[Fit, Batch, Matrices], Tensor]  # of a batch (B, T), along one query's P
@@ -125,20 +125,23 @@ def _per_token(
     check_order(train, "train")
     check_order(queries, "queries")
     asked = gather(model, layers, objective, queries, "queries", measurement or "log_likelihood", progress)
-    blocks = Preconditioned(asked, curvature, damping, max_bytes)
+    groups = Preconditioned(asked, curvature, damping, max_bytes)
     fit = Fit.of(model, objective, train, list(layers), "observed", progress=progress)
-    columns = []
-    for batch in walk(train, name="train", progress=progress, what="token influence"):
-        checked_outputs(model, objective, batch)
-        parts, each = [], 2 * bytes_of_a_product(fit, batch)
-        for P in blocks:  # (Q', o, i) a layer
+    scores = []
+    for P, batches in passes(groups, train, "token influence", progress):  # (Q', o, i) a layer
+        columns = []
+        for batch in batches:
+            checked_outputs(model, objective, batch)
+            parts, each = [], 2 * bytes_of_a_product(fit, batch)
             for some in chunks(len(next(iter(P.values()))), each, max_bytes):
                 directions = {name: P[name][some].to(layers[name].weight.dtype) for name in layers}
                 with plain_attention():
                     parts.append(-vmap(lambda one, batch=batch: along(fit, batch, one))(directions))  # (Q'', B, T)
-        columns.append(torch.cat(parts))
-        check_finite("influences", {"tokens": columns[-1]}, batch.index)
-    return join(columns, Keep(token=True))
+            columns.append(torch.cat(parts))
+            check_finite("influences", {"tokens": columns[-1]}, batch.index)
+        scores.append(join(columns, Keep(token=True)))
+        del P
+    return torch.cat(scores)
 
 
 def _check_objective(objective: Any) -> None:

@@ -142,8 +142,8 @@ PLANTS = {
     ),
     "sign flipped": Plant(
         "scoring.py",
-        "columns.append(torch.cat([-contract(",
-        "columns.append(torch.cat([contract(",
+        "columns.append(-contract(",
+        "columns.append(contract(",
         asserting(SLOPE, PROPONENT.format("exact"), PROPONENT.format("EK-FAC"), CHANGE, DENSE.format("given")),
     ),
     "sign flipped, in the index": Plant(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,7 @@ from inflib import (
     self_influence,
 )
 from inflib.layers import _KINDS, positions_last
+from inflib.scoring import HELD
 
 pytestmark = [
     pytest.mark.usefixtures("float64", "conv1d"),
@@ -420,6 +421,42 @@ def test_the_order_of_the_data_moves_its_columns_and_nothing_else() -> None:
     one = scored(case, C)
     two = scored(case, moved, train=[(case.x[order], case.y[order])])
     assert_close(two, one[:, order], 1e-9)
+
+
+class Passes:
+    """Batches that count how often they are walked through, and from some walk on come in another order."""
+
+    def __init__(self, data: list[tuple[Any, Tensor]], turn: int = 10**9):
+        self.data, self.turn, self.ended = data, turn, 0
+
+    def __iter__(self) -> Iterator[tuple[Any, Tensor]]:
+        yield self.data[0]
+        yield from self.data[1:] if self.ended < self.turn else self.data[:0:-1]
+        self.ended += 1
+
+
+@pytest.mark.parametrize("animal", ["perceptron", "tokens"])
+def test_many_queries_come_in_groups_each_with_a_pass_of_its_own(animal: str) -> None:
+    case = make(n=9, splits=[2, 5]) if animal == "perceptron" else zoo(animal)
+    C, n = fitted(case, "EK-FAC"), len(case.query_y)
+    one = 8 * sum(o * i for o, i in C.shapes.values())  # bytes of a query's gradient
+    for held, expected in ((n, 1), (2, -(-n // 2)), (1, n)):
+        train = Passes(case.train)
+        assert_close(scored(case, C, train=train, max_bytes=held * one // HELD), scored(case, C), 1e-12)
+        assert train.ended == expected
+    assert expected == n >= 2
+    train = Passes(case.train)  # one group, whatever it takes: a solve is dear
+    scored(case, fitted(case, "Gauss-Newton"), train=train, max_bytes=1)
+    assert train.ended == 1
+
+
+def test_an_order_that_changes_from_group_to_group_is_refused() -> None:
+    case = make(n=9, splits=[2, 4, 6])
+    C = fitted(case, "EK-FAC")
+    turning = Passes(case.train, turn=2)
+    with pytest.raises(ValueError, match=r"train does not keep its order \(batch 1 differed between two passes\)"):
+        scored(case, C, train=turning, max_bytes=1)
+    assert turning.ended == 2
 
 
 def test_all_is_deterministic() -> None:
