@@ -89,6 +89,22 @@ def watching(layers: dict[str, Layer]) -> Iterator[Recording]:
         yield recording
 
 
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Weights that ask for no gradient for the duration of a ``with``: autograd then keeps nothing for their sake."""
+    asking = [p for p in model.parameters() if p.requires_grad]
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # fused attention, taken where no gradient is asked, skips hooks
+    try:
+        for p in asking:
+            p.requires_grad_(False)
+        yield
+    finally:
+        for p in asking:
+            p.requires_grad_(True)
+        torch.backends.mha.set_fastpath_enabled(fused)
+
+
 def _hook(recording: Recording, layers: list[Layer]) -> Callable[..., Tensor | None]:
     def hook(module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Tensor) -> Tensor | None:
         x = args[0] if args else next(iter(kwargs.values()))
@@ -98,15 +114,12 @@ def _hook(recording: Recording, layers: list[Layer]) -> Callable[..., Tensor | N
             if layer.name in recording.activations:  # called before: a tied layer's calls line up along T
                 a = torch.cat([recording.activations[layer.name], a], dim=1)
             recording.activations[layer.name] = a
-        if not output.requires_grad:
-            # nothing below needs a gradient (frozen layer, first layer): start the graph at a leaf of our own
-            shown = output.detach().requires_grad_()
-            edge, output = get_gradient_edge(shown), shown.clone()
-        elif output._is_view():
-            # an in-place operation would rewrite a view's history and cut the edge: the same numbers, not as a view
-            edge, output = get_gradient_edge(output), torch.ops.aten._unsafe_view(output, output.shape)
-        else:
-            edge = get_gradient_edge(output)
+        if not output.requires_grad:  # nothing below needs a gradient: the graph starts at a leaf of our own
+            output = output.detach().requires_grad_()
+        edge = get_gradient_edge(output)
+        if output.is_leaf or output._is_view():
+            # an in-place operation is refused on a leaf, and rewrites a view's history: the same numbers as neither
+            output = torch.ops.aten._unsafe_view(output, output.shape)
         for layer in layers:
             recording.calls.setdefault(layer.name, []).append((module, edge))
         return output
@@ -142,7 +155,7 @@ def forward(model: nn.Module, layers: dict[str, Layer], inputs: Any, size: int) 
             "called inside torch.inference_mode(), where no gradient can be taken; expected to be outside of it. "
             "Use torch.no_grad() instead, or nothing: inflib leaves no gradients behind."
         )
-    with watching(layers) as recording, torch.enable_grad():
+    with watching(layers) as recording, frozen(model), torch.enable_grad():
         recording.outputs = call(model, inputs)
     for name in layers:
         if name not in recording.activations:

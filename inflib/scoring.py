@@ -68,8 +68,9 @@ def influence(
             if batch.index == 0 and not scores:
                 check_capture(model, layers, objective, batch.inputs, batch.targets, batch.size)
             found = pairs(model, layers, objective, batch.inputs, batch.targets, batch.size)
-            check_pairs(found, batch.index)
             columns.append(-contract(P, found, axes, max_bytes, calls))  # one minus sign for −∇ℓ
+            if not bool(columns[-1].isfinite().all()):
+                check_pairs(found, batch.index)
             del found  # or it would be held while the next batch is recorded
         scores.append(join(columns, axes))
         del P
@@ -99,8 +100,9 @@ def self_influence(
         if batch.index == 0:
             check_capture(model, layers, objective, batch.inputs, batch.targets, batch.size)
         found = pairs(model, layers, objective, batch.inputs, batch.targets, batch.size)
-        check_pairs(found, batch.index)
         parts.append(own(found))
+        if not bool(parts[-1].isfinite().all()):
+            check_pairs(found, batch.index)
         del found
     scores = torch.cat(parts)  # (N, L)
     return scores if split else scores.sum(-1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -362,6 +363,45 @@ def test_a_module_in_train_mode_that_mixes_examples_or_draws_is_refused(module: 
     with pytest.raises(RuntimeError, match=rf"module '1' \({type(module).__name__}\) is in train mode.*model.eval\(\)"):
         fit(model, case.objective, case.train, progress=False)
     assert snapshot(model) == before
+
+
+class Asks(nn.Module):
+    """Notes which weights of the model ask for a gradient while it runs, and may break off."""
+
+    def __init__(self, fails: bool):
+        super().__init__()
+        self.fails, self.asked, self.fused = fails, [True], True
+        self.model: list[nn.Module] = []  # in a list: not a submodule
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.asked = [p.requires_grad for p in self.model[0].parameters()]
+        self.fused = torch.backends.mha.get_fastpath_enabled()
+        if self.fails:
+            raise ArithmeticError("broke off")
+        return x
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_no_weight_asks_for_a_gradient_while_the_model_is_recorded_and_all_do_as_before_afterwards(fails: bool) -> None:
+    case, asks = make(), Asks(fails)
+    model = with_between(case.model, asks)
+    asks.model.append(model)
+    model[0].bias.requires_grad_(False)
+    before = [p.requires_grad for p in model.parameters()]
+    assert set(before) == {True, False}
+    with pytest.raises(ArithmeticError) if fails else nullcontext():
+        capture(model, case.objective, case.x, case.y)
+    assert not any(asks.asked)
+    assert not asks.fused
+    assert [p.requires_grad for p in model.parameters()] == before
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_a_fused_layer_is_seen_inside_where_no_weight_asks_for_a_gradient() -> None:
+    case = zoo("transformer layer")
+    asking = captured(case)
+    case.model.requires_grad_(False)
+    assert torch.equal(captured(case), asking)
 
 
 def test_a_harmless_module_in_train_mode_is_fine() -> None:

@@ -523,7 +523,9 @@ browser if browser is not None else "no plays, no browser: set INFLIB_DATA, and 
 # pleasant to read as those of the alternating letters were.
 #
 # For a GPU, set `scale = "full"` in the first cell: six blocks of width 384, a context of 256 characters, all of the plays. The model is trained when it is first
-# asked for, and kept in the cache; all that follows is the code above.
+# asked for, and kept in the cache; all that follows is the code above. On one H100 the whole notebook then took a minute and a half, training
+# included, and 6.7 GB of the GPU's memory; a typed question to the 273 passages of its index is answered in 0.2 seconds. Asked about *Romeo?*, this model of
+# 10.8 million weights points at Friar Laurence's *Shall Romeo by my letters know our drift*; the line itself is not among its sixteenth of the passages.
 #
 # ## Summary
 #
