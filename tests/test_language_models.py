@@ -35,6 +35,7 @@ from inflib.kfac import second_moments
 from inflib.lab import transformer
 from inflib.selection import select
 from inflib.tokens import input_tokens, output_tokens
+from inflib.validation import pbrf
 
 pytestmark = [
     pytest.mark.usefixtures("float64"),
@@ -451,6 +452,12 @@ ENTRIES: dict[str, Callable[[LanguageCase, Any, Any], Any]] = {  # of a case, an
     "input tokens": lambda case, C, data: input_tokens(case.model, case.objective, data, case.asked, C, **QUIET),
     "input tokens, named": lambda case, C, data: input_tokens(
         case.model, case.objective, data, case.asked, C, embedding="embed", **QUIET
+    ),
+    "pbrf": lambda case, C, data: pbrf(
+        case.model, case.objective, data, case.asked, [0], 1.0, curvature=C, progress=False
+    ),
+    "pbrf of queries": lambda case, C, data: pbrf(
+        case.model, case.objective, case.train, data, [0], 1.0, curvature=C, progress=False
     ),
     "tokens of queries": lambda case, C, data: output_tokens(case.model, case.objective, case.train, data, C, **QUIET),
     "cosine of queries": lambda case, C, data: gradient_cosine(

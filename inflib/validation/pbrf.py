@@ -31,7 +31,7 @@ from torch.utils import _pytree as pytree
 from ..batches import BYTE_BUDGET, Batch, Data, call, chunks, walk
 from ..curvature import Damping, resolve_damping, unflatten
 from ..exact import as_parameters, bytes_of_a_product, matrices_of, plain_attention
-from ..hooks import Matrices, check_mode
+from ..hooks import Matrices, check_mode, checked_outputs
 from ..kfac import Fit
 from ..kronecker import Kronecker, ekfac
 from ..layers import LayerSpec
@@ -100,6 +100,9 @@ def pbrf(
     if epsilon == 0:
         raise ValueError("epsilon=0 asks for the response to no change; expected a small number, positive: 1/N.")
     examples = problem.rows(list(which))
+    for batch in walk(queries, name="queries", progress=False):  # they are asked at the end: a flaw should show before
+        with torch.no_grad():
+            checked_outputs(model, objective, batch)
     found = [
         problem.minimise(examples[some], epsilon, tolerance, max_steps)
         for some in chunks(len(examples), problem.bytes_each(), max_bytes)
@@ -222,7 +225,6 @@ class _Problem:
 def _anchor(fit: Fit, batch: Batch) -> Anchor:
     """What a Bregman divergence needs to know of the trained model's outputs."""
     with torch.no_grad():
-        outputs = call(fit.model, batch.inputs)
-    fit.objective.check(outputs, batch.targets)
+        outputs = checked_outputs(fit.model, fit.objective, batch)
     slope = output_gradient(fit.objective.loss, outputs, batch.targets)
     return batch, outputs, fit.objective.loss(outputs, batch.targets), slope
