@@ -244,13 +244,18 @@ def output_gradient(function: Callable[[Tensor, Any], Tensor], outputs: Tensor, 
     return gradient
 
 
+ONE = 0x3FF0000000000000  # the bits of 1 in float64
+
+
+@torch.no_grad()
 def inverse_cdf(p: Tensor, uniforms: Tensor) -> Tensor:
     """The class (...) on whose share of (0, 1) each uniform (..., 1) falls, for probabilities p (..., C) in float64.
 
-    Summed in whole numbers of 2⁻⁵²: exactly, so on every device alike. A running sum of fractions depends on its order,
-    and torch refuses it on a GPU under ``use_deterministic_algorithms``.
+    p's memory is used up. Summed in whole numbers of 2⁻⁵²: exactly, so on every device alike. A running sum of
+    fractions depends on its order, and torch refuses it on a GPU under ``use_deterministic_algorithms``.
     """
-    cdf = (p * 2.0**52).round().long().cumsum(-1)
+    # between 1 and 2 the numbers that float64 has are 2⁻⁵² apart, and their bits count them
+    cdf = p.add_(1).view(torch.int64).sub_(ONE).cumsum(-1)
     drawn = torch.searchsorted(cdf, (uniforms.to(p) * cdf[..., -1:]).long(), right=True)
     return drawn.squeeze(-1).clamp(max=p.shape[-1] - 1)
 
