@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from importlib import import_module
 from pathlib import Path
 
@@ -25,6 +26,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
+    if options.device == "cuda" and not torch.cuda.is_available():
+        sys.exit("--device cuda: torch sees no CUDA device; leave the option out to measure on the CPU")
     torch.set_num_threads(options.threads)
     prepare = import_module(options.task).prepare
     work = prepare(tuple(options.shape), options.train, options.queries, options.epochs, device=options.device)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ import convolutions as conv
 import digits
 import pytest
 import torch
+from run import plan
 from torch import Tensor
 from workload import Workload, batches, save
 
@@ -188,3 +190,18 @@ def test_the_benchmark_runs_and_keeps_its_table_and_figures(peers_python: Path, 
         assert run["cpu_s"] > 0
         assert run["baseline_mib"] <= run["peak_mib"]
         assert f"| {stage} | {library} |" in table.read_text()
+
+
+def test_on_a_gpu_both_libraries_go_through_every_stage_and_what_cannot_be_is_said(
+    peers_python: Path, tmp_path: Path
+) -> None:
+    jobs = [(job.stage, job.library) for job in plan("characters", None, False, "cuda")]
+    assert jobs == list(product(("fit", "pairwise", "self_influence"), ("kronfluence", "inflib")))
+    wrong = {"--device cuda measures the characters": ["--task", "digits"]}
+    if not torch.cuda.is_available():
+        wrong["--device cuda: torch sees no CUDA device"] = []
+    for message, options in wrong.items():
+        command = [peers_python, BENCHMARKS / "run.py", "--device", "cuda", "--results", tmp_path, *options]
+        done = subprocess.run([*command, "--python", peers_python], capture_output=True, text=True, timeout=60)
+        assert done.returncode == 1
+        assert message in done.stderr
