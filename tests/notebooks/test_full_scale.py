@@ -47,10 +47,14 @@ class FullScale:
         assert source.count(SMALL) == 1
         return source.replace(SMALL, f'scale = "{scale}"')
 
+    def script(self, scale: str) -> str:
+        """The same, with what is asked afterwards."""
+        return "\n".join([self.code(scale), "import time", self.afterwards, MEMORY])
+
     def run(self, scale: str, folder: Path) -> str:
-        """What the notebook prints in a process of its own; nothing is drawn on a screen, nothing kept in the cache."""
+        """What the notebook prints in a process of its own; nothing is drawn on a screen."""
         script = folder / f"{self.book}.py"
-        script.write_text("\n".join([self.code(scale), "import time", self.afterwards, MEMORY]), encoding="utf-8")
+        script.write_text(self.script(scale), encoding="utf-8")
         path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
         quiet = {"MPLBACKEND": "Agg", "TQDM_DISABLE": "1", "PYTHONPATH": path}
         ran = subprocess.run([sys.executable, script], env=os.environ | quiet, capture_output=True, text=True)
@@ -71,7 +75,7 @@ BOOKS = [
 @pytest.mark.parametrize("full", BOOKS, ids=lambda full: full.book)
 def test_the_scale_is_set_in_one_place(full: FullScale) -> None:
     assert full.code("small") != full.code("full")
-    compile(full.code("full") + full.afterwards + MEMORY, full.book, "exec")
+    compile(full.script("full"), full.book, "exec")
 
 
 @pytest.mark.cuda
