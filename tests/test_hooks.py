@@ -512,18 +512,39 @@ def test_numbers_that_are_not_finite_are_refused_with_layer_and_batch(where: str
         fit(case.model, case.objective, train, labels=labels, progress=False)
 
 
-@pytest.mark.parametrize("side", ["train", "queries"])
+@pytest.mark.parametrize("side", ["train", "queries", "self"])
 @pytest.mark.parametrize("where", ["activations", "gradients"])
-def test_scores_refuse_numbers_that_are_not_finite_on_either_side(side: str, where: str) -> None:
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("which", ["ekfac", "gauss_newton"])
+def test_scores_refuse_numbers_that_are_not_finite_on_either_side(
+    side: str, where: str, bad: float, which: str
+) -> None:
     case = make("SquaredError", n=6)
-    fit = ekfac(case.model, case.objective, case.train, progress=False)
+    fit = getattr(inflib, which)(case.model, case.objective, case.train, progress=False)
     x, y = case.x.clone(), case.y.clone()
-    (x if where == "activations" else y)[5, 0] = float("nan")
-    bad, good = batches(x, y, 2), batches(case.x, case.y, 2)
-    train, queries = (bad, good) if side == "train" else (good, bad)
+    (x if where == "activations" else y)[5, 0] = bad
+    spoilt, good = batches(x, y, 2), batches(case.x, case.y, 2)
+    train, queries = (good, spoilt) if side == "queries" else (spoilt, good)
     what = "activations" if where == "activations" else "output gradients"
     with pytest.raises(FloatingPointError, match=rf"layer 'fc0': {what} of batch 2 hold NaN or infinity.*dtype"):
-        influence(case.model, case.objective, train, queries, fit, progress=False)
+        if side == "self":
+            inflib.self_influence(case.model, case.objective, spoilt, fit, progress=False)
+        else:
+            influence(case.model, case.objective, train, queries, fit, progress=False)
+
+
+@pytest.mark.parametrize("keep", [(), ("layer",), ("layer", "token"), None])
+def test_scores_of_sequences_refuse_them_too(keep: tuple[str, ...] | None) -> None:
+    case = zoo("tokens")
+    fit = ekfac(case.model, case.objective, case.train, progress=False)
+    x = case.x.clone()
+    x[-1, 0, 0] = float("nan")
+    last = len(case.y) - 1
+    with pytest.raises(FloatingPointError, match=rf"activations of batch {last} hold NaN or infinity"):
+        if keep is None:
+            inflib.self_influence(case.model, case.objective, batches(x, case.y, 1), fit, progress=False)
+        else:
+            influence(case.model, case.objective, batches(x, case.y, 1), case.queries, fit, keep=keep, progress=False)
 
 
 def test_half_precision_models_keep_their_sums_in_float32() -> None:
