@@ -32,6 +32,7 @@ Each arrow is a function of plain values; the model is left exactly as it was fo
     scores = influence(model, objective, train, queries, curvature)         # (Q, N)
     top = scores.topk(10)
     change = predicted_change(scores, n_train=len(dataset))                 # if each example were removed
+    lost = contribution(scores, n_train=len(dataset))                       # the same, positive for proponents
 
 Sources: Grosse et al. 2023, "Studying Large Language Model Generalization with Influence Functions" (arXiv 2308.03296);
 George et al. 2018 (EK-FAC); Martens & Grosse 2015 (K-FAC); Koh & Liang 2017 (influence functions for neural networks).
@@ -46,7 +47,7 @@ from .index import TrainIndex
 from .kronecker import Kronecker, diagonal, ekfac, identity, kfac
 from .layers import register, untied
 from .objectives import Bernoulli, CrossEntropy, Objective, SquaredError
-from .scoring import influence, predicted_change, self_influence
+from .scoring import contribution, influence, predicted_change, self_influence
 from .selection import CoverageNote, coverage
 from .sequences import NextToken, completion, token_batches
 from .storage import load, load_index, save
@@ -71,6 +72,7 @@ __all__ = [
     "TrainIndex",
     "capture",
     "completion",
+    "contribution",
     "coverage",
     "damping_of",
     "diagonal",

@@ -121,6 +121,14 @@ def predicted_change(scores: Tensor, n_train: int, remove: bool = True) -> Tenso
     return scores * ((-1 if remove else 1) / n_train)
 
 
+def contribution(scores: Tensor, n_train: int) -> Tensor:
+    """score/N: what the measurement is expected to lose if the example is removed, positive for proponents.
+
+    The course's one sign and unit: minus ``predicted_change(scores, n_train)``, in the measurement's units.
+    """
+    return predicted_change(scores, n_train, remove=False)
+
+
 # --- the two sides ---------------------------------------------------------------------------------------------
 
 

@@ -21,6 +21,7 @@ from inflib import (
     SquaredError,
     TrainIndex,
     capture,
+    contribution,
     damping_of,
     ekfac,
     gauss_newton,
@@ -539,3 +540,11 @@ def test_no_warning_is_given_by_a_plain_run() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         scored(case, fitted(case, "EK-FAC"))
+
+
+def test_a_contribution_is_what_removal_is_predicted_to_take_away() -> None:
+    scores = torch.tensor([[2.0, -4.0, 0.0]])
+    assert torch.equal(contribution(scores, 4), torch.tensor([[0.5, -1.0, 0.0]]))  # proponents are positive
+    assert torch.equal(contribution(scores, 4), -predicted_change(scores, 4))
+    with pytest.raises(ValueError, match="n_train=0"):
+        contribution(scores, 0)
