@@ -11,15 +11,13 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
-from numbers import Integral
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.func import functional_call
+from torch import Tensor
+
+from .randomness import preserved_rng
 
 Data = Iterable[tuple[Any, Any]]
 
@@ -85,74 +83,6 @@ def tensors(value: Any) -> Iterator[Tensor]:
             yield from tensors(part)
 
 
-def call(model: nn.Module, inputs: Any, parameters: dict[str, Tensor] | None = None) -> Tensor:
-    """The model's output on a batch, as one tensor (B, ...); ``parameters``, if given, stand in for the model's own.
-
-    Buffers that the forward pass changes are put back. Raises RuntimeError for a model that draws random numbers.
-    """
-    check_placement(model, inputs)
-    args: tuple = (inputs,)
-    kwargs: Mapping[str, Any] = {}
-    if isinstance(inputs, Mapping):
-        args, kwargs = (), inputs
-    elif isinstance(inputs, (tuple, list)):
-        args = tuple(inputs)
-    with _as_found(model):
-        if parameters is None:
-            outputs = model(*args, **kwargs)
-        else:
-            outputs = functional_call(model, parameters, args, dict(kwargs))
-    outputs = getattr(outputs, "logits", outputs)
-    if not isinstance(outputs, Tensor):
-        raise TypeError(
-            f"the model returned {say(outputs)}; expected a tensor or an object with .logits. "
-            "Wrap the model in a module that returns the tensor the loss is computed from."
-        )
-    return outputs
-
-
-@contextmanager
-def _as_found(model: nn.Module) -> Iterator[None]:
-    """Put back what a forward pass changes (running statistics, the random generator); raise if it drew numbers."""
-    held = [(m, k, b, b.clone(), b._version) for m in model.modules() for k, b in m._buffers.items() if b is not None]
-    generators = _generators(model)
-    states = [generator.get_state() for generator in generators]
-    drew = False
-    try:
-        with preserved_rng(generators):
-            yield
-            drew = any(not torch.equal(g.get_state(), s) for g, s in zip(generators, states, strict=True))
-    finally:
-        for module, key, buffer, before, version in held:
-            if buffer._version != version:
-                with torch.no_grad():
-                    buffer.copy_(before)
-            module._buffers[key] = buffer
-    if drew:
-        raise RuntimeError(
-            "the model draws random numbers in its forward pass (a functional dropout?); expected the same output "
-            "every time. Call model.eval() first."
-        )
-
-
-def check_placement(model: nn.Module, inputs: Any) -> None:
-    """Raise where inputs and model are on different devices, or floating inputs have another dtype."""
-    weight = next((p for p in model.parameters() if p.is_floating_point()), None)
-    if weight is None:
-        return
-    for x in tensors(inputs):
-        if x.device != weight.device:
-            raise ValueError(
-                f"the inputs are on {x.device}, the model is on {weight.device}; expected one device. "
-                f"Move the batches: [(x.to('{weight.device}'), y.to('{weight.device}')) for x, y in data]."
-            )
-        if x.is_floating_point() and x.dtype != weight.dtype and not torch.is_autocast_enabled():
-            raise ValueError(
-                f"the inputs are {x.dtype}, the model is {weight.dtype}; expected one dtype. "
-                f"Convert one of them: x.to({weight.dtype}) or model.to({x.dtype})."
-            )
-
-
 # --- order -----------------------------------------------------------------------------------------------------
 
 
@@ -210,56 +140,6 @@ def _shuffles(name: str, how: str) -> str:
         f"{name} does not keep its order ({how}); expected the same examples in the same order on every pass, "
         "because example n is known by its position. Use DataLoader(..., shuffle=False) and no random augmentation."
     )
-
-
-# --- randomness ------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def preserved_rng(generators: Iterable[torch.Generator] = (torch.default_generator,)) -> Iterator[None]:
-    """Leave torch's global generators as they were found (a DataLoader draws from the CPU's just by being iterated)."""
-    states = [(generator, generator.get_state()) for generator in generators]
-    try:
-        yield
-    finally:
-        for generator, state in states:
-            generator.set_state(state)
-
-
-def _generators(model: nn.Module) -> list[torch.Generator]:
-    """torch's global generators that the model can draw from: the CPU's, and those of the GPUs it is on."""
-    gpus = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
-    return [torch.default_generator, *(torch.cuda.default_generators[index] for index in gpus)]
-
-
-def check_seed(seed: Any) -> None:
-    """Raise ValueError for what is no seed of a label stream (a fraction would share another seed's streams)."""
-    if not (isinstance(seed, Integral) and 0 <= int(seed) < 2**64):
-        raise ValueError(f"seed is {seed!r}; expected a whole number from 0 to 2**64 − 1. Leave it at seed=0.")
-
-
-class LabelStreams:
-    """Uniform numbers in (0, 1) for sampled labels; example n, pass p, draw k has a stream of its own.
-
-    Philox (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3") is counter-based: the stream is a
-    function of (seed, p, k, n) alone, so batch size, chunking and the number of processes change no label.
-    """
-
-    def __init__(self, seed: int, pass_: int, draw: int):
-        check_seed(seed)
-        self._philox = np.random.Philox(0)
-        self._state = self._philox.state
-        self._state["state"]["key"] = np.array([seed, (pass_ << 32) | draw], dtype=np.uint64)
-        self._state["buffer_pos"], self._state["has_uint32"] = 4, 0
-
-    def uniforms(self, start: int, examples: int, count: int) -> Tensor:
-        """(examples, count) float64 on the CPU: ``count`` numbers for each of the examples from ``start`` on."""
-        out = np.empty((examples, count), dtype=np.uint64)
-        for row in range(examples):
-            self._state["state"]["counter"] = np.array([0, 0, 0, start + row], dtype=np.uint64)
-            self._philox.state = self._state
-            out[row] = self._philox.random_raw(count)
-        return torch.from_numpy(((out >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53)
 
 
 # --- memory ----------------------------------------------------------------------------------------------------

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from .batches import cached_bytes, chunks, double
-from .hooks import Pair, Recording, check_finite
+from .hooks import Pair, Recording
 from .kfac import Fit, Moments, accumulator
+from .proof import check_finite
 
 
 @dataclass(frozen=True)

@@ -21,11 +21,12 @@ from .batches import BYTE_BUDGET, Batch, Data, cached_bytes, check_order, chunks
 from .contractions import contract, inner_products, kept, own_layer, weighted
 from .curvature import Curvature, Damping
 from .ekfac import rotate, rotated_gradients
-from .hooks import Pair, check_finite, forward, pairs
+from .hooks import Pair, forward, pairs
 from .kfac import accumulator
 from .kronecker import Kronecker
 from .objectives import Measurement, Objective
 from .positions import positions_present
+from .proof import check_finite
 from .scoring import check_pairs, layers_of
 
 Rotated = Pair | Tensor  # of N examples in one layer: ã (N, 1, i) and g̃ (N, 1, o), or G̃ (N, o, i)

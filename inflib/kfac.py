@@ -23,11 +23,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .batches import Batch, Data, Order, check_seed, walk
-from .hooks import Recording, aligned, check_capture, check_finite, check_mode, forward
+from .batches import Batch, Data, Order, walk
+from .hooks import Recording, aligned, forward
 from .layers import Layer, LayerSpec
 from .objectives import Objective, label_kind, label_seeds
+from .placement import check_mode
 from .positions import check_batch, positions_present, present_means, present_rows
+from .proof import check_capture, check_finite
+from .randomness import check_seed
 from .selection import select
 
 STRIP = 96  # columns: a narrower product gains nothing from its symmetry

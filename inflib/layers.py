@@ -9,7 +9,7 @@ in selection.py. Teach inflib a module type of your own with::
 
 A convolution in groups is several layers (convolutions.py). A type of another library is registered by its full name,
 so that nothing has to be imported: transformers' Conv1D is. On the first batch of every fit, capture is compared with
-autograd's own weight gradients (``hooks.check_capture``), so a wrong registration is an error, not a wrong score.
+autograd's own weight gradients (``proof.check_capture``), so a wrong registration is an error, not a wrong score.
 """
 
 from __future__ import annotations

@@ -23,7 +23,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .batches import LabelStreams, double
+from .batches import double
+from .randomness import LabelStreams
 
 LABELS = ("expected", "sampled", "observed")
 Measurement = str | Callable[[Tensor, Any], Tensor]

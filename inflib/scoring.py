@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from .batches import BYTE_BUDGET, Batch, Data, Order, check_order, chunks, walk
 from .contractions import Pairs, contract, join, kept, own_scorer
 from .curvature import Curvature, Damping
-from .hooks import Matrices, Pair, check_capture, check_finite, forward, pairs
+from .hooks import Matrices, Pair, forward, pairs
 from .kronecker import Kronecker
 from .layers import Layer, Untied
 from .objectives import Measurement, Objective
 from .positions import check_batch
+from .proof import check_capture, check_finite
 from .selection import select
 
 HELD = 4  # preconditioned queries are held up to so many times ``max_bytes``

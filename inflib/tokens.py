@@ -19,14 +19,16 @@ import torch
 from torch import Tensor, nn
 from torch.func import grad, jvp, vmap
 
-from .batches import BYTE_BUDGET, Batch, Data, call, check_order, chunks, tensors, walk
+from .batches import BYTE_BUDGET, Batch, Data, check_order, chunks, tensors, walk
 from .contractions import Keep, join
 from .curvature import Curvature, Damping
 from .exact import as_parameters, bytes_of_a_product, matrices_of, plain_attention
-from .hooks import Matrices, check_finite, check_mode, checked_outputs
+from .hooks import Matrices, checked_outputs
 from .kfac import Fit
 from .objectives import Measurement
+from .placement import call, check_mode
 from .positions import check_batch
+from .proof import check_finite
 from .scoring import Preconditioned, gather, layers_of, passes
 from .sequences import NextToken
 

@@ -28,8 +28,8 @@ from inflib import (
     predicted_change,
     self_influence,
 )
-from inflib.batches import LabelStreams
 from inflib.kfac import second_moments
+from inflib.randomness import LabelStreams
 
 pytestmark = pytest.mark.usefixtures("float64")
 

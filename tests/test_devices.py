@@ -20,11 +20,12 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import inflib
-import inflib.batches
+import inflib.placement
 from inflib import CrossEntropy, TrainIndex, ekfac, gauss_newton, identity, influence, kfac, lab, refine, self_influence
-from inflib.batches import double, preserved_rng
+from inflib.batches import double
 from inflib.ekfac import eigh
 from inflib.objectives import inverse_cdf
+from inflib.randomness import preserved_rng
 from inflib.solvers import largest_eigenvalue
 from inflib.tokens import output_tokens
 
@@ -268,7 +269,7 @@ class Draws(nn.Module):
 def test_numbers_drawn_from_the_models_own_device_are_noticed_and_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = torch.Generator().manual_seed(3)
     model, case = Draws(gpu), make()
-    monkeypatch.setattr(inflib.batches, "_generators", lambda model: [torch.default_generator, gpu])
+    monkeypatch.setattr(inflib.placement, "_generators", lambda model: [torch.default_generator, gpu])
     before, state = snapshot(model), gpu.get_state()
     with pytest.raises(RuntimeError, match=r"draws random numbers in its forward pass.*model.eval\(\)"):
         ekfac(model, case.objective, case.train, progress=False)

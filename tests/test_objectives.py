@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.func import grad, hessian, vmap
 
 from inflib import Bernoulli, CrossEntropy, Objective, SquaredError, capture, ekfac, gauss_newton, influence
-from inflib.batches import LabelStreams
 from inflib.objectives import label_kind, label_seeds, output_gradient
+from inflib.randomness import LabelStreams
 
 pytestmark = pytest.mark.usefixtures("float64")
 NAMES = sorted(OBJECTIVES)

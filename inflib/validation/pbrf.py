@@ -28,14 +28,15 @@ from torch import Tensor, nn
 from torch.func import grad_and_value, vmap
 from torch.utils import _pytree as pytree
 
-from ..batches import BYTE_BUDGET, Batch, Data, call, chunks, walk
+from ..batches import BYTE_BUDGET, Batch, Data, chunks, walk
 from ..curvature import Damping, resolve_damping, unflatten
 from ..exact import as_parameters, bytes_of_a_product, matrices_of, plain_attention
-from ..hooks import Matrices, check_mode, checked_outputs
+from ..hooks import Matrices, checked_outputs
 from ..kfac import Fit
 from ..kronecker import Kronecker, ekfac
 from ..layers import LayerSpec
 from ..objectives import Measurement, Objective, output_gradient
+from ..placement import call, check_mode
 from . import lbfgs
 
 

@@ -17,10 +17,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..batches import Data, call
+from ..batches import Data
 from ..index import TrainIndex
 from ..kronecker import Kronecker
 from ..objectives import Objective
+from ..placement import call
 from ..scoring import influence
 from ..sequences import completion as as_query
 from ..sequences import token_batches
