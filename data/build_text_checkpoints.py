@@ -4,9 +4,8 @@
     python data/build_text_checkpoints.py facts             # some of: alternating, facts, shakespeare
     python data/build_text_checkpoints.py --sweep           # the table of weight decays in data/README.md
 
-Shakespeare needs its text (found or fetched, see inflib.lab.downloads). Together they take some ten minutes of one
-processor. A rebuilt file holds the same bytes on the same machine and torch. Elsewhere float32 rounds otherwise and
-training drifts, which is why the files themselves are shipped.
+Together they take some ten minutes of one processor. A rebuilt file holds the same bytes on the same machine and torch.
+Elsewhere float32 rounds otherwise and training drifts, which is why the files themselves are shipped.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ data        the digits that ship with the repository, with a split that never ch
 handwriting a drawing or a photograph as MNIST would hold it
 text        vocabularies and corpora; letters and digits in turn
 facts       invented facts told in several wordings, where it is known which sentence taught what
-shakespeare the plays, cut in sequences that know their speaker and line
+shakespeare the plays, two of which ship, cut in sequences that know their speaker and line
 models      small networks whose layers have readable names
 networks    the networks of notebook 07, shipped or trained when first asked for
 transformer the language model, whose layers have readable names too
@@ -21,7 +21,7 @@ from .handwriting import NoDigitError, Stroke, as_mnist, ink_of_picture, ink_of_
 from .language_models import corpus_of, language_model, learning_rate
 from .models import cnn, mlp
 from .networks import network
-from .shakespeare import shakespeare
+from .shakespeare import shakespeare, two_plays
 from .text import Corpus, Vocabulary, alternating, characters, words
 from .training import (
     Checkpoint,
@@ -71,5 +71,6 @@ __all__ = [
     "shipped_checkpoint",
     "train",
     "transformer",
+    "two_plays",
     "words",
 ]

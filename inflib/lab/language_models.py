@@ -23,12 +23,10 @@ from torch import nn
 from ..sequences import NextToken
 from .downloads import cache_folder
 from .facts import facts
-from .shakespeare import shakespeare
+from .shakespeare import shakespeare, two_plays
 from .text import Corpus, TokenBatch, alternating
 from .training import load_checkpoint, mean_loss, save_checkpoint, shipped_checkpoint, train
 from .transformer import Transformer, transformer
-
-ROMEO_TO_HENRY = slice(3500, 5500)  # of sequences of 128 characters
 
 
 @dataclass(frozen=True)
@@ -88,8 +86,7 @@ def corpus_of(name: str, scale: str = "small") -> Corpus:
     """The sequences that the language model of that name and scale is trained on."""
     length = _recipe(name, scale).sizes["context"]
     if name == "shakespeare":
-        part = {"small": ROMEO_TO_HENRY, "full": slice(None), "tiny": slice(64)}[scale]
-        return shakespeare(length)[part]
+        return shakespeare(length) if scale == "full" else two_plays(length)[: 64 if scale == "tiny" else None]
     return alternating() if name == "alternating" else facts().train
 
 

@@ -19,7 +19,6 @@ from inflib.lab import (
     shipped_checkpoint,
 )
 from inflib.lab import language_models as module
-from inflib.lab.downloads import TINY_SHAKESPEARE, at_hand
 from inflib.lab.language_models import RECIPES
 
 SHIPPED = [("alternating", None), ("facts", None), *(("facts", epoch) for epoch in (5, 15, 50))]
@@ -180,14 +179,10 @@ def test_training_on_cuda_gives_a_model_there(small_talk):
     assert next(model.parameters()).is_cuda
 
 
-@pytest.mark.skipif(not at_hand(TINY_SHAKESPEARE), reason="needs tinyshakespeare/input.txt: set INFLIB_DATA")
 def test_the_plays_of_every_scale_fit_their_models():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         small, tiny = corpus_of("shakespeare"), corpus_of("shakespeare", "tiny")
-    assert len(small) == 2000
-    assert small.place(235) == "ROMEO, line 16905, character 478080"
-    assert "wherefore art thou Romeo?" in small.texts[235]
     model = language_model("shakespeare", small)
     told = load_checkpoint(shipped_checkpoint("shakespeare"), model).metrics
     assert mean_loss(model, NextToken(), *small[:50].tensors()) == pytest.approx(told["train_loss"], rel=0.1)

@@ -1,13 +1,13 @@
 """The plays: cut without gaps, every sequence at its speaker and line; a clear message where the file is not."""
 
-import os
-from pathlib import Path
+import gzip
+import sys
 
 import pytest
 from matplotlib import pyplot as plt
 from shakespeare_figure import ask_the_plays
 
-from inflib.lab import downloads, shakespeare
+from inflib.lab import shakespeare, two_plays
 from inflib.lab.downloads import TINY_SHAKESPEARE, at_hand
 from inflib.lab.shakespeare import places
 
@@ -53,11 +53,42 @@ def test_the_plays_are_cut_without_gaps():
 
 
 @pytest.mark.skipif(not at_hand(TINY_SHAKESPEARE), reason="needs tinyshakespeare/input.txt: set INFLIB_DATA")
+def test_what_ships_is_cut_from_the_plays_and_keeps_their_places():
+    plays, shipped = shakespeare(progress=False)[3500:5500], two_plays()
+    assert shipped.texts == plays.texts
+    assert shipped.vocabulary == plays.vocabulary
+    assert [shipped.place(n) for n in range(2000)] == [plays.place(n) for n in range(2000)]
+
+
+def test_two_plays_ship():
+    plays = two_plays()
+    assert len(plays) == 2000
+    assert len(plays.vocabulary) == 65
+    assert plays.place(0) == "BENVOLIO, line 15820, character 448000"
+    assert plays.place(235) == "ROMEO, line 16905, character 478080"
+    assert "wherefore art thou Romeo?" in plays.texts[235]
+    assert {len(ids) for ids in two_plays(100).sequences} == {100}
+    with pytest.raises(ValueError, match="length=0; expected at least 2 characters"):
+        two_plays(0)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [(None, "cannot be read"), (b"no archive", "cannot be read"), (gzip.compress(b"To be"), "has SHA-256 .* expected")],
+)
+def test_a_file_that_is_not_the_two_plays_is_refused(monkeypatch, tmp_path, content, says):
+    path = tmp_path / "two_plays.txt.gz"
+    if content is not None:
+        path.write_bytes(content)
+    monkeypatch.setattr(sys.modules["inflib.lab.shakespeare"], "TWO_PLAYS_FILE", path)
+    with pytest.raises(ValueError, match=rf"two_plays.txt.gz {says}.*python data/build_two_plays.py"):
+        two_plays()
+
+
 def test_notebook_08_asks_the_plays(monkeypatch, tmp_path, capsys):
     """Its own cells on Shakespeare, at scale "tiny": a model trained here, an index, a browser and a figure."""
-    at_home = downloads.cache_folder()
-    if not (Path(os.environ.get("INFLIB_DATA", "")) / TINY_SHAKESPEARE.path).is_file():
-        monkeypatch.setenv("INFLIB_DATA", str(at_home))
+    monkeypatch.delenv("INFLIB_DATA", raising=False)
+    monkeypatch.setenv("INFLIB_OFFLINE", "1")
     monkeypatch.setenv("INFLIB_CACHE", str(tmp_path))
     with plt.rc_context():
         names = ask_the_plays("tiny")
