@@ -41,12 +41,13 @@ George et al. 2018 (EK-FAC); Martens & Grosse 2015 (K-FAC); Koh & Liang 2017 (in
 from .curvature import Curvature, Facts, IndefiniteWarning, damping_of, relative
 from .dense import BlockDense, Dense
 from .exact import gauss_newton, hessian
-from .hooks import Pair, capture
+from .hooks import Pair
 from .implicit import Implicit, refine
 from .index import TrainIndex
 from .kronecker import Kronecker, diagonal, ekfac, identity, kfac
 from .layers import register, untied
 from .objectives import Bernoulli, CrossEntropy, Objective, SquaredError
+from .proof import capture
 from .scoring import contribution, influence, predicted_change, self_influence
 from .selection import CoverageNote, coverage
 from .sequences import NextToken, completion, token_batches

@@ -17,12 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .batches import BYTE_BUDGET, Data, walk
+from .batches import BYTE_BUDGET, Data, length, walk
 from .contractions import own_scorer
-from .hooks import pairs
 from .kronecker import identity
 from .layers import LayerSpec
 from .objectives import Measurement, Objective
+from .proof import Proof
 from .scoring import influence, layers_of, self_influence
 
 
@@ -55,11 +55,10 @@ def gradient_cosine(
     plain = identity(model, objective, train, layers=layers, progress=progress)
     dots = influence(model, objective, train, queries, plain, measurement=measurement, progress=progress)
     own = self_influence(model, objective, train, plain, progress=progress).sqrt()  # (N,) ‖∇ℓ_n‖
-    norms, chosen, squares = [], layers_of(model, plain), own_scorer(plain, None, BYTE_BUDGET)
+    norms, squares = [], own_scorer(plain, None, BYTE_BUDGET)
+    proof = Proof(model, layers_of(model, plain), objective, measurement or "log_likelihood", length(queries))
     for batch in walk(queries, name="queries", progress=False):
-        what = measurement or "log_likelihood"
-        found = pairs(model, chosen, objective, batch.inputs, batch.targets, batch.size, what)
-        norms.append(squares(found).sum(-1).sqrt())
+        norms.append(squares(proof.pairs(batch)).sum(-1).sqrt())
     lengths = torch.cat(norms)[:, None] * own  # (Q, N)
     return torch.where(lengths > 0, dots / lengths, 0)
 

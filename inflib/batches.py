@@ -40,7 +40,7 @@ def walk(data: Data, *, name: str = "data", progress: bool = True, what: str = "
     there is nothing to walk over.
     """
     batches, index, start = _undisturbed(data, name), 0, 0
-    for item in bar(batches, _length(data), what) if progress else batches:
+    for item in bar(batches, length(data), what) if progress else batches:
         if not (isinstance(item, (tuple, list)) and len(item) == 2):
             raise TypeError(
                 f"{name}: batch {index} is {say(item)}; expected a pair (inputs, targets). "
@@ -171,6 +171,11 @@ def double(x: Tensor) -> Tensor:
         return x.cpu().double()
 
 
+def accumulator(dtype: torch.dtype) -> torch.dtype:
+    """The dtype that sums are kept in: float32 at least."""
+    return torch.promote_types(dtype, torch.float32)
+
+
 def _iterate(data: Data, name: str) -> Iterator[Any]:
     try:
         iterator = iter(data)
@@ -212,8 +217,8 @@ def bar(steps: Iterable[Any], total: int | None, what: str, unit: str = "batch")
     return tqdm(steps, total=total, desc=what, unit=unit, leave=False, delay=2.0, disable=silent)
 
 
-def _length(data: Data) -> int | None:
-    """len(data), where it is known: a loader has one only if its sampler does."""
+def length(data: Data) -> int | None:
+    """How many batches there are, where that is known: a loader has a length only if its sampler does."""
     try:
         return len(data)  # type: ignore[arg-type]
     except (TypeError, NotImplementedError):

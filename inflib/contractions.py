@@ -17,7 +17,7 @@ from torch import Tensor
 from .batches import BYTE_BUDGET, cached_bytes, chunks
 from .curvature import Curvature, Damping, check_stacks
 from .ekfac import rotate, rotated_gradients
-from .hooks import Matrices, Pair
+from .hooks import Captured, Matrices, Pair
 from .kronecker import Kronecker
 
 Pairs = dict[str, Pair]
@@ -47,15 +47,11 @@ def contract(
     training: Pairs,
     keep: Keep = Keep(),  # noqa: B008 (immutable)
     max_bytes: int = BYTE_BUDGET,
-    calls: dict[str, int] | None = None,
 ) -> Tensor:
-    """⟨P_q, Σ_t g_t a_tᵀ⟩ of every query and training example, (Q, b[, L][, T]).
-
-    calls: with ``keep.token``, how often each layer is called: its T positions are that many runs over the tokens.
-    """
+    """⟨P_q, Σ_t g_t a_tᵀ⟩ of every query and training example, (Q, b[, L][, T])."""
     if keep.token:
-        assert calls is not None
-        each = [_contract_tokens(P[name], training[name], calls[name], max_bytes) for name in P]  # (Q, b, T)
+        assert isinstance(training, Captured)
+        each = [_contract_tokens(P[k], training[k], _runs(k, training.lengths[k]), max_bytes) for k in P]  # (Q, b, T)
         _check_tokens(list(P), each)
     else:
         each = [_contract_layer(P[name], training[name], max_bytes) for name in P]  # (Q, b)
@@ -113,6 +109,16 @@ def _contract_tokens(P: Tensor, pair: Pair, calls: int, max_bytes: int) -> Tenso
     b, positions = pair.a.shape[:2]
     rows = Pair(pair.a.flatten(0, 1)[:, None], pair.g.flatten(0, 1)[:, None])  # (b·T, 1, ·)
     return _contract_layer(P, rows, max_bytes).reshape(len(P), b, calls, positions // calls).sum(2)
+
+
+def _runs(name: str, lengths: tuple[int, ...]) -> int:
+    """How many runs over the tokens a layer's positions are: its calls, which must be of one length."""
+    if len(set(lengths)) > 1:
+        raise ValueError(
+            f"keep=('token',): layer {name!r} was called on {' and '.join(map(str, lengths))} positions; expected one "
+            "token axis. Score such a layer apart: fit with layers=."
+        )
+    return len(lengths)
 
 
 def _check_tokens(names: list[str], each: list[Tensor]) -> None:

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .batches import cached_bytes, chunks, double
+from .batches import accumulator, cached_bytes, chunks, double
 from .hooks import Pair, Recording
-from .kfac import Fit, Moments, accumulator
+from .kfac import Fit, Moments
 from .proof import check_finite
 
 

@@ -22,12 +22,12 @@ from torch.func import grad, jacfwd, jacrev, jvp, vjp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 
-from .batches import BYTE_BUDGET, Batch, Data, chunks, tensors, walk
+from .batches import BYTE_BUDGET, Batch, Data, accumulator, chunks, tensors, walk
 from .curvature import facts_of, unflatten
 from .dense import BlockDense, Dense
 from .ekfac import eigh
 from .hooks import Matrices, checked_outputs
-from .kfac import Fit, accumulator
+from .kfac import Fit
 from .layers import LayerSpec
 from .objectives import Objective, label_seeds
 from .placement import call, check_mode

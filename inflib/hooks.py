@@ -4,6 +4,8 @@ For a layer f = W a, the gradient of one example's loss is Σ_t g_t a_tᵀ with 
 Dθ = a ⊗ g). So nothing but a and g is ever asked of autograd: a is read by a forward hook, g is the gradient at the
 layer's *output*, reached through ``torch.autograd.graph.get_gradient_edge`` inside that hook. No weight gradient is
 computed, and the model is as it was found afterwards, also after an exception: no hook, no .grad, no changed flag.
+
+What is recorded is read by each layer's layout (rows.py), which ``proof`` has shown to be right.
 """
 
 from __future__ import annotations
@@ -17,12 +19,12 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from .batches import Batch, batch_size
-from .layers import Layer, LayerSpec
+from .batches import Batch, accumulator
+from .layers import Layer
 from .objectives import Objective, output_gradient
 from .placement import call, check_mode
 from .positions import check_batch
-from .selection import select
+from .rows import Layout
 
 Matrices = dict[str, Tensor]  # layer → (K, o, i), a stack of K matrices
 
@@ -34,50 +36,104 @@ class Pair(NamedTuple):
     g: Tensor
 
     def matrices(self) -> Tensor:
-        """Per-example weight gradients Σ_t g_t a_tᵀ, (B, o, i)."""
-        if self.a.shape[1] == 1:
-            return self.g.mT * self.a  # (B, o, 1) · (B, 1, i)
-        return torch.bmm(self.g.mT, self.a)
+        """Per-example weight gradients Σ_t g_t a_tᵀ, (B, o, i), in float32 at least."""
+        a, g = (x.to(accumulator(torch.promote_types(self.a.dtype, self.g.dtype))) for x in self)
+        if a.shape[1] == 1:
+            return g.mT * a  # (B, o, 1) · (B, 1, i)
+        return torch.bmm(g.mT, a)
+
+
+class Captured(dict[str, Pair]):
+    """{layer: Pair}, and ``lengths``: the positions of each of a layer's calls, which line up along T."""
+
+    lengths: dict[str, tuple[int, ...]]
 
 
 @dataclass
 class Recording:
-    """A forward pass through the watched layers: outputs (B, ...), activations, and the way back."""
+    """A forward pass through the watched layers: outputs (B, ...), activations, and the way back.
+
+    size=None keeps the modules' inputs as they came, for whoever looks for the examples in them.
+    """
 
     layers: dict[str, Layer]
+    size: int | None
     outputs: Tensor = field(default_factory=lambda: torch.empty(0))
     activations: dict[str, Tensor] = field(default_factory=dict)  # (B, T, i) per layer
+    lengths: dict[str, list[int]] = field(default_factory=dict)  # positions of each call
+    inputs: dict[str, list[Tensor]] = field(default_factory=dict)  # of each call, where size is None
     calls: dict[str, list[tuple[nn.Module, GradientEdge]]] = field(default_factory=dict)
 
     def gradients(self, seed: Tensor, *, last: bool = False) -> dict[str, Tensor]:
         """g (B, T, o) of every layer for Σ_b ⟨seed_b, outputs_b⟩, for one seed after another up to the ``last``."""
-        edges = [edge for calls in self.calls.values() for _, edge in calls]
-        with torch.enable_grad():
-            total = (self.outputs * seed).sum()  # a scalar: for a given gradient torch would first import sympy
-        found = torch.autograd.grad(total, edges, retain_graph=not last, allow_unused=True)
-        gradients, at = {}, 0
+        found = self.output_gradients(seed, last=last)
+        gradients = {}
         for name, calls in self.calls.items():
-            parts = []
-            for module, _ in calls:
-                parts.append(self._positions(name, module, found[at]))
-                at += 1
+            parts = [self._read(self.layers[name], m, g) for (m, _), g in zip(calls, found.pop(name), strict=True)]
             gradients[name] = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
         return gradients
 
-    def _positions(self, name: str, module: nn.Module, gradient: Tensor | None) -> Tensor:
-        if gradient is None:
-            raise ValueError(
-                f"layer {name!r} took part in the forward pass, but its output does not reach the model's output "
-                "(detached, computed under no_grad, or unused); expected a differentiable path. "
-                "Leave the layer out with layers=."
-            )
-        return self.layers[name].own(self.layers[name].kind.gradients(module, gradient))
+    def output_gradients(self, seed: Tensor, *, last: bool = False) -> dict[str, list[Tensor]]:
+        """The gradient at the output of each of a layer's calls, of the output's shape."""
+        edges = [edge for calls in self.calls.values() for _, edge in calls]
+        with torch.enable_grad():
+            total = (self.outputs * seed).sum()  # a scalar: for a given gradient torch would first import sympy
+        found = iter(torch.autograd.grad(total, edges, retain_graph=not last, allow_unused=True))
+        return {name: [_reached(name, next(found)) for _ in calls] for name, calls in self.calls.items()}
+
+    def record(self, layers: list[Layer], module: nn.Module, x: Tensor) -> None:
+        """Keep what a module was given as the activations of its layers (several for a module in groups)."""
+        if self.size is None:
+            layers[0].kind.activations(module, x)  # says so where x is nothing that it reads
+            kept = x.clone()  # so that a later in-place operation of the model cannot change it
+            for layer in layers:
+                self.inputs.setdefault(layer.name, []).append(kept)
+            return
+        check_rows(layers[0], x, self.size)
+        features: dict[Layout, Tensor] = {}
+        for layer in layers:
+            if layer.layout not in features:
+                features[layer.layout] = layer.features(module, x, self.size)
+            self.add(layer, layer.own(features[layer.layout]))
+
+    def add(self, layer: Layer, features: Tensor) -> None:
+        """One more call of a layer, (B, T, i) without the bias's 1: a tied layer's calls line up along T."""
+        a = _with_ones(features, layer.bias)
+        self.lengths.setdefault(layer.name, []).append(a.shape[1])
+        if layer.name in self.activations:
+            a = torch.cat([self.activations[layer.name], a], dim=1)
+        self.activations[layer.name] = a
+
+    def _read(self, layer: Layer, module: nn.Module, gradient: Tensor) -> Tensor:
+        assert self.size is not None
+        return layer.own(layer.layout.examples(layer.kind.gradients, module, gradient, self.size))
+
+
+def _reached(name: str, gradient: Tensor | None) -> Tensor:
+    if gradient is None:
+        raise ValueError(
+            f"layer {name!r} took part in the forward pass, but its output does not reach the model's output "
+            "(detached, computed under no_grad, or unused); expected a differentiable path. "
+            "Leave the layer out with layers=."
+        )
+    return gradient
+
+
+def check_rows(layer: Layer, x: Tensor, size: int) -> None:
+    """Raise ValueError where a module's input cannot hold ``size`` examples where the layer's layout says."""
+    if not layer.layout.fits(x.shape, size):
+        raise ValueError(
+            f"layer {layer.name!r} was given {tuple(x.shape)} for {size} examples; expected the examples "
+            f"{layer.layout}, where they were in the batch that was looked at. Rows that come and go with the data "
+            "(routed experts, a weight used in several ways) have no gradient of one example's own: leave the layer "
+            f"out, layers=lambda name, module: name != {layer.name!r}."
+        )
 
 
 @contextmanager
-def watching(layers: dict[str, Layer]) -> Iterator[Recording]:
+def watching(layers: dict[str, Layer], size: int | None) -> Iterator[Recording]:
     """Hooks on the chosen layers for the duration of a ``with``; they come off whatever happens inside."""
-    recording = Recording(layers)
+    recording = Recording(layers, size)
     own: dict[nn.Module, list[Layer]] = {}  # several layers for a module in groups
     for layer in layers.values():
         for module in layer.modules:
@@ -108,12 +164,7 @@ def frozen(model: nn.Module) -> Iterator[None]:
 def _hook(recording: Recording, layers: list[Layer]) -> Callable[..., Tensor | None]:
     def hook(module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Tensor) -> Tensor | None:
         x = args[0] if args else next(iter(kwargs.values()))
-        features = layers[0].kind.activations(module, x.detach())
-        for layer in layers:
-            a = _with_ones(layer.own(features), layer.bias)
-            if layer.name in recording.activations:  # called before: a tied layer's calls line up along T
-                a = torch.cat([recording.activations[layer.name], a], dim=1)
-            recording.activations[layer.name] = a
+        recording.record(layers, module, x.detach())
         if not output.requires_grad:  # nothing below needs a gradient: the graph starts at a leaf of our own
             output = output.detach().requires_grad_()
         edge = get_gradient_edge(output)
@@ -143,11 +194,11 @@ def aligned(width: int) -> int:
     return -(-width // 16) * 16
 
 
-def forward(model: nn.Module, layers: dict[str, Layer], inputs: Any, size: int) -> Recording:
-    """Run the model on a batch of ``size`` examples and record the chosen layers.
+def forward(model: nn.Module, layers: dict[str, Layer], inputs: Any, size: int, *, raw: bool = False) -> Recording:
+    """Run the model on a batch of ``size`` examples and record the chosen layers; raw=True, their inputs as they came.
 
     Raises RuntimeError for a model in train mode with BatchNorm or Dropout or one that draws random numbers,
-    ValueError for a layer that took no part, a batch axis that is not first, or activations that are not finite.
+    ValueError for a layer that took no part, a batch axis that is not first, or rows that are not as they were shown.
     """
     check_mode(model)
     if torch.is_inference_mode_enabled():
@@ -155,20 +206,19 @@ def forward(model: nn.Module, layers: dict[str, Layer], inputs: Any, size: int) 
             "called inside torch.inference_mode(), where no gradient can be taken; expected to be outside of it. "
             "Use torch.no_grad() instead, or nothing: inflib leaves no gradients behind."
         )
-    with watching(layers) as recording, frozen(model), torch.enable_grad():
+    with watching(layers, None if raw else size) as recording, frozen(model), torch.enable_grad():
         recording.outputs = call(model, inputs)
     for name in layers:
-        if name not in recording.activations:
+        if name not in recording.calls:
             raise ValueError(
                 f"layer {name!r} took no part in the forward pass (its module was never called); "
                 "expected every chosen layer to be used. Leave it out with layers=."
             )
-        a = recording.activations[name]
-        if a.shape[0] != size or recording.outputs.shape[:1] != (size,):
-            raise ValueError(
-                f"layer {name!r} saw {a.shape[0]} rows and the model's output has shape "
-                f"{tuple(recording.outputs.shape)}; expected {size}, the number of targets, as the first axis of both."
-            )
+    if recording.outputs.shape[:1] != (size,):
+        raise ValueError(
+            f"the model's output has shape {tuple(recording.outputs.shape)}; expected {size}, the number of targets, "
+            "as its first axis. Have forward return one row per example: outputs.reshape(B, ...)."
+        )
     if not recording.outputs.requires_grad:
         raise ValueError(
             "the model's output is cut off from all of its layers (computed under no_grad, or detached); expected a "
@@ -176,23 +226,6 @@ def forward(model: nn.Module, layers: dict[str, Layer], inputs: Any, size: int) 
         )
     recording.calls = {name: recording.calls[name] for name in layers}  # in the layers' order, not the calls'
     return recording
-
-
-def capture(
-    model: nn.Module,
-    objective: Objective,
-    inputs: Any,
-    targets: Any,
-    layers: LayerSpec = None,
-    measurement: Any = None,
-) -> dict[str, Pair]:
-    """One forward and one backward pass → {layer: Pair(a, g)} with g = dℓ/d(layer output).
-
-    Σ_t g_t a_tᵀ (``pair.matrices()``) is each example's weight gradient, (o, i) with the bias as last column.
-    With ``measurement`` given (a name, a callable) g is that measurement's gradient in place of the loss's.
-    """
-    chosen = select(model, layers)
-    return pairs(model, chosen, objective, inputs, targets, batch_size(targets, "capture", 0), measurement)
 
 
 def pairs(
@@ -203,17 +236,23 @@ def pairs(
     targets: Any,
     size: int,
     measurement: Any = None,
-) -> dict[str, Pair]:
-    """``capture`` for layers already selected."""
+) -> Captured:
+    """One forward and one backward pass → {layer: Pair(a, g)}, for layers whose layout has been shown to hold."""
     check_batch(objective, inputs, targets)
     recording = forward(model, layers, inputs, size)
     objective.check(recording.outputs, targets)
-    if measurement is None:
-        seed = output_gradient(objective.loss, recording.outputs, targets)
-    else:
-        seed = output_gradient(lambda f, y: objective.measure(measurement, f, y), recording.outputs, targets)
+    seed = output_gradient(values_of(objective, measurement), recording.outputs, targets)
     g = recording.gradients(seed, last=True)
-    return {name: Pair(recording.activations[name], g[name]) for name in layers}
+    found = Captured((name, Pair(recording.activations[name], g[name])) for name in layers)
+    found.lengths = {name: tuple(lengths) for name, lengths in recording.lengths.items()}
+    return found
+
+
+def values_of(objective: Objective, measurement: Any = None) -> Callable[[Tensor, Any], Tensor]:
+    """The function (outputs, targets) → (B,) that is differentiated: the loss, or a measurement."""
+    if measurement is None:
+        return objective.loss
+    return lambda outputs, targets: objective.measure(measurement, outputs, targets)
 
 
 def checked_outputs(

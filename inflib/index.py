@@ -17,16 +17,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .batches import BYTE_BUDGET, Batch, Data, cached_bytes, check_order, chunks, tensors, walk
+from .batches import BYTE_BUDGET, Batch, Data, accumulator, cached_bytes, check_order, chunks, length, tensors, walk
 from .contractions import contract, inner_products, kept, own_layer, weighted
 from .curvature import Curvature, Damping
 from .ekfac import rotate, rotated_gradients
-from .hooks import Pair, forward, pairs
-from .kfac import accumulator
+from .hooks import Pair, forward
 from .kronecker import Kronecker
 from .objectives import Measurement, Objective
 from .positions import positions_present
-from .proof import check_finite
+from .proof import Proof, check_finite
 from .scoring import check_pairs, layers_of
 
 Rotated = Pair | Tensor  # of N examples in one layer: ã (N, 1, i) and g̃ (N, 1, o), or G̃ (N, o, i)
@@ -76,11 +75,13 @@ class TrainIndex:
                 longest = batch
         assert longest is not None  # walk refuses data without an example
         positions_present(longest.inputs)
-        activations = forward(model, layers, longest.inputs, longest.size).activations
+        recording = forward(model, layers, longest.inputs, longest.size, raw=True)
         each = 0
         for name, (o, i) in curvature.shapes.items():
-            a = activations[name]
-            each += (o + i if a.shape[1] == 1 else o * i) * (dtype or accumulator(a.dtype)).itemsize
+            read, modules = layers[name].kind.activations, [module for module, _ in recording.calls[name]]
+            a = [read(module, x) for module, x in zip(modules, recording.inputs[name], strict=True)]  # (R, T, i) each
+            once = sum(len(x) * x.shape[1] for x in a) == longest.size
+            each += (o + i if once else o * i) * (dtype or accumulator(a[0].dtype)).itemsize
         return N * each
 
     def __len__(self) -> int:
@@ -192,10 +193,10 @@ def _rotated(
     progress: bool,
 ) -> Side:
     """Every example's gradient in the eigenbasis: as pairs where T = 1, unless ``like`` has that layer as matrices."""
-    layers, N = layers_of(model, curvature), _count(data, name)
+    proof, N = Proof(model, layers_of(model, curvature), objective, measurement, length(data)), _count(data, name)
     side: Side = {}
     for batch in walk(data, name=name, progress=progress, what="index" if name == "train" else name):
-        found = pairs(model, layers, objective, batch.inputs, batch.targets, batch.size, measurement)
+        found = proof.pairs(batch)
         check_pairs(found, batch.index)
         for layer, pair in found.items():
             once = pair.a.shape[1] == 1 and isinstance(side.get(layer, like.get(layer, pair)), Pair)

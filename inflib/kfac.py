@@ -20,16 +20,15 @@ from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from .batches import Batch, Data, Order, walk
+from .batches import Batch, Data, Order, accumulator, length, walk
 from .hooks import Recording, aligned, forward
 from .layers import Layer, LayerSpec
 from .objectives import Objective, label_kind, label_seeds
 from .placement import check_mode
 from .positions import check_batch, positions_present, present_means, present_rows
-from .proof import check_capture, check_finite
+from .proof import Proof, check_finite
 from .randomness import check_seed
 from .selection import select
 
@@ -51,6 +50,7 @@ class Fit:
     progress: bool
     order: Order
     sharing: str
+    proof: Proof
 
     @classmethod
     def of(
@@ -89,6 +89,7 @@ class Fit:
             progress,
             Order("train"),
             sharing,
+            Proof(model, chosen, objective, batches=length(data), seed=int(seed)),
         )
 
     @property
@@ -101,16 +102,15 @@ class Fit:
     ) -> Iterator[tuple[Batch, Recording, Iterator[tuple[Tensor, float]]]]:
         """Every batch with its forward pass and its label seeds (``pass_`` names the streams of sampled labels).
 
-        check=True compares the capture of the first batch with autograd.
+        check=True has the proof look at batches whose turn it is.
         """
         batches: Any = walk(self.data, name="train", progress=self.progress, what=what)
         if self.labels == "sampled":  # label streams go by position: the order must hold from pass to pass
             batches = self.order.watch(batches)
         for batch in batches:
-            if check and batch.index == 0:
-                check_capture(self.model, self.layers, self.objective, batch.inputs, batch.targets, batch.size)
+            layers = self.proof.of(batch) if check else self.proof.layers
             check_batch(self.objective, batch.inputs, batch.targets)
-            recording = forward(self.model, self.layers, batch.inputs, batch.size)
+            recording = forward(self.model, layers, batch.inputs, batch.size)
             self.objective.check(recording.outputs, batch.targets)
             seeds = label_seeds(
                 self.objective,
@@ -202,11 +202,6 @@ def _gradient_rows(g: Tensor, sharing: str) -> Tensor:
     """g (B, T, o) as (B·T, o) rows, or summed over positions (B, o)."""
     g = g.to(accumulator(g.dtype))
     return g.flatten(0, 1) if sharing == "expand" else g.sum(1)
-
-
-def accumulator(dtype: torch.dtype) -> torch.dtype:
-    """The dtype that sums are kept in: float32 at least."""
-    return torch.promote_types(dtype, torch.float32)
 
 
 def _add(sums: dict[str, Tensor], name: str, rows: Tensor, weight: float) -> None:

@@ -14,11 +14,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from .batches import Data, double
+from .batches import Data, accumulator, double
 from .curvature import A_TENTH, Damping, Facts, Relative, check_known, check_stacks, describe, facts_of, resolve_damping
 from .ekfac import corrected_eigenvalues, eigenbasis
 from .hooks import Matrices
-from .kfac import Fit, accumulate_moments, accumulator
+from .kfac import Fit, accumulate_moments
 from .layers import LayerSpec
 from .objectives import Objective
 

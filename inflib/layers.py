@@ -9,7 +9,7 @@ in selection.py. Teach inflib a module type of your own with::
 
 A convolution in groups is several layers (convolutions.py). A type of another library is registered by its full name,
 so that nothing has to be imported: transformers' Conv1D is. On the first batch of every fit, capture is compared with
-autograd's own weight gradients (``proof.check_capture``), so a wrong registration is an error, not a wrong score.
+autograd's own weight gradients (``proof``), so a wrong registration is an error, not a wrong score.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from . import convolutions
+from .rows import FIRST, Layout
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,7 @@ class Layer:
     untied: bool = False
     group: int = 0
     groups: int = 1
+    layout: Layout = FIRST  # where the examples are in its modules' inputs and outputs
 
     @property
     def bias(self) -> bool:
@@ -88,6 +90,10 @@ class Layer:
         """(o, i), i counting the bias's column."""
         o, i = self._matrix(self.weight[None]).shape[1:]
         return o, i + self.bias
+
+    def features(self, module: nn.Module, x: Tensor, size: int) -> Tensor:
+        """What a module was given → the activations of ``size`` examples, of all its groups, (B, T, groups · i)."""
+        return self.layout.examples(self.kind.activations, module, x, size)
 
     def own(self, features: Tensor) -> Tensor:
         """The module's activations or output gradients (B, T, groups · d) → this layer's share, (B, T, d)."""

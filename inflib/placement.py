@@ -1,32 +1,43 @@
-"""Calling the user's model as it is: where it lies, in which mode, and so that nothing of it has changed afterwards."""
+"""Calling the user's model as it is: where it lies, in which mode, and so that nothing of it has changed afterwards.
+
+The model runs under the user's own autocast, inflib's products do not (``plain_numbers``); its outputs are
+differentiated in float32 at least. Activation checkpoints are passed over meanwhile: hooks see each layer once.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.utils import checkpoint as checkpoints
 
-from .batches import say, tensors
+from .batches import accumulator, say, tensors
 from .randomness import preserved_rng
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def call(model: nn.Module, inputs: Any, parameters: dict[str, Tensor] | None = None) -> Tensor:
     """The model's output on a batch, as one tensor (B, ...); ``parameters``, if given, stand in for the model's own.
 
-    Buffers that the forward pass changes are put back. Raises RuntimeError for a model that draws random numbers.
+    In float32 at least, so that the loss and its derivatives are. Buffers that the forward pass changes are put back.
+    Raises RuntimeError for a model that draws random numbers.
     """
-    check_placement(model, inputs)
     args: tuple = (inputs,)
     kwargs: Mapping[str, Any] = {}
     if isinstance(inputs, Mapping):
         args, kwargs = (), inputs
     elif isinstance(inputs, (tuple, list)):
         args = tuple(inputs)
-    with _as_found(model):
+    with _as_found(model), _users_autocast(), _without_checkpoints():
+        check_placement(model, inputs)
         if parameters is None:
             outputs = model(*args, **kwargs)
         else:
@@ -37,7 +48,7 @@ def call(model: nn.Module, inputs: Any, parameters: dict[str, Tensor] | None = N
             f"the model returned {say(outputs)}; expected a tensor or an object with .logits. "
             "Wrap the model in a module that returns the tensor the loss is computed from."
         )
-    return outputs
+    return outputs.to(accumulator(outputs.dtype)) if outputs.is_floating_point() else outputs
 
 
 @contextmanager
@@ -75,11 +86,75 @@ def check_placement(model: nn.Module, inputs: Any) -> None:
                 f"the inputs are on {x.device}, the model is on {weight.device}; expected one device. "
                 f"Move the batches: [(x.to('{weight.device}'), y.to('{weight.device}')) for x, y in data]."
             )
-        if x.is_floating_point() and x.dtype != weight.dtype and not torch.is_autocast_enabled():
+        if x.is_floating_point() and x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
             raise ValueError(
                 f"the inputs are {x.dtype}, the model is {weight.dtype}; expected one dtype. "
                 f"Convert one of them: x.to({weight.dtype}) or model.to({x.dtype})."
             )
+
+
+# --- autocast and checkpoints -------------------------------------------------------------------------------------
+
+_AUTOCAST: ContextVar[tuple[tuple[str, torch.dtype], ...]] = ContextVar(
+    "autocast", default=()
+)  # (device, dtype) in force
+
+
+def plain_numbers(function: Callable[P, R]) -> Callable[P, R]:
+    """Decorates what a user calls: inside, only the model runs under the autocast that the call came from."""
+
+    @wraps(function)
+    def plain(*args: P.args, **kwargs: P.kwargs) -> R:
+        devices = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+        asked = tuple((d, torch.get_autocast_dtype(d)) for d in devices if torch.is_autocast_enabled(d))
+        if not asked:
+            return function(*args, **kwargs)
+        token = _AUTOCAST.set(asked)
+        try:
+            with ExitStack() as stack:
+                for device, _ in asked:
+                    stack.enter_context(torch.autocast(device, enabled=False))
+                return function(*args, **kwargs)
+        finally:
+            _AUTOCAST.reset(token)
+
+    return plain
+
+
+@contextmanager
+def _users_autocast() -> Iterator[None]:
+    with ExitStack() as stack:
+        for device, dtype in _AUTOCAST.get():
+            stack.enter_context(torch.autocast(device, dtype=dtype))
+        yield
+
+
+@contextmanager
+def _without_checkpoints() -> Iterator[None]:
+    """torch.utils.checkpoint runs its function and forgets nothing: a second run of it in the backward pass would be
+    one that no hook expects (reentrant ones hide their graph from autograd.grad altogether)."""
+    plain = {"CheckpointFunction": _Plain, "_checkpoint_without_reentrant_generator": _plain_generator}
+    held = {name: getattr(checkpoints, name) for name in plain}
+    try:
+        for name, stand_in in plain.items():
+            setattr(checkpoints, name, stand_in)
+        yield
+    finally:
+        for name, own in held.items():
+            setattr(checkpoints, name, own)
+
+
+class _Plain:
+    @staticmethod
+    def apply(function: Callable[..., Any], _preserve_rng_state: bool, *args: Any) -> Any:
+        return function(*args)
+
+
+def _plain_generator(*_args: Any, **_kwargs: Any) -> Iterator[None]:
+    yield
+
+
+# --- modes -------------------------------------------------------------------------------------------------------
 
 
 def check_mode(model: nn.Module) -> None:

@@ -14,15 +14,14 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor, nn
 
-from .batches import BYTE_BUDGET, Batch, Data, Order, check_order, chunks, walk
+from .batches import BYTE_BUDGET, Batch, Data, Order, check_order, chunks, length, walk
 from .contractions import Pairs, contract, join, kept, own_scorer
 from .curvature import Curvature, Damping
-from .hooks import Matrices, Pair, forward, pairs
+from .hooks import Matrices, Pair
 from .kronecker import Kronecker
 from .layers import Layer, Untied
 from .objectives import Measurement, Objective
-from .positions import check_batch
-from .proof import check_capture, check_finite
+from .proof import Proof, check_finite
 from .selection import select
 
 HELD = 4  # preconditioned queries are held up to so many times ``max_bytes``
@@ -59,17 +58,15 @@ def influence(
     axes = kept(keep)
     check_order(train, "train")
     check_order(queries, "queries")
-    calls = _calls(model, layers, objective, train) if axes.token else None
     query_pairs = gather(model, layers, objective, queries, "queries", measurement or "log_likelihood", progress)
     groups = Preconditioned(query_pairs, curvature, damping, max_bytes)
     scores: list[Tensor] = []
+    proof = Proof(model, layers, objective, batches=length(train))
     for P, batches in passes(groups, train, "influence", progress):
         columns = []
         for batch in batches:
-            if batch.index == 0 and not scores:
-                check_capture(model, layers, objective, batch.inputs, batch.targets, batch.size)
-            found = pairs(model, layers, objective, batch.inputs, batch.targets, batch.size)
-            columns.append(-contract(P, found, axes, max_bytes, calls))  # one minus sign for −∇ℓ
+            found = proof.pairs(batch)
+            columns.append(-contract(P, found, axes, max_bytes))  # one minus sign for −∇ℓ
             if not bool(columns[-1].isfinite().all()):
                 check_pairs(found, batch.index)
             del found  # or it would be held while the next batch is recorded
@@ -96,11 +93,10 @@ def self_influence(
     layers, split = layers_of(model, curvature), kept(keep, ("layer",)).layer
     check_order(data, "data")
     own = own_scorer(curvature, damping, max_bytes)
+    proof = Proof(model, layers, objective, batches=length(data))
     parts = []
     for batch in walk(data, name="data", progress=progress, what="self-influence"):
-        if batch.index == 0:
-            check_capture(model, layers, objective, batch.inputs, batch.targets, batch.size)
-        found = pairs(model, layers, objective, batch.inputs, batch.targets, batch.size)
+        found = proof.pairs(batch)
         parts.append(own(found))
         if not bool(parts[-1].isfinite().all()):
             check_pairs(found, batch.index)
@@ -154,19 +150,12 @@ def gather(
     progress: bool,
 ) -> list[Pairs]:
     """All pairs of ``data``, far smaller than the gradients they make; a new group where T changes."""
-    found = []
+    proof = Proof(model, layers, objective, measurement, batches=length(data))
+    found: list[Pairs] = []
     for batch in walk(data, name=name, progress=progress, what=name):
-        found.append(pairs(model, layers, objective, batch.inputs, batch.targets, batch.size, measurement))
+        found.append(proof.pairs(batch))
         check_pairs(found[-1], batch.index)
     return list(merge(found))
-
-
-def _calls(model: nn.Module, layers: dict[str, Layer], objective: Objective, data: Data) -> dict[str, int]:
-    """How often the model calls each layer, seen on the first batch: a tied layer's calls line up along T."""
-    batch = next(walk(data, name="train", progress=False))
-    check_batch(objective, batch.inputs, batch.targets)
-    recording = forward(model, layers, batch.inputs, batch.size)
-    return {name: len(calls) for name, calls in recording.calls.items()}
 
 
 def merge(held: list[Pairs]) -> Iterator[Pairs]:

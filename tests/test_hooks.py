@@ -139,7 +139,7 @@ def test_hooks_of_the_users_own_are_called_and_seen() -> None:
     # twice the logits: an example's gradient is what the oracle finds for the doubled outputs
     double = lambda f, y: LOSSES["CrossEntropy"](2 * f, y)  # noqa: E731
     found = capture(case.model, case.objective, case.x, case.y)
-    assert calls == ["fc0"]
+    assert set(calls) == {"fc0"}
     case.model._forward_hooks.clear()
     calls.clear()
     problem = Problem(case.model, case.layers, double, case.x, case.y)
@@ -302,7 +302,7 @@ def test_inputs_and_targets_are_left_as_they_were() -> None:
 def test_hooks_come_off_when_the_block_raises() -> None:
     case = make()
     before = snapshot(case.model)
-    with pytest.raises(KeyError), watching(select(case.model)):
+    with pytest.raises(KeyError), watching(select(case.model), 4):
         assert snapshot(case.model) != before
         raise KeyError
     assert snapshot(case.model) == before
@@ -491,7 +491,7 @@ def test_a_batch_axis_that_is_not_first_is_refused_with_the_shapes() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return super().forward(x.transpose(0, 1))
 
-    with pytest.raises(ValueError, match=r"layer 'up' saw 5 rows.*shape \(5, 3\); expected 4, the number of targets"):
+    with pytest.raises(ValueError, match=r"output has shape \(5, 3\); expected 4, the number of targets, as its first axis"):
         capture(TokensFirst(), CrossEntropy(), torch.randn(4, 5, 3), torch.tensor([0, 1, 2, 0]))
 
 
