@@ -18,7 +18,7 @@ import nbformat
 from build import KERNELSPEC, WIDGET_VIEW
 from nbformat import NotebookNode
 
-MAX_BYTES = 1_000_000
+MAX_BYTES = 1_500_000
 MIN_COMPARED = 0.5  # share of the code cells
 MAX_LINES, MAX_MEDIAN_LINES = 30, 8  # of code, in a cell
 MIN_WORDS_PER_LINE = 6  # of prose, per line of code

@@ -74,7 +74,7 @@ GOOD = {
 }
 
 BAD = [
-    ("small", book(code(ASSERTED), size=MAX_BYTES + 1), "more than 1000000"),
+    ("small", book(code(ASSERTED), size=MAX_BYTES + 1), f"more than {MAX_BYTES}"),
     ("clean_metadata", edited(book(code(ASSERTED)), lambda nb: nb.metadata.update(widgets={})), "widgets"),
     (
         "clean_metadata",
