@@ -10,12 +10,14 @@ models      small networks whose layers have readable names
 networks    the networks of notebook 07, shipped or trained when first asked for
 transformer the language model, whose layers have readable names too
 language_models  the models of notebook 08, shipped or trained when first asked for
+exercises   checks of the reader's answers, which reply in one sentence
 training    seeded training, and checkpoints that know their weights and their data
 """
 
 from __future__ import annotations
 
 from .data import DigitData, Digits, mnist, mnist_5k, mnist_full, normalise
+from .exercises import exercise
 from .facts import Fact, FactData, facts
 from .handwriting import NoDigitError, Stroke, as_mnist, ink_of_picture, ink_of_strokes
 from .language_models import corpus_of, language_model, learning_rate
@@ -53,6 +55,7 @@ __all__ = [
     "characters",
     "cnn",
     "corpus_of",
+    "exercise",
     "facts",
     "ink_of_picture",
     "ink_of_strokes",

@@ -8,4 +8,6 @@ from build import SOURCES
 BOOKS = sorted(NOTEBOOKS.glob("*.ipynb"))
 TEXTS = sorted(SOURCES.glob("*.py"))
 
-__all__ = ["BOOKS", "NOTEBOOKS", "SOURCES", "TEXTS"]
+READY = [text for text in TEXTS if "@exercise" in text.read_text()]
+
+__all__ = ["BOOKS", "NOTEBOOKS", "READY", "SOURCES", "TEXTS"]
