@@ -38,6 +38,7 @@ Sources: Grosse et al. 2023, "Studying Large Language Model Generalization with 
 George et al. 2018 (EK-FAC); Martens & Grosse 2015 (K-FAC); Koh & Liang 2017 (influence functions for neural networks).
 """
 
+from .coverage import CoverageNote, coverage
 from .curvature import Curvature, Facts, IndefiniteWarning, damping_of, relative
 from .dense import BlockDense, Dense
 from .exact import gauss_newton, hessian
@@ -49,7 +50,6 @@ from .layers import register, untied
 from .objectives import Bernoulli, CrossEntropy, Objective, SquaredError
 from .proof import capture
 from .scoring import contribution, influence, predicted_change, self_influence
-from .selection import CoverageNote, coverage
 from .sequences import NextToken, completion, token_batches
 from .storage import load, load_index, save
 

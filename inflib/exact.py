@@ -28,7 +28,7 @@ from .dense import BlockDense, Dense
 from .ekfac import eigh
 from .hooks import Matrices, checked_outputs
 from .kfac import Fit
-from .layers import LayerSpec
+from .layers import Exactly, LayerSpec
 from .objectives import Objective, label_seeds
 from .placement import call, check_mode
 from .proof import check_finite
@@ -123,7 +123,8 @@ def gauss_newton_product(
     each batch costs about three gradients a vector. G is over the layers that v names, all other weights held fixed.
     ``max_bytes`` bounds what vectors pushed through together take. Source: Pearlmutter 1994; Schraudolph 2002.
     """
-    fit = Fit.of(model, objective, train, list(v), "expected", progress=progress)
+    shapes = {name: (x.shape[-2], x.shape[-1]) if x.ndim > 1 else (0, 0) for name, x in v.items()}
+    fit = Fit.of(model, objective, train, Exactly(shapes), "expected", progress=progress)
     _refuse_untied(fit)
     check_mode(model)
     own = matrices_of(fit)

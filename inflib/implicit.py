@@ -37,6 +37,7 @@ from .curvature import (
 from .exact import gauss_newton_product
 from .hooks import Matrices
 from .kronecker import diagonal
+from .layers import Exactly
 from .objectives import Objective
 from .selection import select
 from .solvers import Matvec, Solution, conjugate_gradients, stochastic_neumann
@@ -148,7 +149,7 @@ def _implicit(
 ) -> Implicit:
     """G by products over ``data``, with the layers and shapes of ``curvature``, and this solver."""
     weights = hash_weights(model)
-    found = {name: layer.shape for name, layer in select(model, list(curvature.layers)).items()}
+    found = {name: layer.shape for name, layer in select(model, Exactly(curvature.shapes)).items()}
     if found != curvature.shapes:
         raise ValueError(
             f"the curvature was made for layers of shapes {curvature.shapes}, the model has {found}; refit it."
@@ -173,7 +174,7 @@ def _means(
     """Mean eigenvalue of each block of G: that of EK-FAC's Λ, which has G's trace, or by one pass over the data."""
     facts = curvature.facts
     if facts.method in ("K-FAC", "identity") or facts.labels == "observed":
-        curvature = diagonal(model, objective, data, list(curvature.layers), progress=progress)
+        curvature = diagonal(model, objective, data, Exactly(curvature.shapes), progress=progress)
     return curvature.mean_eigenvalues()
 
 

@@ -23,6 +23,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from .batches import Batch, Data, Order, accumulator, length, walk
+from .coverage import select_and_say
 from .hooks import Recording, aligned, forward
 from .layers import Layer, LayerSpec
 from .objectives import Objective, label_kind, label_seeds
@@ -30,7 +31,6 @@ from .placement import check_mode
 from .positions import check_batch, positions_present, present_means, present_rows
 from .proof import Proof, check_finite
 from .randomness import check_seed
-from .selection import select
 
 STRIP = 96  # columns: a narrower product gains nothing from its symmetry
 SHARING = ("expand", "reduce")
@@ -77,7 +77,7 @@ class Fit:
             )
         check_seed(seed)
         check_mode(model)
-        chosen = select(model, layers, note=True)
+        chosen = select_and_say(model, layers)
         return cls(
             model,
             objective,

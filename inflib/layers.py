@@ -14,7 +14,7 @@ autograd's own weight gradients (``proof``), so a wrong registration is an error
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,7 +32,15 @@ class Untied:
     layers: Any
 
 
-LayerSpec = None | str | Iterable[str] | Callable[[str, nn.Module], bool] | Untied
+@dataclass(frozen=True)
+class Exactly:
+    """The layers that a curvature speaks of, {name: (o, i)}: with a bias's column only where the shape has one."""
+
+    shapes: Mapping[str, tuple[int, int]]
+    untied: bool = False
+
+
+LayerSpec = None | str | Iterable[str] | Callable[[str, nn.Module], bool] | Untied | Exactly
 
 
 @dataclass(frozen=True)
@@ -82,8 +90,8 @@ class Layer:
     @property
     def parameters(self) -> list[Tensor]:
         """The weight and, where there is one, the bias."""
-        held = (self.modules[0]._parameters.get(name) for name in (self.kind.weight, self.kind.bias))
-        return [p for p in held if p is not None]
+        names = (self.kind.weight, self.kind.bias) if self.bias else (self.kind.weight,)
+        return [p for name in names if (p := self.modules[0]._parameters.get(name)) is not None]
 
     @property
     def shape(self) -> tuple[int, int]:

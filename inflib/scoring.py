@@ -19,7 +19,7 @@ from .contractions import Pairs, contract, join, kept, own_scorer
 from .curvature import Curvature, Damping
 from .hooks import Matrices, Pair
 from .kronecker import Kronecker
-from .layers import Layer, Untied
+from .layers import Exactly, Layer
 from .objectives import Measurement, Objective
 from .proof import Proof, check_finite
 from .selection import select
@@ -131,8 +131,7 @@ def contribution(scores: Tensor, n_train: int) -> Tensor:
 
 def layers_of(model: nn.Module, curvature: Curvature) -> dict[str, Layer]:
     """The model's layers that the curvature speaks of; ValueError where the model has others or other shapes."""
-    names = list(curvature.layers)
-    found = select(model, Untied(names) if curvature.facts.untied else names)
+    found = select(model, Exactly(curvature.shapes, curvature.facts.untied))
     for name, shape in curvature.shapes.items():
         if name not in found or found[name].shape != shape:
             came = found[name].shape if name in found else "no such layer"

@@ -1,4 +1,6 @@
-"""From a user's ``layers=`` to {name: Layer}, in ``named_modules`` order, and what that leaves out.
+"""From a user's ``layers=`` to {name: Layer}, in ``named_modules`` order.
+
+What was trained is what counts: ``layers=None`` means the understood layers whose weight asks for a gradient.
 
 Modules that share one weight are one layer, which every one of them applies; a weight that a module outside the choice
 uses too (an embedding tied to the unembedding) is refused, unless ``untied(...)`` says to count one use of it only.
@@ -7,52 +9,67 @@ uses too (an embedding tied to the unembedding) is refused, unless ``untied(...)
 from __future__ import annotations
 
 import fnmatch
-import warnings
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
 
-from .layers import Layer, LayerSpec, Untied, kind_of
+from .layers import Exactly, Layer, LayerSpec, Untied, kind_of
 
 
-class CoverageNote(UserWarning):
-    """Says once which parameters no chosen layer covers: influence does not see what they could learn."""
-
-
-def select(model: nn.Module, layers: LayerSpec = None, *, note: bool = False) -> dict[str, Layer]:
+def select(model: nn.Module, layers: LayerSpec = None) -> dict[str, Layer]:
     """{name: Layer} in ``named_modules`` order.
 
-    layers: None (every understood layer), a glob ("blocks.*.mlp.*"), a list of globs, a predicate of (name, module),
-    or ``untied(...)`` of one of these. The name of a convolution in groups means all of its layers, "name.group0", ...
-    Raises ValueError where nothing matches, or where a chosen layer's weight is shared with a module that is not
-    chosen. note=True warns (CoverageNote) about parameters left uncovered.
+    layers: None (every understood layer that was trained), a glob ("blocks.*.mlp.*"), a list of globs, a predicate of
+    (name, module), or ``untied(...)`` of one of these. The name of a convolution in groups means all of its layers,
+    "name.group0", ... What was trained is what asks for a gradient; where nothing does, everything counts. A frozen
+    layer that is named is included, bias and all.
+    Raises ValueError where nothing matches, for weights that are no floating-point numbers, or where a chosen layer's
+    weight is shared with a module that is not chosen.
     """
-    wanted, is_untied = (layers.layers, True) if isinstance(layers, Untied) else (layers, False)
-    supported = {name: module for name, module in model.named_modules() if kind_of(module) is not None}
-    groups = {name: _wanted_groups(wanted, name, module) for name, module in supported.items()}
-    chosen = {name: module for name, module in supported.items() if groups[name]}
-    _check_patterns(model, wanted, supported, chosen)
+    return chosen(model, layers)[0]
+
+
+def chosen(model: nn.Module, layers: LayerSpec = None) -> tuple[dict[str, Layer], list[str]]:
+    """``select``, and for layers=None the reasons why some understood layers are left out."""
+    _check_unwrapped(model)
+    shapes = layers.shapes if isinstance(layers, Exactly) else None
+    is_untied = isinstance(layers, Untied) or (isinstance(layers, Exactly) and layers.untied)
+    wanted = layers.layers if isinstance(layers, Untied) else list(shapes) if shapes is not None else layers
+    understood = {name: module for name, module in model.named_modules() if kind_of(module) is not None}
+    supported = {name: module for name, module in understood.items() if _weight(module).is_floating_point()}
+    only_trained = wanted is None and any(p.requires_grad for p in model.parameters())
+    groups = {
+        name: set() if only_trained and not _weight(module).requires_grad else _wanted_groups(wanted, name, module)
+        for name, module in supported.items()
+    }
+    taken = {name: module for name, module in supported.items() if groups[name]}
+    _check_patterns(model, wanted, understood, supported, taken)
     if not is_untied:  # naming one user of a weight names its other users too: a layer is a weight
-        weights = {id(_weight(module)) for module in chosen.values()}
-        chosen = {name: module for name, module in supported.items() if id(_weight(module)) in weights}
-    whole, reasons = _tied(model, chosen, is_untied, explicit=wanted is not None)
-    found = {part.name: part for layer in whole for part in _parts(layer, chosen, groups)}
+        weights = {id(_weight(module)) for module in taken.values()}
+        taken = {name: module for name, module in supported.items() if id(_weight(module)) in weights}
+    whole, reasons = _tied(model, taken, is_untied, explicit=wanted is not None)
+    found = {part.name: part for layer in whole for part in _parts(layer, taken, groups)}
     if not found:
         raise ValueError(f"layers={layers!r} leaves no layer to fit. " + "; ".join(reasons.values()))
-    if note and wanted is None:
-        left = uncovered(model, found)
-        if left:
-            warnings.warn(
-                f"{len(left)} parameters are not covered by any chosen layer and count as fixed: "
-                + ", ".join(list(left)[:8])
-                + (f" and {len(left) - 8} more" if len(left) > 8 else "")
-                + "".join(f". Left out: {reason}" for reason in reasons.values()),
-                CoverageNote,
-                stacklevel=4,
-            )
-    return found
+    found = {name: _own_bias(layer, only_trained, (shapes or {}).get(name)) for name, layer in found.items()}
+    return found, list(reasons.values())
+
+
+def _own_bias(layer: Layer, only_trained: bool, shape: tuple[int, int] | None) -> Layer:
+    """The layer without its bias where that was not trained, or where a curvature of this shape has none."""
+    frozen = only_trained and not all(p.requires_grad for p in layer.parameters)
+    left_out = shape is not None and layer.shape == (shape[0], shape[1] + 1)
+    return replace(layer, bias_name=None) if layer.bias and (frozen or left_out) else layer
+
+
+def _check_unwrapped(model: nn.Module) -> None:
+    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        raise ValueError(
+            f"the model is wrapped in {type(model).__name__}, which splits batches and renames layers "
+            "('module.…'); expected the model itself. Pass model.module: it is the same model, with the same weights."
+        )
 
 
 def _wants(wanted: Any, name: str, module: nn.Module) -> bool:
@@ -96,21 +113,47 @@ def _parts(layer: Layer, chosen: dict[str, nn.Module], groups: dict[str, set[int
     return [replace(layer, name=names[k], group=k, groups=len(names)) for k in kept]
 
 
-def _check_patterns(model: nn.Module, wanted: Any, supported: dict, chosen: dict) -> None:
+def _check_patterns(model: nn.Module, wanted: Any, understood: dict, supported: dict, taken: dict) -> None:
     patterns = [wanted] if isinstance(wanted, str) else [] if wanted is None or callable(wanted) else list(wanted)
     names = {part for name, module in supported.items() for part in (name, *_group_names(name, module))}
     for pattern in patterns:
         if any(_matches(name, pattern) for name in names):
             continue
         named = dict(model.named_modules()).get(pattern)
+        if pattern in understood:
+            raise ValueError(
+                f"layers={pattern!r} has a weight of {_weight(understood[pattern]).dtype}; expected floating-point "
+                "numbers, which have a gradient. Leave it out: quantised weights were not trained, their adapters were."
+            )
         if named is not None:
             raise ValueError(
                 f"layers={pattern!r} is a {type(named).__name__}, which inflib does not understand; expected one of "
-                f"{_list(supported)}. Teach it the type with inflib.register({type(named).__name__}, ...)."
+                f"{_list(supported)}. {_way_on(named)}"
             )
         raise ValueError(f"layers={pattern!r} matches no layer; expected a name or glob among {_list(supported)}.")
-    if not chosen:
-        raise ValueError(f"layers={wanted!r} selects no layer; the model has {_list(supported)}.")
+    if taken:
+        return
+    if wanted is None and supported:
+        asking = [name for name, p in model.named_parameters() if p.requires_grad]
+        raise ValueError(
+            f"no layer that inflib understands was trained: only {', '.join(asking[:4])}{' ...' if asking[4:] else ''} "
+            f"ask for a gradient. Name frozen layers to include them, layers='*', or unfreeze what was trained: "
+            f"module.requires_grad_(True). There are {_list(supported)}."
+        )
+    raise ValueError(f"layers={wanted!r} selects no layer; the model has {_list(supported)}.")
+
+
+def _way_on(module: nn.Module) -> str:
+    """What to do about a module that is named and has no Kind."""
+    name = type(module).__name__
+    if isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
+        return f"A {name} applies several matrices step by step inside one call, where no hook sees them: leave it out."
+    if isinstance(module, nn.MultiheadAttention):
+        return (
+            "A MultiheadAttention applies in_proj and out_proj inside one call, where no hook sees them: leave it out, "
+            "or build attention from nn.Linear modules."
+        )
+    return f"Teach it the type with inflib.register({name}, ...)."
 
 
 def _list(supported: Iterable[str]) -> str:
@@ -181,43 +224,3 @@ def _shared_elsewhere(layer: Layer, names: list[str], owners: dict[int, list[tup
                 f"or use layers=untied({layer.name!r}) to count only this layer's use of it."
             )
     return ""
-
-
-# --- what is covered -----------------------------------------------------------------------------------------------
-
-
-def uncovered(model: nn.Module, layers: dict[str, Layer]) -> dict[str, int]:
-    """{parameter name: how many of its numbers no chosen layer covers}, without those that are covered."""
-    covered = {(id(p), layer.group): p.numel() // layer.groups for layer in layers.values() for p in layer.parameters}
-    left = {id(p): p.numel() for p in model.parameters()}
-    for (parameter, _), count in covered.items():
-        left[parameter] -= count
-    return {name: left[id(p)] for name, p in model.named_parameters() if left[id(p)]}
-
-
-@dataclass(frozen=True)
-class Coverage:
-    """What ``layers=`` selects: rows of (layer, module type, o, i) and the parameters left out. Prints as a table."""
-
-    rows: tuple[tuple[str, str, int, int], ...]
-    left_out: tuple[tuple[str, str, int], ...]
-
-    def __repr__(self) -> str:
-        width = max(len(name) for name in (*(r[0] for r in self.rows), *(r[0] for r in self.left_out)))
-        lines = [f"{'layer':{width}}  type     matrix (o, i)"]
-        lines += [f"{name:{width}}  {kind:8} ({o}, {i})" for name, kind, o, i in self.rows]
-        lines += [f"{name:{width}}  not covered ({kind}, {count} numbers)" for name, kind, count in self.left_out]
-        covered, missed = sum(o * i for *_, o, i in self.rows), sum(count for *_, count in self.left_out)
-        lines.append(f"{covered} of {covered + missed} parameters covered")
-        return "\n".join(lines)
-
-
-def coverage(model: nn.Module, layers: LayerSpec = None) -> Coverage:
-    """Which layers ``layers=`` selects and which parameters none of them covers, as something to print."""
-    found = select(model, layers)
-    left = uncovered(model, found)
-    holders = {f"{n}.{p}" if n else p: m for n, m in model.named_modules() for p in m._parameters}
-    return Coverage(
-        rows=tuple((name, type(layer.modules[0]).__name__, *layer.shape) for name, layer in found.items()),
-        left_out=tuple((name, type(holders[name]).__name__, count) for name, count in left.items()),
-    )

@@ -25,6 +25,7 @@ from .curvature import Curvature, Damping
 from .exact import as_parameters, bytes_of_a_product, matrices_of, plain_attention
 from .hooks import Matrices, checked_outputs
 from .kfac import Fit
+from .layers import Exactly
 from .objectives import Measurement
 from .placement import call, check_mode
 from .positions import check_batch
@@ -128,7 +129,7 @@ def _per_token(
     check_order(queries, "queries")
     asked = gather(model, layers, objective, queries, "queries", measurement or "log_likelihood", progress)
     groups = Preconditioned(asked, curvature, damping, max_bytes)
-    fit = Fit.of(model, objective, train, list(layers), "observed", progress=progress)
+    fit = Fit.of(model, objective, train, Exactly(curvature.shapes), "observed", progress=progress)
     scores = []
     for P, batches in passes(groups, train, "token influence", progress):  # (Q', o, i) a layer
         columns = []

@@ -167,7 +167,7 @@ def test_every_group_counts_its_part_of_the_weight() -> None:
     assert table.left_out == ()
     some = coverage(model, ["see.group0", "out"])
     assert some.left_out == (("see.weight", "Conv2d", 18), ("see.bias", "Conv2d", 2))
-    assert repr(some).endswith("35 of 55 parameters covered")
+    assert repr(some).endswith("35 of 55 numbers covered, 20 uncovered")
 
 
 @pytest.mark.parametrize("animal", ["convolution in groups", "convolutions, tied, called twice", "convolution"])

@@ -491,7 +491,9 @@ def test_a_batch_axis_that_is_not_first_is_refused_with_the_shapes() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return super().forward(x.transpose(0, 1))
 
-    with pytest.raises(ValueError, match=r"output has shape \(5, 3\); expected 4, the number of targets, as its first axis"):
+    with pytest.raises(
+        ValueError, match=r"output has shape \(5, 3\); expected 4, the number of targets, as its first axis"
+    ):
         capture(TokensFirst(), CrossEntropy(), torch.randn(4, 5, 3), torch.tensor([0, 1, 2, 0]))
 
 
@@ -565,10 +567,11 @@ def test_coverage_of_a_zoo_of_models_names_every_parameter_once() -> None:
     for animal in ZOO:
         case = zoo(animal)
         table = coverage(case.model)
-        covered = sum(o * i for _, _, o, i in table.rows)
-        left = sum(count for *_, count in table.left_out)
         assert [row[0] for row in table.rows] == case.layers, animal
-        assert covered + left == sum(p.numel() for p in case.model.parameters()), animal
+        assert sum(table.numbers.values()) == sum(p.numel() for p in case.model.parameters()), animal
+        asking = [p.requires_grad for p in case.model.parameters()]
+        still = sum(p.numel() for p in case.model.parameters() if not p.requires_grad)
+        assert table.numbers["frozen"] == (still if any(asking) else 0), animal
 
 
 def test_targets_for_makes_what_each_objective_takes() -> None:

@@ -146,8 +146,8 @@ def test_products_that_are_not_finite_name_the_layer_and_the_batch() -> None:
 def test_a_product_refuses_vectors_of_another_shape_and_a_model_in_train_mode() -> None:
     case = make()
     v = case.problem.stacks(vectors(case.problem))
-    with pytest.raises(ValueError, match=r"v\['fc1'\] has shape \(3, 3, 4\); expected \(K, 3, 5\)"):
-        gauss_newton_product(case.model, case.objective, case.train, v | {"fc1": v["fc1"][:, :, :-1]})
+    with pytest.raises(ValueError, match=r"v\['fc1'\] has shape \(3, 2, 5\); expected \(K, 3, 5\)"):
+        gauss_newton_product(case.model, case.objective, case.train, v | {"fc1": v["fc1"][:, :-1]})
     dropping = nn.Sequential(nn.Dropout(0.5), nn.Linear(3, 3)).double().train()
     with pytest.raises(RuntimeError, match="eval"):
         gauss_newton_product(dropping, CrossEntropy(), [(case.x, case.y)], {"1": torch.randn(1, 3, 4)})

@@ -166,12 +166,12 @@ def test_coverage_prints_a_row_for_each_layer_and_what_is_left_out() -> None:
     text = repr(coverage(Residual()))
     assert "one          Linear   (3, 4)" in text
     assert "norm.weight  not covered (LayerNorm, 3 numbers)" in text
-    assert text.endswith("36 of 42 parameters covered")
+    assert text.endswith("36 of 42 numbers covered, 6 uncovered")
     assert coverage(Residual(), "head").rows == (("head", "Linear", 3, 4),)
 
 
 def test_coverage_of_a_bare_layer() -> None:
-    assert "12 of 12 parameters covered" in repr(coverage(nn.Linear(3, 3)))
+    assert "12 of 12 numbers covered, 0 uncovered" in repr(coverage(nn.Linear(3, 3)))
 
 
 # --- weights that several share -------------------------------------------------------------------------------------------
