@@ -57,10 +57,10 @@ ENVIRONMENT = {
 def kernel_environment(scratch: Path) -> dict[str, str]:
     """What kernels run under wherever outputs are saved or compared: nothing of one machine.
 
-    Settings of this project (INFLIB_DATA, ...) and start-up files of the person who builds stay out; nothing is
-    downloaded, and nothing that was is found.
+    Settings of this project (INFLIB_DATA, ...), the notebook that is open where this is typed (JPY_SESSION_NAME) and
+    start-up files of the person who builds stay out; nothing is downloaded, and nothing that was is found.
     """
-    kept = {key: value for key, value in os.environ.items() if not key.startswith("INFLIB_")}
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("INFLIB_", "JPY_"))}
     ours = {"INFLIB_OFFLINE": "1", "INFLIB_CACHE": str(scratch / "cache"), "IPYTHONDIR": str(scratch)}
     return {**kept, **ENVIRONMENT, **ours}
 

@@ -1,5 +1,7 @@
 """What the notebooks show: widgets and plots. The core of inflib never imports this package.
 
+keyboard           what controls lack for somebody without a mouse, or without sight
+live               the live panel over its still, as long as its kernel runs
 base               what every widget shares: error area, busy state, still
 strip              a row of pictures to click on
 ranking            two lists out of many scores: what every browser shows

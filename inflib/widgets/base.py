@@ -2,8 +2,8 @@
 
 A widget is a ``Panel``: controls call its methods through ``watch``, which says that work is going on and shows
 whatever a method raises (JupyterLab loses it otherwise). Saved in a notebook, a Panel is its still, ``as_text`` and
-``as_html``: the same view without a kernel, for GitHub, nbviewer and nbconvert, and what nbval compares. Hence
-everything in a still is deterministic down to the bytes of its pictures.
+``as_html``: the same view without a kernel, for GitHub, nbviewer and nbconvert, for a notebook that is opened again,
+and what nbval compares. Hence everything in a still is deterministic down to the bytes of its pictures.
 """
 
 from __future__ import annotations
@@ -21,9 +21,11 @@ from html import escape
 from typing import Any
 from urllib.parse import quote
 
-import anywidget
 import ipywidgets as W
 import numpy as np
+
+from .keyboard import Keyboard
+from .live import Live
 
 # Okabe and Ito's orange and blue, told apart by colour-blind readers and readable on white and on black
 POSITIVE, NEGATIVE = "#D55E00", "#2A8BCB"
@@ -65,54 +67,6 @@ body[data-jp-theme-light="false"] .inflib-panel img:not(.inflib-colour) { filter
 </style>"""
 
 
-class _Keyboard(anywidget.AnyWidget):
-    """Shows nothing. Makes ipywidgets' controls usable without a mouse and without seeing them.
-
-    Sliders get their label as a name, toggle buttons say which is pressed, and JupyterLab's single-key commands (d d
-    deletes the cell) mean nothing while a control has the focus.
-    """
-
-    _esm = """
-    const set = (part, key, value) => part.getAttribute(key) !== value && part.setAttribute(key, value);
-    function tell(panel) {
-      panel.querySelectorAll("button, input, textarea, select, .noUi-handle").forEach(
-        control => set(control, "data-lm-suppress-shortcuts", "true"));
-      for (const control of panel.querySelectorAll(".widget-slider, .widget-toggle-buttons")) {
-        const name = control.querySelector(".widget-label")?.textContent ?? "";
-        control.querySelectorAll(".noUi-handle, .widget-readout").forEach(part => set(part, "aria-label", name));
-        if (!control.matches(".widget-toggle-buttons")) continue;
-        set(control, "role", "group");
-        set(control, "aria-label", name);
-        control.querySelectorAll("button").forEach(
-          button => set(button, "aria-pressed", String(button.classList.contains("mod-active"))));
-      }
-    }
-    // in a box of several lines Enter is a new line, and Ctrl-Enter presses the panel's primary button
-    function press(event) {
-      if (event.key !== "Enter" || !(event.ctrlKey || event.metaKey) || !event.target.matches("textarea")) return;
-      event.preventDefault();
-      event.currentTarget.querySelector(".mod-primary")?.click();
-    }
-    function render({ el }) {
-      let observer, panel;
-      const frame = requestAnimationFrame(() => {  // the panel holds el only after render returns
-        panel = el.closest(".inflib-panel");
-        if (!panel) return;
-        tell(panel);
-        panel.addEventListener("keydown", press, true);  // a box of several lines keeps its keys to itself
-        observer = new MutationObserver(() => tell(panel));
-        observer.observe(panel, { childList: true, subtree: true, attributes: true, attributeFilter: ["class"] });
-      });
-      return () => {
-        cancelAnimationFrame(frame);
-        observer?.disconnect();
-        panel?.removeEventListener("keydown", press, true);
-      };
-    }
-    export default { render };
-    """
-
-
 class InputError(ValueError):
     """What was entered cannot be answered; a panel shows the message, which says why, without a traceback."""
 
@@ -126,7 +80,7 @@ class Panel(W.VBox):
         super().__init__()
         self.add_class("inflib-panel")
         self.add_class(css_class)
-        self._label = label
+        self._label, self._live = label, Live(self)
 
     def arrange(self, controls: Sequence[W.Widget], view: Sequence[W.Widget]) -> None:
         """Controls above, what they show below, and between them the place for "busy" and for errors."""
@@ -135,7 +89,7 @@ class Panel(W.VBox):
         status = W.VBox([self.busy, self.error])
         status.add_class("inflib-status")
         unseen = W.Layout(display="none")
-        self.children = [W.HTML(STYLE, layout=unseen), _Keyboard(layout=unseen), top, status, *view]
+        self.children = [W.HTML(STYLE, layout=unseen), Keyboard(layout=unseen), top, status, *view]
 
     def watch(self, control: W.Widget, answer: Callable[[], object]) -> None:
         """Call ``answer`` whenever the control's value changes, or when it is a button that is pressed."""
@@ -189,7 +143,7 @@ class Panel(W.VBox):
         return self._label
 
     def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
-        bundle = super()._repr_mimebundle_(**kwargs)
+        bundle = self._live.instead_of_view(super()._repr_mimebundle_(**kwargs))
         return {**bundle, "text/plain": self.as_text(), "text/html": self.as_html()}
 
 

@@ -192,6 +192,14 @@ class Notebook:
         """Open notebooks/NAME and wait until its kernel is idle."""
         # &reset forgets the workspace: else the tabs of the test before come back
         self.page.goto(f"{self.lab.url}/lab/tree/notebooks/{name}?token={self.lab.token}&reset")
+        return self._ready()
+
+    def reload(self) -> Notebook:
+        """Load the page anew, as F5 does, and wait until the notebook's kernel is idle."""
+        self.page.reload()
+        return self._ready()
+
+    def _ready(self) -> Notebook:
         self.page.locator(".jp-NotebookPanel .jp-Notebook").wait_for()
         self.page.wait_for_function(
             """() => { const s = window.jupyterapp?.shell.currentWidget?.sessionContext;
@@ -207,6 +215,16 @@ class Notebook:
                      .forEach(c => c.cell_type === 'code' && c.setOutputs([]))"""
         )
         return bool(self.page.evaluate("() => window.jupyterapp.commands.execute('notebook:run-all-cells')"))
+
+    def save(self) -> None:
+        self.page.evaluate("() => window.jupyterapp.commands.execute('docmanager:save')")
+
+    def stop_kernel(self) -> None:
+        self.page.evaluate("() => window.jupyterapp.shell.currentWidget.sessionContext.shutdown()")
+
+    def close_tab(self) -> None:
+        self.page.evaluate("() => window.jupyterapp.commands.execute('application:close')")
+        self.page.locator(".jp-NotebookPanel").wait_for(state="detached")
 
     def errors(self) -> list[str]:
         """What the cells raised."""
