@@ -22,6 +22,7 @@ from .contractions import own_scorer
 from .kronecker import identity
 from .layers import LayerSpec
 from .objectives import Measurement, Objective
+from .placement import plain_numbers
 from .proof import Proof
 from .scoring import influence, layers_of, self_influence
 
@@ -41,6 +42,7 @@ def gradient_dot(
     return influence(model, objective, train, queries, plain, measurement=measurement, progress=progress)
 
 
+@plain_numbers
 def gradient_cosine(
     model: nn.Module,
     objective: Objective,

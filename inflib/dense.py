@@ -25,6 +25,7 @@ from .curvature import (
     unflatten,
 )
 from .hooks import Matrices
+from .placement import plain_numbers
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,11 +46,13 @@ class Dense:
         parts = self.matrix.diagonal().split([o * i for o, i in self.shapes.values()])
         return {name: float(part.mean()) for name, part in zip(self.shapes, parts, strict=True)}
 
+    @plain_numbers
     def matvec(self, v: Matrices) -> Matrices:
         """C v for stacks {layer: (K, o, i)}."""
         check_stacks(self, v)
         return unflatten(flatten(v, self.shapes).to(self.matrix) @ self.matrix, self.shapes)
 
+    @plain_numbers
     def solve(self, v: Matrices, damping: Damping = None) -> Matrices:
         """(C + diag λ)⁻¹ v, λ constant in a layer; warns (IndefiniteWarning) when the damped matrix is indefinite."""
         check_stacks(self, v)
@@ -84,11 +87,13 @@ class BlockDense:
         """Each block's trace over its size."""
         return {name: float(block.diagonal().mean()) for name, block in self.blocks.items()}
 
+    @plain_numbers
     def matvec(self, v: Matrices) -> Matrices:
         """C v for stacks {layer: (K, o, i)}."""
         check_stacks(self, v)
         return {k: (v[k].flatten(1).to(block) @ block).reshape(v[k].shape) for k, block in self.blocks.items()}
 
+    @plain_numbers
     def solve(self, v: Matrices, damping: Damping = None) -> Matrices:
         """(C + diag λ)⁻¹ v, one solve per layer."""
         check_stacks(self, v)

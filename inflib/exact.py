@@ -30,10 +30,11 @@ from .hooks import Matrices, checked_outputs
 from .kfac import Fit
 from .layers import Exactly, LayerSpec
 from .objectives import Objective, label_seeds
-from .placement import call, check_mode
+from .placement import call, check_mode, plain_numbers
 from .proof import check_finite
 
 
+@plain_numbers
 def gauss_newton(
     model: nn.Module,
     objective: Objective,
@@ -71,6 +72,7 @@ def gauss_newton(
     return BlockDense(means, shapes_of(fit), facts) if blocks else Dense(means[""], shapes_of(fit), facts)
 
 
+@plain_numbers
 def hessian(
     model: nn.Module,
     objective: Objective,
@@ -108,6 +110,7 @@ def hessian(
     return Dense(mean, shapes_of(fit), facts_of(fit, "exact Hessian", examples), default_damping=None)
 
 
+@plain_numbers
 def gauss_newton_product(
     model: nn.Module,
     objective: Objective,

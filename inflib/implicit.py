@@ -39,6 +39,7 @@ from .hooks import Matrices
 from .kronecker import diagonal
 from .layers import Exactly
 from .objectives import Objective
+from .placement import plain_numbers
 from .selection import select
 from .solvers import Matvec, Solution, conjugate_gradients, stochastic_neumann
 
@@ -67,6 +68,7 @@ class Implicit:
         """mean(Λ_layer): the unit that relative damping is measured in."""
         return dict(self.means)
 
+    @plain_numbers
     def matvec(self, v: Matrices) -> Matrices:
         """C v for stacks {layer: (K, o, i)}."""
         check_stacks(self, v)
@@ -76,11 +78,13 @@ class Implicit:
         """(C + diag λ)⁻¹ v, as far as the solver comes; it raises NotConvergedError where it was given a tolerance."""
         return self.solve_with_residual(v, damping).x
 
+    @plain_numbers
     def solve_with_residual(self, v: Matrices, damping: Damping = None) -> Solution:
         """``solve`` with the relative residual ‖v − (C + diag λ) x‖ / ‖v‖ it reached for each vector, (K,)."""
         check_stacks(self, v)
         return self.solver(self, v, resolve_damping(self, damping))
 
+    @plain_numbers
     def to_dense(self) -> Tensor:
         """The (D, D) matrix by products with all unit vectors: for small models."""
         size = sum(o * i for o, i in self.shapes.values())
@@ -91,6 +95,7 @@ class Implicit:
         return describe(self)
 
 
+@plain_numbers
 def refine(
     curvature: Curvature,
     model: nn.Module,
@@ -118,6 +123,7 @@ def refine(
     return _implicit(curvature, model, objective, data, solver, how, progress)
 
 
+@plain_numbers
 def refine_stochastic(
     curvature: Curvature,
     model: nn.Module,

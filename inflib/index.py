@@ -24,6 +24,7 @@ from .ekfac import rotate, rotated_gradients
 from .hooks import Pair, forward
 from .kronecker import Kronecker
 from .objectives import Measurement, Objective
+from .placement import plain_numbers
 from .positions import positions_present
 from .proof import Proof, check_finite
 from .scoring import check_pairs, layers_of
@@ -40,6 +41,7 @@ class TrainIndex:
     held: Side
 
     @classmethod
+    @plain_numbers
     def build(
         cls,
         model: nn.Module,
@@ -94,6 +96,7 @@ class TrainIndex:
         tensors = [x for held in self.held.values() for x in (held if isinstance(held, Pair) else (held,))]
         return sum(x.numel() * x.element_size() for x in tensors)
 
+    @plain_numbers
     def prepare(
         self, model: nn.Module, objective: Objective, queries: Data, measurement: Measurement | None = None
     ) -> Side:
@@ -102,6 +105,7 @@ class TrainIndex:
         what = measurement or "log_likelihood"
         return _rotated(model, objective, queries, "queries", self.curvature, what, None, self.held, False)
 
+    @plain_numbers
     def scores(
         self,
         prepared: Side,
@@ -145,11 +149,13 @@ class TrainIndex:
         prepared = self.prepare(model, objective, queries, measurement)
         return self.scores(prepared, curvature, damping, layers=layers, keep=keep, max_bytes=max_bytes)
 
+    @plain_numbers
     def self_influence(self, curvature: Kronecker | None = None, damping: Damping = None) -> Tensor:
         """∇ℓ_nᵀ (C + λ)⁻¹ ∇ℓ_n of every training example, (N,)."""
         inverse = self._in_basis(curvature).inverse_eigenvalues(damping)
         return sum(_own(self.held[k], values) for k, values in inverse.items())  # type: ignore[return-value]
 
+    @plain_numbers
     def norms(self, layers: Iterable[str] | None = None) -> Tensor:
         """‖∇ℓ_n‖ of every training example in all layers, or in those named, (N,)."""
         names = self.curvature.layers if layers is None else [layers] if isinstance(layers, str) else list(layers)

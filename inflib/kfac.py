@@ -27,7 +27,7 @@ from .coverage import select_and_say
 from .hooks import Recording, aligned, forward
 from .layers import Layer, LayerSpec
 from .objectives import Objective, label_kind, label_seeds
-from .placement import check_mode
+from .placement import check_mode, plain_numbers
 from .positions import check_batch, positions_present, present_means, present_rows
 from .proof import Proof, check_finite
 from .randomness import check_seed
@@ -152,6 +152,7 @@ class Moments:
         )
 
 
+@plain_numbers
 def second_moments(
     model: nn.Module,
     objective: Objective,

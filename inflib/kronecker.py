@@ -21,6 +21,7 @@ from .hooks import Matrices
 from .kfac import Fit, accumulate_moments
 from .layers import LayerSpec
 from .objectives import Objective
+from .placement import plain_numbers
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,11 +64,13 @@ class Kronecker:
         """Q_S V Q_Aᵀ: from eigenbasis coordinates to weight matrices."""
         return {k: self.Q_S[k] @ x @ self.Q_A[k].T if k in self.Q_S else x for k, x in v.items()}
 
+    @plain_numbers
     def matvec(self, v: Matrices) -> Matrices:
         """C v for stacks {layer: (K, o, i)}."""
         check_stacks(self, v)
         return self.rotate_back({k: x * self.eigenvalues[k] for k, x in self.rotate(v).items()})
 
+    @plain_numbers
     def solve(self, v: Matrices, damping: Damping = None) -> Matrices:
         """(C + diag λ)⁻¹ v for stacks {layer: (K, o, i)}; see ``resolve_damping`` for what damping may be."""
         check_stacks(self, v)
@@ -94,6 +97,7 @@ class Kronecker:
             )
         return 1 / (values + number)
 
+    @plain_numbers
     def to_dense(self) -> Tensor:
         """The (D, D) matrix, row-major in each (o, i), layers in order: for small models."""
         blocks = []
@@ -109,6 +113,7 @@ class Kronecker:
         return describe(self)
 
 
+@plain_numbers
 def ekfac(
     model: nn.Module,
     objective: Objective,
@@ -140,6 +145,7 @@ def ekfac(
     return Kronecker(squares.means(), basis.Q_S, basis.Q_A, facts_of(fit, "EK-FAC", squares.examples))
 
 
+@plain_numbers
 def kfac(
     model: nn.Module,
     objective: Objective,
@@ -163,6 +169,7 @@ def kfac(
     return Kronecker(values, basis.Q_S, basis.Q_A, facts_of(fit, "K-FAC", moments.examples))
 
 
+@plain_numbers
 def diagonal(
     model: nn.Module,
     objective: Objective,
@@ -179,6 +186,7 @@ def diagonal(
     return Kronecker(squares.means(), {}, {}, facts_of(fit, "diagonal", squares.examples))
 
 
+@plain_numbers
 def identity(
     model: nn.Module,
     objective: Objective,

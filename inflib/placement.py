@@ -1,7 +1,7 @@
 """Calling the user's model as it is: where it lies, in which mode, and so that nothing of it has changed afterwards.
 
 The model runs under the user's own autocast, inflib's products do not (``plain_numbers``); its outputs are
-differentiated in float32 at least. Activation checkpoints are passed over meanwhile: hooks see each layer once.
+differentiated in float32 at least. Checkpoints and compiled graphs are passed over: hooks see every layer, once.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def call(model: nn.Module, inputs: Any, parameters: dict[str, Tensor] | None = N
         args, kwargs = (), inputs
     elif isinstance(inputs, (tuple, list)):
         args = tuple(inputs)
-    with _as_found(model), _users_autocast(), _without_checkpoints():
+    with _as_found(model), _users_autocast(), _without_checkpoints(), _uncompiled(model):
         check_placement(model, inputs)
         if parameters is None:
             outputs = model(*args, **kwargs)
@@ -142,6 +142,16 @@ def _without_checkpoints() -> Iterator[None]:
     finally:
         for name, own in held.items():
             setattr(checkpoints, name, own)
+
+
+@contextmanager
+def _uncompiled(model: nn.Module) -> Iterator[None]:
+    """What torch.compile made runs as it was written: a compiled graph knows nothing of our hooks."""
+    if not any(hasattr(m, "_orig_mod") or m._compiled_call_impl is not None for m in model.modules()):
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
 
 
 class _Plain:

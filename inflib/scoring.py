@@ -21,12 +21,14 @@ from .hooks import Matrices, Pair
 from .kronecker import Kronecker
 from .layers import Exactly, Layer
 from .objectives import Measurement, Objective
+from .placement import plain_numbers
 from .proof import Proof, check_finite
 from .selection import select
 
 HELD = 4  # preconditioned queries are held up to so many times ``max_bytes``
 
 
+@plain_numbers
 def influence(
     model: nn.Module,
     objective: Objective,
@@ -75,6 +77,7 @@ def influence(
     return torch.cat(scores)
 
 
+@plain_numbers
 def self_influence(
     model: nn.Module,
     objective: Objective,

@@ -27,7 +27,7 @@ from .hooks import Matrices, checked_outputs
 from .kfac import Fit
 from .layers import Exactly
 from .objectives import Measurement
-from .placement import call, check_mode
+from .placement import call, check_mode, plain_numbers
 from .positions import check_batch
 from .proof import check_finite
 from .scoring import Preconditioned, gather, layers_of, passes
@@ -36,6 +36,7 @@ from .sequences import NextToken
 PerToken = Callable[[Fit, Batch, Matrices], Tensor]  # of a batch (B, T), along one query's P
 
 
+@plain_numbers
 def output_tokens(
     model: nn.Module,
     objective: NextToken,
@@ -65,6 +66,7 @@ def output_tokens(
     return _per_token(model, objective, train, queries, curvature, damping, along, measurement, max_bytes, progress)
 
 
+@plain_numbers
 def input_tokens(
     model: nn.Module,
     objective: NextToken,

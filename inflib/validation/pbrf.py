@@ -36,7 +36,7 @@ from ..kfac import Fit
 from ..kronecker import Kronecker, ekfac
 from ..layers import LayerSpec
 from ..objectives import Measurement, Objective, output_gradient
-from ..placement import call, check_mode
+from ..placement import call, check_mode, plain_numbers
 from . import lbfgs
 
 
@@ -64,6 +64,7 @@ class Proximal:
         )
 
 
+@plain_numbers
 def pbrf(
     model: nn.Module,
     objective: Objective,
