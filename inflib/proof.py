@@ -111,7 +111,9 @@ def prove(
     some = _some_examples(batch.size, draw)
     seed = _slopes(objective, measurement, recording.outputs, batch.targets, some, draw)
     allowed = _allowed(recording, layers, batch.size, seed, some)
-    weights = torch.from_numpy((0.5 + draw.random(batch.size)) * draw.choice([-1.0, 1.0], batch.size))  # (B,)
+    # powers of two: a model that rounds inside (norms in float32, gradients that are nothing but rounding) then rounds
+    # alike in both sums
+    weights = torch.from_numpy(2.0 ** draw.integers(-3, 4, batch.size) * draw.choice([-1.0, 1.0], batch.size))  # (B,)
     sums = _weighted_sums(recording, layers, allowed, batch.size, seed, weights)
     del recording  # before autograd's own graph is made
     return _compared(model, layers, batch, seed, weights, sums)

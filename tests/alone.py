@@ -1,0 +1,267 @@
+"""What a model's gradients are, one example at a time: an oracle for models too large to be built as dense matrices.
+
+Each example is a batch of one, without its padding; its loss is a formula written here, and autograd's
+gradient of it in every covered weight is its gradient. No
+layout of rows, no mask and no loss of the library takes part. A
+``Case`` is a model with its batches; ``examine`` says how far the library is from the oracle, or in what words it refuses.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from oracle import grouped
+from torch import Tensor, nn
+
+from inflib import Objective, capture, ekfac, identity, influence
+from inflib.kfac import second_moments
+from inflib.layers import LayerSpec
+
+QUIET: dict[str, Any] = {"progress": False}
+Formula = Callable[[Tensor, Tensor], Tensor]  # outputs (1, ...) and targets (1, ...) of one example → ()
+Batch = tuple[Any, Any]
+Shapes = Mapping[str, tuple[int, int]]  # layer → (o, i), i counting the bias's column
+
+
+def class_loss(f: Tensor, y: Tensor) -> Tensor:
+    return f[0].logsumexp(0) - f[0, y[0]]
+
+
+def token_loss(f: Tensor, y: Tensor) -> Tensor:
+    """Summed over the positions of one example, logits (1, T, V); −100 does not count."""
+    counted = (y[0] != -100).nonzero().flatten()
+    rows = f[0, counted]
+    return (rows.logsumexp(1) - rows[range(len(counted)), y[0, counted]]).sum()
+
+
+def yes_loss(f: Tensor, y: Tensor) -> Tensor:
+    """Of logits (1,) or (1, C), summed."""
+    return ((1 + f.exp()).log() - y * f).sum()
+
+
+def squared_loss(f: Tensor, y: Tensor) -> Tensor:
+    return ((f - y) ** 2).sum() / 2
+
+
+# --- one example alone ------------------------------------------------------------------------------------------------
+
+
+def alone(inputs: Any, targets: Any, n: int, padded: Mapping[str, tuple[str, ...]]) -> Batch:
+    """Example n as a batch of one; ``padded`` says which inputs (or "targets") are cut to where a mask is 1."""
+    if isinstance(inputs, Tensor):
+        return inputs[n : n + 1], targets[n : n + 1]
+    if isinstance(inputs, tuple):
+        return tuple(x[n : n + 1] for x in inputs), targets[n : n + 1]
+    some = {name: x[n : n + 1] if isinstance(x, Tensor) else x for name, x in inputs.items()}
+    some["targets"] = targets[n : n + 1]
+    for mask, names in padded.items():
+        seen = some[mask][0].bool()
+        seen = seen.any(0) if seen.ndim > 1 else seen
+        for name in (*names, mask):
+            some[name] = some[name][..., seen]
+    return some, some.pop("targets")
+
+
+@dataclass
+class Case:
+    """A model in float64 and eval mode with what is asked of it; examples of ``batches`` are numbered through."""
+
+    model: nn.Module
+    objective: Objective
+    loss: Formula
+    batches: list[Batch]
+    padded: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    layers: LayerSpec = None
+    together: bool = False  # an example's loss is that of its batch: there is none of it alone
+
+    def examples(self) -> list[Batch]:
+        return [alone(x, y, n, self.padded) for x, y in self.batches for n in range(len(y))]
+
+    def gradients(self, shapes: Shapes) -> dict[str, Tensor]:
+        """{layer: (N, o, i)} with the bias, where i counts it, as last column."""
+        spots = self._spots(shapes)
+        weights = {id(p): p for spot in spots.values() for p in spot.parameters}
+        asked = [(p, p.requires_grad) for p in weights.values()]
+        found: dict[str, list[Tensor]] = {name: [] for name in shapes}
+        try:
+            for p in weights.values():
+                p.requires_grad_()
+            for loss in self._losses():
+                loss.backward()  # into .grad: what is recomputed by a nested backward pass has no other way out
+                own = {key: torch.zeros_like(p) if p.grad is None else p.grad for key, p in weights.items()}
+                for name, spot in spots.items():
+                    found[name].append(spot.matrix(own).clone())
+                self.model.zero_grad()
+        finally:
+            for p, before in asked:
+                p.requires_grad_(before)
+        return {name: torch.stack(parts) for name, parts in found.items()}
+
+    def _losses(self) -> Any:
+        if self.together:
+            for x, y in self.batches:
+                for n in range(len(y)):
+                    yield self.loss(run(self.model, x)[n : n + 1], y[n : n + 1])
+        else:
+            for x, y in self.examples():
+                yield self.loss(run(self.model, x), y)
+
+    def activations(self, shapes: Shapes) -> dict[str, Tensor]:
+        """{linear layer: A (i, i)}, the mean of a aᵀ over everything that its module is given for examples alone."""
+        seen: dict[str, list[Tensor]] = {}
+        handles = [
+            module.register_forward_hook(_keep(seen.setdefault(name, []), spot))
+            for name, spot in self._spots(shapes).items()
+            for module in spot.users(self.model)
+            if spot.linear
+        ]
+        try:
+            for x, _ in self.examples():
+                run(self.model, x)
+        finally:
+            for handle in handles:
+                handle.remove()
+        rows = {name: torch.cat(parts) for name, parts in seen.items()}
+        return {name: a.T @ a / len(a) for name, a in rows.items()}
+
+    def _spots(self, shapes: Shapes) -> dict[str, _Spot]:
+        return {name: _Spot(self.model, name, shape[1]) for name, shape in shapes.items()}
+
+    def covered(self, shapes: Shapes) -> tuple[int, int]:
+        """How many of the numbers that ask for a gradient lie in these layers, and how many there are."""
+        trained = {id(p): p.numel() for p in self.model.parameters() if p.requires_grad}
+        trained = trained or {id(p): p.numel() for p in self.model.parameters() if p.is_floating_point()}
+        inside: dict[tuple[int, int], int] = {}
+        for spot in self._spots(shapes).values():
+            for p in spot.parameters:
+                if id(p) in trained:
+                    inside[id(p), spot.group] = p.numel() // spot.groups
+        return sum(inside.values()), sum(trained.values())
+
+
+def _keep(parts: list[Tensor], spot: _Spot) -> Callable[..., None]:
+    def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        a = args[0].detach().flatten(0, -2)
+        parts.append(a if spot.bias is None else torch.cat([a, torch.ones_like(a[:, :1])], dim=1))
+
+    return hook
+
+
+def run(model: nn.Module, inputs: Any) -> Tensor:
+    if isinstance(inputs, Mapping):
+        outputs = model(**inputs)
+    else:
+        outputs = model(*inputs) if isinstance(inputs, tuple) else model(inputs)
+    return outputs if isinstance(outputs, Tensor) else outputs.logits
+
+
+class _Spot:
+    """Where a layer's matrix lies in the model."""
+
+    def __init__(self, model: nn.Module, name: str, columns: int):
+        path, group = grouped(model, name)
+        module = model.get_submodule(path)
+        self.transposed = type(module).__name__ == "Conv1D"
+        self.linear = self.transposed or isinstance(module, nn.Linear)
+        self.group, self.groups = group or 0, 1 if group is None else module.groups
+        self.weight = module.weight
+        own = self.weight.shape[0] if self.transposed else self.weight[0].numel()
+        self.bias = module.bias if columns == own + 1 else None
+        self.parameters = [p for p in (self.weight, self.bias) if p is not None]
+
+    def users(self, model: nn.Module) -> list[nn.Module]:
+        """Every module that applies this weight."""
+        return [m for m in model.modules() if getattr(m, "weight", None) is self.weight]
+
+    def matrix(self, gradients: dict[int, Tensor]) -> Tensor:
+        weight = gradients[id(self.weight)]
+        matrix = weight.T if self.transposed else weight.flatten(1)
+        if self.bias is not None:
+            matrix = torch.cat([matrix, gradients[id(self.bias)][:, None]], dim=1)
+        return matrix.chunk(self.groups)[self.group]
+
+
+# --- how far the library is from it -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Errors relative to the oracle's largest, nan where not looked at; or the words of a refusal."""
+
+    layers: tuple[str, ...] = ()
+    share: float = float("nan")  # of the numbers that ask for a gradient, covered
+    gradients: float = float("nan")  # worst entry of a layer's captured matrix, by the layer's largest
+    dots: float = float("nan")  # worst dot product, by the two gradients' lengths
+    eigenvalues: float = float("nan")  # worst entry of Λ (observed labels), by the layer's largest
+    activations: float = float("nan")  # worst entry of A, by its largest
+    refusal: str = ""
+    notes: tuple[str, ...] = ()
+
+    @property
+    def worst(self) -> float:
+        return max(self.gradients, self.dots, self.eigenvalues)
+
+
+def examine(case: Case) -> Finding:
+    """What the library says of a case, beside what is."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            found = _measured(case)
+        except (ValueError, RuntimeError, TypeError, FloatingPointError) as error:
+            return Finding(refusal=f"{type(error).__name__}: {error}", notes=_said(caught))
+    return Finding(**found, notes=_said(caught))
+
+
+def _said(caught: list[warnings.WarningMessage]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(f"{w.category.__name__}: {w.message}" for w in caught))
+
+
+def _measured(case: Case) -> dict[str, Any]:
+    model, objective, data = case.model, case.objective, case.batches
+    C = identity(model, objective, layers=case.layers)
+    names, shapes = list(C.layers), C.shapes
+    pairs = [capture(model, objective, x, y, layers=case.layers) for x, y in data]
+    captured = {name: torch.cat([p[name].matrices() for p in pairs]) for name in names}
+    scores = influence(model, objective, data, data, C, **QUIET)
+    fit = ekfac(model, objective, data, layers=case.layers, labels="observed", **QUIET)
+    truth = case.gradients(shapes)
+    inside, trained = case.covered(shapes)
+    return {
+        "layers": tuple(names),
+        "share": inside / trained,
+        "gradients": max(apart(captured[name], truth[name]) for name in names),
+        "dots": dots_apart(scores, truth),
+        "activations": _activations_apart(case, shapes),
+        "eigenvalues": max(
+            apart(fit.eigenvalues[k], (fit.Q_S[k].T @ truth[k] @ fit.Q_A[k]).square().mean(0)) for k in names
+        ),
+    }
+
+
+def _activations_apart(case: Case, shapes: Shapes) -> float:
+    if case.together:
+        return float("nan")
+    moments = second_moments(
+        case.model, case.objective, case.batches, layers=case.layers, labels="observed", progress=False
+    )
+    return max(apart(moments.A(name), A) for name, A in case.activations(shapes).items())
+
+
+def apart(found: Tensor, truth: Tensor) -> float:
+    """The largest difference, by the largest entry; by 1 where all should be 0."""
+    if found.shape != truth.shape:
+        return float("inf")
+    scale = truth.abs().max()
+    return float((found - truth).abs().max() / (scale if scale > 0 else 1))
+
+
+def dots_apart(scores: Tensor, gradients: dict[str, Tensor]) -> float:
+    """The worst difference of scores (N, N) from the gradients' dot products, by the lengths of the two."""
+    flat = torch.cat([g.flatten(1) for g in gradients.values()], dim=1)
+    lengths = flat.norm(dim=1)
+    return float(((scores - flat @ flat.T).abs() / (lengths[:, None] * lengths)).max())
