@@ -5,4 +5,21 @@ They run after the notebook and its solutions, so a solution can be spoilt in pl
 
 from __future__ import annotations
 
-WRONG: dict[str, list[tuple[str, str]]] = {}
+WRONG: dict[str, list[tuple[str, str]]] = {
+    "01_influence_functions": [
+        ("check_flipped(lambda n: -flipped(n))", "the other way"),
+        ("check_flipped(lambda n: flipped(n) / 2)", "removing one label or adding the other"),
+        ("check_flipped(lambda n: N * flipped(n))", "in units of 1/N"),
+        ("check_flipped(lambda n: flipped(n)[None])", "shape (1, 50), expected (50,)"),
+        ("check_total(lambda gradient: total(gradient) / N)", "only their mean"),
+        ("check_total(lambda gradient: -total(gradient))", "two minus signs"),
+        ("check_total(lambda gradient: 2 * total(gradient))", "the scores sum to"),
+        ("check_leverages(3)", "without a penalty"),
+        ("check_leverages(0.7292)", "the share that the penalty holds"),
+        ("check_leverages(3.6458)", "tr H_α⁻¹"),
+        ("check_leverages(2)", "not the sum"),
+        ("check_group_step(lambda rows: -group_step(rows))", "the sign"),
+        ("check_group_step(lambda rows: torch.linalg.solve(H_alpha, gradients[rows].sum(0) / N))", "still holds"),
+        ("check_group_step(lambda rows: 2 * group_step(rows))", "hardly better"),
+    ],
+}
