@@ -48,6 +48,7 @@ from .index import TrainIndex
 from .kronecker import Kronecker, diagonal, ekfac, identity, kfac
 from .layers import register, untied
 from .objectives import Bernoulli, CrossEntropy, Objective, SquaredError
+from .positions import with_masks
 from .proof import capture
 from .scoring import contribution, influence, predicted_change, self_influence
 from .sequences import NextToken, completion, token_batches
@@ -93,4 +94,5 @@ __all__ = [
     "self_influence",
     "token_batches",
     "untied",
+    "with_masks",
 ]

@@ -25,7 +25,7 @@ from .hooks import Pair, forward
 from .kronecker import Kronecker
 from .objectives import Measurement, Objective
 from .placement import plain_numbers
-from .positions import positions_present
+from .positions import masks_of
 from .proof import Proof, check_finite
 from .scoring import check_pairs, layers_of
 
@@ -76,7 +76,7 @@ class TrainIndex:
             if longest is None or _numbers(batch) > _numbers(longest):
                 longest = batch
         assert longest is not None  # walk refuses data without an example
-        positions_present(longest.inputs)
+        masks_of(longest.inputs)
         recording = forward(model, layers, longest.inputs, longest.size, raw=True)
         each = 0
         for name, (o, i) in curvature.shapes.items():

@@ -27,8 +27,9 @@ from .coverage import select_and_say
 from .hooks import Recording, aligned, forward
 from .layers import Layer, LayerSpec
 from .objectives import Objective, label_kind, label_seeds
+from .padding import Padding
 from .placement import check_mode, plain_numbers
-from .positions import check_batch, positions_present, present_means, present_rows
+from .positions import check_batch, present_means, present_rows
 from .proof import Proof, check_finite
 from .randomness import check_seed
 
@@ -174,11 +175,11 @@ def accumulate_moments(fit: Fit) -> Moments:
     A: dict[str, Tensor] = {}
     S: dict[str, Tensor] = {}
     positions = dict.fromkeys(fit.layers, 0)
-    examples = 0
+    examples, padding = 0, Padding(fit.model)
     for batch, recording, seeds in fit.recordings(0, "second moments", check=True):
-        there = positions_present(batch.inputs)
+        there = padding.present(batch, recording)
         for name in fit.layers:
-            rows = _activation_rows(recording.activations[name], there, fit.sharing)
+            rows = _activation_rows(recording.activations[name], there[name], fit.sharing)
             _add(A, name, rows, 1.0)
             positions[name] += rows.shape[0]
         check_finite("activations", A, batch.index)

@@ -17,13 +17,15 @@ from .batches import say, tensors
 from .objectives import Objective
 from .sequences import IGNORED, NextToken
 
+MASKS = ("attention_mask", "decoder_attention_mask")
+
 
 def check_batch(objective: Objective, inputs: Any, targets: Any) -> None:
     """Raise ValueError for a mask that cannot be meant, or with ``NextToken`` for sequences that cannot."""
     if isinstance(objective, NextToken):
         check_sequences(inputs, targets)
     else:
-        positions_present(inputs)
+        masks_of(inputs)
 
 
 def check_sequences(inputs: Any, targets: Any) -> None:
@@ -40,23 +42,24 @@ def check_sequences(inputs: Any, targets: Any) -> None:
             "one: x[None]."
         )
     there = positions_present(inputs)
+    name = _targets_mask(inputs)
     if there is None:
-        _check_unmasked(ids, targets)
+        _check_unmasked(ids, targets, name)
     elif there.shape != targets.shape:
         if not isinstance(inputs.get("input_ids"), Tensor):  # else the model's outputs tell which is wrong
-            raise ValueError(_mask_shape(there, targets.shape, "the targets'"))
+            raise ValueError(_mask_shape(there, targets.shape, "the targets'", name))
     elif there.device == targets.device:
         hidden = ~there & (targets != IGNORED)
         if bool(hidden.any()):
             n, t = hidden.nonzero()[0].tolist()
             raise ValueError(
                 f"position {t} of sequence {n} of a batch has a target that counts, {int(targets[n, t])}, where the "
-                f"attention_mask is 0; expected the target {IGNORED} wherever no token is. Shift mask and targets "
+                f"{name} is 0; expected the target {IGNORED} wherever no token is. Shift mask and targets "
                 "alike, or use inflib.token_batches."
             )
 
 
-def _check_unmasked(ids: Any, targets: Tensor) -> None:
+def _check_unmasked(ids: Any, targets: Tensor, name: str) -> None:
     """Without a mask all positions are there: targets left out at the ends of some rows alone are padding's."""
     if any(x.device != targets.device for x in tensors(ids)):
         return  # the objective says so
@@ -64,41 +67,81 @@ def _check_unmasked(ids: Any, targets: Tensor) -> None:
     ends = counted.flip(1).cumsum(1).eq(0).sum(1)  # (B,) how many targets at each row's end do not count
     if bool((ends != ends[:1]).any()) and bool(counted.any(1).all()):
         raise ValueError(
-            f"sequences of unequal length came without attention_mask ({int(ends.min())} to {int(ends.max())} targets "
-            f"at the rows' ends are {IGNORED}); expected inputs {{'input_ids': ..., 'attention_mask': ...}}, so that "
+            f"sequences of unequal length came without {name} ({int(ends.min())} to {int(ends.max())} targets "
+            f"at the rows' ends are {IGNORED}); expected inputs {{'input_ids': ..., {name!r}: ...}}, so that "
             "padding counts nowhere. Use inflib.token_batches, or a mask of ones if every position holds a token."
         )
 
 
-def positions_present(inputs: Any) -> Tensor | None:
-    """(B, T) bool from ``inputs["attention_mask"]``; None where the inputs have no mask, so that all positions count.
+class Masked(dict[str, Any]):
+    """Inputs by name, and the mask that layers go by, {glob: mask's name, mask (B, T) or None}; see ``with_masks``."""
 
-    Raises ValueError for a mask that is not (B, T), as its ``input_ids`` are, or that hides a whole sequence.
+    masks: Mapping[str, str | Tensor | None]
+
+
+def with_masks(inputs: Mapping[str, Any], masks: Mapping[str, str | Tensor | None]) -> Masked:
+    """A batch's inputs with a word on which mask belongs to which layers, where it does not show by itself.
+
+    masks: {layer's name or glob: the name of a mask among the inputs, a mask (B, T), or None for layers whose positions
+    all count}; the first that matches holds. ``with_masks(inputs, {"vision.*": None, "*": "attention_mask"})``.
+    Raises ValueError for the name of a mask that the inputs lack.
     """
-    mask = inputs.get("attention_mask") if isinstance(inputs, Mapping) else None
-    if mask is None:
-        return None
-    if not isinstance(mask, Tensor) or mask.ndim != 2:
+    for pattern, which in masks.items():
+        if isinstance(which, str) and which not in inputs:
+            raise ValueError(
+                f"with_masks: {pattern!r} is to go by {which!r}; expected one of the inputs, {', '.join(inputs)}."
+            )
+    found = Masked(inputs)
+    found.masks = dict(masks)
+    return found
+
+
+def masks_of(inputs: Any) -> dict[str, Tensor]:
+    """{name: (B, T) bool} of the masks among the inputs, True where a position is there; none for other inputs.
+
+    Raises ValueError for a mask that has not the shape of its token ids, or that hides a whole sequence.
+    """
+    if not isinstance(inputs, Mapping):
+        return {}
+    names = [*MASKS, *(m for m in getattr(inputs, "masks", {}).values() if isinstance(m, str) and m not in MASKS)]
+    return {name: _present(name, inputs) for name in names if inputs.get(name) is not None}
+
+
+def positions_present(inputs: Any) -> Tensor | None:
+    """(B, T) bool: which positions of the sequence that targets are for are there; None where no mask says so."""
+    masks = masks_of(inputs)
+    return masks.get(_targets_mask(inputs))
+
+
+def _targets_mask(inputs: Any) -> str:
+    """The name of the mask of the sequence that is predicted: the decoder's where there is one."""
+    decodes = isinstance(inputs, Mapping) and any(key.startswith("decoder_") for key in inputs)
+    return "decoder_attention_mask" if decodes else "attention_mask"
+
+
+def _present(name: str, inputs: Mapping[str, Any]) -> Tensor:
+    mask, ids = inputs[name], inputs.get(name.replace("attention_mask", "input_ids"))
+    same = isinstance(ids, Tensor) and isinstance(mask, Tensor) and ids.shape == mask.shape
+    if not isinstance(mask, Tensor) or (mask.ndim != 2 and not same):
         came = tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
         raise ValueError(
-            f"attention_mask came as {came}; expected (B, T), 1 where a position holds a token and 0 where it is "
+            f"{name} came as {came}; expected (B, T), 1 where a position holds a token and 0 where it is "
             "padding. Let the model make its own (B, 1, T, T) mask from it."
         )
-    ids = inputs.get("input_ids")
-    if isinstance(ids, Tensor) and ids.shape[:2] != mask.shape:
-        raise ValueError(_mask_shape(mask, ids.shape[:2], "the input_ids'"))
+    if isinstance(ids, Tensor) and not same:
+        raise ValueError(_mask_shape(mask, ids.shape[:2], "the input_ids'", name))
     there = mask != 0
-    if not bool(there.any(1).all()):
+    if not bool(there.any(-1).all()):
         raise ValueError(
-            f"the attention_mask of sequence {int((~there.any(1)).nonzero()[0])} of a batch hides every position; "
+            f"the {name} of sequence {int((~there.any(-1)).nonzero()[0, 0])} of a batch hides every position; "
             "expected at least one that is there. Leave the sequence out, or correct its mask."
         )
     return there
 
 
-def _mask_shape(mask: Tensor, expected: torch.Size, whose: str) -> str:
+def _mask_shape(mask: Tensor, expected: torch.Size, whose: str, name: str = "attention_mask") -> str:
     return (
-        f"attention_mask came as {tuple(mask.shape)}; expected {tuple(expected)}, {whose} shape: 1 where a position "
+        f"{name} came as {tuple(mask.shape)}; expected {tuple(expected)}, {whose} shape: 1 where a position "
         "holds a token and 0 where it is padding. Cut the mask where the ids are cut: mask[:, :-1] with ids[:, :-1]."
     )
 
@@ -112,25 +155,12 @@ def _ids(inputs: Any) -> Any:
 
 
 def present_rows(a: Tensor, there: Tensor | None) -> Tensor:
-    """The rows (R, i) of activations a (B, T, i) at positions that are there, in the order of a.
-
-    A layer called k times has T = k · T' positions, each call's in turn. Where T is no multiple of the mask's T' (a
-    layer after pooling) its positions are no tokens, and all count.
-    """
-    there = _at_every_call(a, there)
+    """The rows (R, i) of activations a (B, T, i) at positions that are there (B, T); None: at all of them."""
     return a.flatten(0, 1) if there is None else a[there]
 
 
 def present_means(a: Tensor, there: Tensor | None) -> Tensor:
     """The mean (B, i) of each example's activations a (B, T, i) over the positions that ``present_rows`` counts."""
-    there = _at_every_call(a, there)
     if there is None:
         return a.mean(1)
     return a.masked_fill(~there[..., None], 0).sum(1) / there.sum(1, keepdim=True)
-
-
-def _at_every_call(a: Tensor, there: Tensor | None) -> Tensor | None:
-    """The mask (B, T) over a layer's own positions; None where all of them count."""
-    if there is None or a.shape[1] % there.shape[1] or bool(there.all()):
-        return None
-    return there.repeat(1, a.shape[1] // there.shape[1])
