@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .fingerprints import hash_tensor
 from .randomness import preserved_rng
 
 Data = Iterable[tuple[Any, Any]]
@@ -125,14 +126,6 @@ def fingerprint(batch: Any) -> str:
     for tensor in tensors(batch):
         hash_tensor(digest, tensor)
     return digest.hexdigest()
-
-
-def hash_tensor(digest: Any, tensor: Tensor) -> None:
-    """Add a tensor's dtype, shape and bytes to a hashlib digest."""
-    tensor = tensor.detach().cpu().contiguous()
-    digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
-    if tensor.numel():
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
 
 
 def _shuffles(name: str, how: str) -> str:

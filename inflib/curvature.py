@@ -10,15 +10,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from hashlib import blake2b
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from .batches import hash_tensor
+from .fingerprints import difference, hash_weights
 from .hooks import Matrices
 from .kfac import Fit
+from .layers import Exactly, Layer
+from .selection import select
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ def relative(factor: float) -> Relative:
 
 Damping = None | float | Relative | Mapping[str, float]
 A_TENTH = Relative(0.1)  # the default (Grosse et al. 2023)
+WRAPPERS = ("module.", "_orig_mod.")  # of DistributedDataParallel and DataParallel, of torch.compile
 
 
 class IndefiniteWarning(UserWarning):
@@ -173,14 +175,51 @@ def facts_of(fit: Fit, method: str, examples: int) -> Facts:
     return Facts(method, fit.labels, fit.draws, fit.seed, examples, hash_weights(fit.model), untied, fit.sharing)
 
 
-def hash_weights(model: nn.Module) -> str:
-    """A hash of every parameter and buffer of the model, with its name: equal hashes, equal functions."""
-    digest = blake2b(digest_size=16)
-    for name, tensor in model.state_dict().items():
-        if isinstance(tensor, Tensor):
-            digest.update(name.encode())
-            hash_tensor(digest, tensor)
-    return digest.hexdigest()
+# --- the model it was fitted at ---------------------------------------------------------------------------------
+
+
+def layers_of(model: nn.Module, curvature: Curvature) -> dict[str, Layer]:
+    """The model's layers that the curvature speaks of; ValueError where the model is not the one it was fitted at."""
+    names = list(curvature.layers)
+    _check_wrapped(model, names)
+    found = select(model, Exactly(curvature.shapes, curvature.facts.untied))
+    for name, shape in curvature.shapes.items():
+        if name not in found or found[name].shape != shape:
+            came = found[name].shape if name in found else "no such layer"
+            raise ValueError(f"layer {name!r}: the curvature was made for {shape}, the model has {came}; refit it.")
+    check_same_model(model, curvature.facts)
+    return {name: found[name] for name in curvature.layers}
+
+
+def check_same_model(model: nn.Module, facts: Facts) -> None:
+    """Raise ValueError where the model is another function than the one these facts are of."""
+    now = hash_weights(model)
+    if now != facts.weights:
+        raise ValueError(
+            f"the curvature was fitted at weights with hash {facts.weights}, this model's are {now} (its "
+            f"{difference(facts.weights, now)} differ); expected the same. Load the checkpoint it was fitted at, or "
+            "fit again: ekfac(model, objective, train)."
+        )
+
+
+def _check_wrapped(model: nn.Module, names: list[str]) -> None:
+    """Raise ValueError where model and curvature call their layers alike but for the prefix of a wrapper."""
+    there = dict(model.named_modules())
+    for prefix in WRAPPERS:
+        if any(name not in there and prefix + name in there for name in names):
+            raise ValueError(
+                f"the model is wrapped in {type(model).__name__}, which calls its layers {prefix}{names[0]}, the "
+                f"curvature was fitted without it; expected the same model. Pass what is inside: model.{prefix[:-1]}."
+            )
+        if any(name not in there and name.removeprefix(prefix) in there for name in names):
+            raise ValueError(
+                f"the curvature was fitted at a wrapped model, which calls its layers {names[0]!r}, this "
+                f"{type(model).__name__} has no {prefix[:-1]!r}; expected the same model. Fit at what is inside the "
+                f"wrapper, ekfac(model.{prefix[:-1]}, ...), or pass the wrapped model here."
+            )
+
+
+# --- in words ---------------------------------------------------------------------------------------------------
 
 
 def describe(curvature: Curvature) -> str:

@@ -30,17 +30,17 @@ from .curvature import (
     check_stacks,
     describe,
     flatten,
-    hash_weights,
+    layers_of,
     resolve_damping,
     unflatten,
 )
 from .exact import gauss_newton_product
+from .fingerprints import hash_weights
 from .hooks import Matrices
 from .kronecker import diagonal
 from .layers import Exactly
 from .objectives import Objective
 from .placement import plain_numbers
-from .selection import select
 from .solvers import Matvec, Solution, conjugate_gradients, stochastic_neumann
 
 Solver = Callable[[Curvature, Matrices, dict[str, float]], Solution]  # (curvature, v, {layer: λ})
@@ -154,12 +154,8 @@ def _implicit(
     curvature: Curvature, model: nn.Module, objective: Objective, data: Data, solver: Solver, how: str, progress: bool
 ) -> Implicit:
     """G by products over ``data``, with the layers and shapes of ``curvature``, and this solver."""
+    layers_of(model, curvature)
     weights = hash_weights(model)
-    found = {name: layer.shape for name, layer in select(model, Exactly(curvature.shapes)).items()}
-    if found != curvature.shapes:
-        raise ValueError(
-            f"the curvature was made for layers of shapes {curvature.shapes}, the model has {found}; refit it."
-        )
 
     def product(v: Matrices) -> Matrices:
         if hash_weights(model) != weights:

@@ -16,14 +16,13 @@ from torch import Tensor, nn
 
 from .batches import BYTE_BUDGET, Batch, Data, Order, check_order, chunks, length, walk
 from .contractions import Pairs, contract, join, kept, own_scorer
-from .curvature import Curvature, Damping
+from .curvature import Curvature, Damping, layers_of
 from .hooks import Matrices, Pair
 from .kronecker import Kronecker
-from .layers import Exactly, Layer
+from .layers import Layer
 from .objectives import Measurement, Objective
 from .placement import plain_numbers
 from .proof import Proof, check_finite
-from .selection import select
 
 HELD = 4  # preconditioned queries are held up to so many times ``max_bytes``
 
@@ -130,16 +129,6 @@ def contribution(scores: Tensor, n_train: int) -> Tensor:
 
 
 # --- the two sides ---------------------------------------------------------------------------------------------
-
-
-def layers_of(model: nn.Module, curvature: Curvature) -> dict[str, Layer]:
-    """The model's layers that the curvature speaks of; ValueError where the model has others or other shapes."""
-    found = select(model, Exactly(curvature.shapes, curvature.facts.untied))
-    for name, shape in curvature.shapes.items():
-        if name not in found or found[name].shape != shape:
-            came = found[name].shape if name in found else "no such layer"
-            raise ValueError(f"layer {name!r}: the curvature was made for {shape}, the model has {came}; refit it.")
-    return {name: found[name] for name in curvature.layers}
 
 
 def gather(

@@ -17,7 +17,7 @@ from uuid import uuid4
 
 from torch import Tensor, nn
 
-from .curvature import Facts, Relative, hash_weights
+from .curvature import Facts, Relative
 from .hooks import Pair
 from .index import Side, TrainIndex
 from .kronecker import Kronecker
@@ -100,11 +100,6 @@ def _curvature(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any],
         layers_of(model, curvature)
     except ValueError as error:
         raise ValueError(f"{path} was saved for another model: {error}") from None
-    if facts.weights != hash_weights(model):
-        raise ValueError(
-            f"{path} was fitted at weights with hash {facts.weights}, this model's are {hash_weights(model)}; "
-            "expected the same. Load the checkpoint it was fitted at, or fit again: ekfac(model, objective, train)."
-        )
     return curvature
 
 

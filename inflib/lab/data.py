@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..batches import hash_tensor
+from ..fingerprints import hash_tensor
 from . import downloads
 from .downloads import FOLDER as FOLDER
 
