@@ -22,6 +22,7 @@ from .contractions import own_scorer
 from .kronecker import identity
 from .layers import LayerSpec
 from .objectives import Measurement, Objective
+from .order import Same
 from .placement import plain_numbers
 from .proof import Proof
 from .scoring import influence, layers_of, self_influence
@@ -54,6 +55,7 @@ def gradient_cosine(
     progress: bool = True,
 ) -> Tensor:
     """``gradient_dot`` over both gradients' norms, (Q, N), from −1 to 1; 0 where a gradient is 0."""
+    train, queries = (Same.of(x, name, ordered=True) for x, name in ((train, "train"), (queries, "queries")))
     plain = identity(model, objective, train, layers=layers, progress=progress)
     dots = influence(model, objective, train, queries, plain, measurement=measurement, progress=progress)
     own = self_influence(model, objective, train, plain, progress=progress).sqrt()  # (N,) ‖∇ℓ_n‖

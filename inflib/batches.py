@@ -8,7 +8,6 @@ changes from one pass to the next is refused rather than misaligned.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -17,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .fingerprints import hash_tensor
 from .randomness import preserved_rng
 
 Data = Iterable[tuple[Any, Any]]
@@ -84,57 +82,6 @@ def tensors(value: Any) -> Iterator[Tensor]:
             yield from tensors(part)
 
 
-# --- order -----------------------------------------------------------------------------------------------------
-
-
-def check_order(data: Data, name: str) -> None:
-    """Refuse data whose order changes between passes: score column n must be the user's example n.
-
-    Looks for a shuffling sampler, then takes the first batch of four fresh iterations and compares their contents.
-    """
-    sampler = getattr(data, "sampler", None)
-    if isinstance(sampler, torch.utils.data.RandomSampler):
-        raise ValueError(_shuffles(name, "its sampler is a RandomSampler"))
-    with preserved_rng():
-        prints = {fingerprint(next(_iterate(data, name), None)) for _ in range(4)}
-    if len(prints) > 1:
-        raise ValueError(_shuffles(name, "its first batch differed between iterations"))
-
-
-class Order:
-    """The fingerprint of a whole pass, to be compared with the next pass over the same data."""
-
-    def __init__(self, name: str):
-        self.name = name
-        self.prints: list[str] = []
-
-    def watch(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """Yield the batches; on every pass but the first, raise at the first batch that is not as before."""
-        first = not self.prints
-        for batch in batches:
-            now = fingerprint((batch.inputs, batch.targets))
-            if first:
-                self.prints.append(now)
-            elif batch.index >= len(self.prints) or self.prints[batch.index] != now:
-                raise ValueError(_shuffles(self.name, f"batch {batch.index} differed between two passes"))
-            yield batch
-
-
-def fingerprint(batch: Any) -> str:
-    """A hash of the contents of a batch's tensors."""
-    digest = hashlib.blake2b(digest_size=16)
-    for tensor in tensors(batch):
-        hash_tensor(digest, tensor)
-    return digest.hexdigest()
-
-
-def _shuffles(name: str, how: str) -> str:
-    return (
-        f"{name} does not keep its order ({how}); expected the same examples in the same order on every pass, "
-        "because example n is known by its position. Use DataLoader(..., shuffle=False) and no random augmentation."
-    )
-
-
 # --- memory ----------------------------------------------------------------------------------------------------
 
 BYTE_BUDGET = 256 * 2**20  # of the largest temporary array, unless a caller says otherwise
@@ -169,7 +116,8 @@ def accumulator(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def _iterate(data: Data, name: str) -> Iterator[Any]:
+def iterate(data: Data, name: str) -> Iterator[Any]:
+    """A fresh iterator over the data; TypeError for what has none, or only one."""
     try:
         iterator = iter(data)
     except TypeError:
@@ -185,7 +133,7 @@ def _iterate(data: Data, name: str) -> Iterator[Any]:
 def _undisturbed(data: Data, name: str) -> Iterator[Any]:
     """The items of ``data``, which draw from a copy of torch's global generator: the generator stays as it was."""
     with preserved_rng():
-        iterator, state = _iterate(data, name), torch.get_rng_state()
+        iterator, state = iterate(data, name), torch.get_rng_state()
     while True:
         with preserved_rng():
             torch.set_rng_state(state)

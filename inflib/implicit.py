@@ -14,9 +14,10 @@ the dial has come.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +41,7 @@ from .hooks import Matrices
 from .kronecker import diagonal
 from .layers import Exactly
 from .objectives import Objective
+from .order import Same
 from .placement import plain_numbers
 from .solvers import Matvec, Solution, conjugate_gradients, stochastic_neumann
 
@@ -141,6 +143,8 @@ def refine_stochastic(
     loader's in its own. One product over all of the data at the end tells the residual. See ``stochastic_neumann``.
     """
 
+    data = Same.of(data, "data", ordered=False)
+
     def solver(implicit: Curvature, v: Matrices, damping: dict[str, float]) -> Solution:
         minibatches = _minibatches(model, objective, data, seed)
         return stochastic_neumann(
@@ -155,7 +159,7 @@ def _implicit(
 ) -> Implicit:
     """G by products over ``data``, with the layers and shapes of ``curvature``, and this solver."""
     layers_of(model, curvature)
-    weights = hash_weights(model)
+    weights, data = hash_weights(model), Same.of(data, "data", ordered=False)
 
     def product(v: Matrices) -> Matrices:
         if hash_weights(model) != weights:
@@ -180,7 +184,7 @@ def _means(
     return curvature.mean_eigenvalues()
 
 
-def _minibatches(model: nn.Module, objective: Objective, data: Data, seed: int) -> Iterator[Matvec]:
+def _minibatches(model: nn.Module, objective: Objective, data: Same, seed: int) -> Iterator[Matvec]:
     """Products with one batch's share of G after another, without end, scaled so that their mean is G."""
     sizes = [batch.size for batch in walk(data, name="data", progress=False)]
     generator = torch.Generator().manual_seed(seed)
@@ -191,9 +195,15 @@ def _minibatches(model: nn.Module, objective: Objective, data: Data, seed: int) 
         return {name: share * x for name, x in found.items()}
 
     while True:
-        if isinstance(data, Sequence):
-            epoch: Iterable = [data[i] for i in torch.randperm(len(sizes), generator=generator).tolist()]
-        else:
-            epoch = data
-        for batch in epoch:
+        for batch in _epoch(data, torch.randperm(len(sizes), generator=generator).tolist()):
             yield partial(product, batch=batch)
+
+
+def _epoch(data: Same, order: list[int]) -> Iterator[Any]:
+    """Every batch once: a list's in this order, a loader's in its own."""
+    if not isinstance(data.data, Sequence):
+        yield from data
+        return
+    for k in order:
+        data.check(k, data.data[k])
+        yield data.data[k]

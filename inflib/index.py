@@ -17,13 +17,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .batches import BYTE_BUDGET, Batch, Data, accumulator, cached_bytes, check_order, chunks, length, tensors, walk
+from .batches import BYTE_BUDGET, Batch, Data, accumulator, cached_bytes, chunks, length, tensors, walk
 from .contractions import contract, inner_products, kept, own_layer, weighted
 from .curvature import Curvature, Damping
 from .ekfac import rotate, rotated_gradients
 from .hooks import Pair, forward
 from .kronecker import Kronecker
 from .objectives import Measurement, Objective
+from .order import Same, check_order
 from .placement import plain_numbers
 from .positions import masks_of
 from .proof import Proof, check_finite
@@ -199,6 +200,7 @@ def _rotated(
     progress: bool,
 ) -> Side:
     """Every example's gradient in the eigenbasis: as pairs where T = 1, unless ``like`` has that layer as matrices."""
+    data = Same.of(data, name, ordered=True)
     proof, N = Proof(model, layers_of(model, curvature), objective, measurement, length(data)), _count(data, name)
     side: Side = {}
     for batch in walk(data, name=name, progress=progress, what="index" if name == "train" else name):

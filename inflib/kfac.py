@@ -18,15 +18,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from numbers import Integral
-from typing import Any
 
 from torch import Tensor, nn
 
-from .batches import Batch, Data, Order, accumulator, length, walk
+from .batches import Batch, Data, accumulator, length, walk
 from .coverage import select_and_say
 from .hooks import Recording, aligned, forward
 from .layers import Layer, LayerSpec
 from .objectives import Objective, label_kind, label_seeds
+from .order import Same
 from .padding import Padding
 from .placement import check_mode, plain_numbers
 from .positions import check_batch, present_means, present_rows
@@ -49,7 +49,6 @@ class Fit:
     draws: int
     seed: int
     progress: bool
-    order: Order
     sharing: str
     proof: Proof
 
@@ -78,17 +77,16 @@ class Fit:
             )
         check_seed(seed)
         check_mode(model)
-        chosen = select_and_say(model, layers)
+        chosen, kind = select_and_say(model, layers), label_kind(objective, labels)
         return cls(
             model,
             objective,
-            data,
+            Same.of(data, "train", ordered=kind == "sampled"),  # label streams go by position
             chosen,
-            label_kind(objective, labels),
+            kind,
             int(draws),
             int(seed),
             progress,
-            Order("train"),
             sharing,
             Proof(model, chosen, objective, batches=length(data), seed=int(seed)),
         )
@@ -105,10 +103,7 @@ class Fit:
 
         check=True has the proof look at batches whose turn it is.
         """
-        batches: Any = walk(self.data, name="train", progress=self.progress, what=what)
-        if self.labels == "sampled":  # label streams go by position: the order must hold from pass to pass
-            batches = self.order.watch(batches)
-        for batch in batches:
+        for batch in walk(self.data, name="train", progress=self.progress, what=what):
             layers = self.proof.of(batch) if check else self.proof.layers
             check_batch(self.objective, batch.inputs, batch.targets)
             recording = forward(self.model, layers, batch.inputs, batch.size)

@@ -14,13 +14,14 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor, nn
 
-from .batches import BYTE_BUDGET, Batch, Data, Order, check_order, chunks, length, walk
+from .batches import BYTE_BUDGET, Batch, Data, chunks, length, walk
 from .contractions import Pairs, contract, join, kept, own_scorer
 from .curvature import Curvature, Damping, layers_of
 from .hooks import Matrices, Pair
 from .kronecker import Kronecker
 from .layers import Layer
 from .objectives import Measurement, Objective
+from .order import Same, check_order
 from .placement import plain_numbers
 from .proof import Proof, check_finite
 
@@ -206,12 +207,11 @@ def passes(
     groups: Preconditioned, train: Data, what: str, progress: bool
 ) -> Iterator[tuple[Matrices, Iterator[Batch]]]:
     """Each group of preconditioned queries with a pass over the training side, which must keep its order."""
-    order, solved = Order("train"), iter(groups)
+    data, solved = Same.of(train, "train", ordered=True) if len(groups) > 1 else train, iter(groups)
     for at in range(len(groups)):
         P = next(solved)
         which = f"{what} ({at + 1} of {len(groups)})" if len(groups) > 1 else what
-        batches = walk(train, name="train", progress=progress, what=which)
-        yield P, order.watch(batches) if len(groups) > 1 else batches
+        yield P, walk(data, name="train", progress=progress, what=which)
         del P  # before the next group is made
 
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import grad, jvp, vmap
 
-from .batches import BYTE_BUDGET, Batch, Data, check_order, chunks, tensors, walk
+from .batches import BYTE_BUDGET, Batch, Data, chunks, tensors, walk
 from .contractions import Keep, join
 from .curvature import Curvature, Damping
 from .exact import as_parameters, bytes_of_a_product, matrices_of, plain_attention
@@ -27,6 +27,7 @@ from .hooks import Matrices, checked_outputs
 from .kfac import Fit
 from .layers import Exactly
 from .objectives import Measurement
+from .order import check_order
 from .placement import call, check_mode, plain_numbers
 from .positions import check_batch
 from .proof import check_finite

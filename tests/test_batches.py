@@ -18,7 +18,8 @@ from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Sampler, T
 
 import inflib
 from inflib import CrossEntropy, capture, ekfac, gauss_newton, influence, self_influence
-from inflib.batches import chunks, fingerprint, walk
+from inflib.batches import chunks, walk
+from inflib.order import fingerprint
 from inflib.randomness import LabelStreams
 
 pytestmark = pytest.mark.usefixtures("float64")
