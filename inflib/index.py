@@ -61,7 +61,7 @@ class TrainIndex:
         too large for dtype (float16: above 65504).
         """
         _check_basis(curvature)
-        check_order(train, "train")
+        train = check_order(train, "train")
         return cls(curvature, _rotated(model, objective, train, "train", curvature, None, dtype, {}, progress))
 
     @staticmethod
@@ -102,7 +102,7 @@ class TrainIndex:
         self, model: nn.Module, objective: Objective, queries: Data, measurement: Measurement | None = None
     ) -> Side:
         """The query side, captured and rotated: give it to ``scores`` again and again with other dampings."""
-        check_order(queries, "queries")
+        queries = check_order(queries, "queries")
         what = measurement or "log_likelihood"
         return _rotated(model, objective, queries, "queries", self.curvature, what, None, self.held, False)
 
@@ -191,7 +191,7 @@ class TrainIndex:
 def _rotated(
     model: nn.Module,
     objective: Objective,
-    data: Data,
+    data: Same,
     name: str,
     curvature: Kronecker,
     measurement: Measurement | None,
@@ -200,7 +200,6 @@ def _rotated(
     progress: bool,
 ) -> Side:
     """Every example's gradient in the eigenbasis: as pairs where T = 1, unless ``like`` has that layer as matrices."""
-    data = Same.of(data, name, ordered=True)
     proof, N = Proof(model, layers_of(model, curvature), objective, measurement, length(data)), _count(data, name)
     side: Side = {}
     for batch in walk(data, name=name, progress=progress, what="index" if name == "train" else name):

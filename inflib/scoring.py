@@ -58,8 +58,7 @@ def influence(
     """
     layers = layers_of(model, curvature)
     axes = kept(keep)
-    check_order(train, "train")
-    check_order(queries, "queries")
+    train, queries = check_order(train, "train"), check_order(queries, "queries")
     query_pairs = gather(model, layers, objective, queries, "queries", measurement or "log_likelihood", progress)
     groups = Preconditioned(query_pairs, curvature, damping, max_bytes)
     scores: list[Tensor] = []
@@ -94,7 +93,7 @@ def self_influence(
     Arguments, units and errors as for ``influence``.
     """
     layers, split = layers_of(model, curvature), kept(keep, ("layer",)).layer
-    check_order(data, "data")
+    data = check_order(data, "data")
     own = own_scorer(curvature, damping, max_bytes)
     proof = Proof(model, layers, objective, batches=length(data))
     parts = []
@@ -204,14 +203,14 @@ class Preconditioned:
 
 
 def passes(
-    groups: Preconditioned, train: Data, what: str, progress: bool
+    groups: Preconditioned, train: Same, what: str, progress: bool
 ) -> Iterator[tuple[Matrices, Iterator[Batch]]]:
     """Each group of preconditioned queries with a pass over the training side, which must keep its order."""
-    data, solved = Same.of(train, "train", ordered=True) if len(groups) > 1 else train, iter(groups)
+    solved = iter(groups)
     for at in range(len(groups)):
         P = next(solved)
         which = f"{what} ({at + 1} of {len(groups)})" if len(groups) > 1 else what
-        yield P, walk(data, name="train", progress=progress, what=which)
+        yield P, walk(train, name="train", progress=progress, what=which)
         del P  # before the next group is made
 
 

@@ -128,8 +128,7 @@ def _per_token(
     """−``along`` every query's preconditioned gradient, for every batch: (Q, N, T)."""
     layers = layers_of(model, curvature)
     check_mode(model)
-    check_order(train, "train")
-    check_order(queries, "queries")
+    train, queries = check_order(train, "train"), check_order(queries, "queries")
     asked = gather(model, layers, objective, queries, "queries", measurement or "log_likelihood", progress)
     groups = Preconditioned(asked, curvature, damping, max_bytes)
     fit = Fit.of(model, objective, train, Exactly(curvature.shapes), "observed", progress=progress)

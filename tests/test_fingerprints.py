@@ -322,9 +322,7 @@ class Wrapper(nn.Module):
         return self.module(x)
 
 
-@pytest.mark.parametrize(
-    ("wrap", "prefix"), [(Wrapper, "module"), (nn.DataParallel, "module"), (torch.compile, "_orig_mod")]
-)
+@pytest.mark.parametrize(("wrap", "prefix"), [(Wrapper, "module"), (torch.compile, "_orig_mod")])
 def test_a_wrapped_model_is_told_from_what_is_inside(wrap: Any, prefix: str) -> None:
     plain = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).eval()
     wrapped, data = wrap(plain), [(torch.randn(5, 3), torch.randint(0, 2, (5,)))]
