@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -143,6 +144,28 @@ def _undisturbed(data: Data, name: str) -> Iterator[Any]:
                 return
             state = torch.get_rng_state()
         yield item
+
+
+def example_positions(examples: Any, N: int) -> Tensor:
+    """``examples=`` as (N',) int64; TypeError or ValueError for all but positions from 0 to N − 1 and bool masks."""
+    rows = torch.as_tensor(examples if isinstance(examples, Tensor) else np.asarray(examples))
+    if rows.numel() == 0 and not isinstance(examples, (Tensor, np.ndarray)):
+        rows = rows.long()  # an empty list is no list of fractions
+    whole = rows.dtype in (torch.int64, torch.int32, torch.int16, torch.int8)
+    if rows.dtype != torch.bool and not whole:
+        fix = "; a mask of 0 and 1 needs .bool(), positions need .long()" if rows.dtype == torch.uint8 else ""
+        raise TypeError(f"examples came as {rows.dtype}; expected whole positions (int64) or a bool mask{fix}.")
+    if rows.ndim != 1 or (rows.dtype == torch.bool and len(rows) != N):
+        raise ValueError(
+            f"examples came as a {'mask' if rows.dtype == torch.bool else 'tensor'} of shape {tuple(rows.shape)}; "
+            f"expected a bool mask ({N},), one entry for each training example, or positions (N',)."
+        )
+    if rows.dtype == torch.bool:
+        return rows.nonzero()[:, 0]
+    outside = rows[(rows < 0) | (rows >= N)]
+    if len(outside):
+        raise ValueError(f"examples has the position {int(outside[0])}; expected positions from 0 to {N - 1}.")
+    return rows.long()
 
 
 def bar(steps: Iterable[Any], total: int | None, what: str, unit: str = "batch") -> Iterable[Any]:

@@ -40,7 +40,7 @@ from .fingerprints import hash_weights
 from .hooks import Matrices
 from .kronecker import diagonal
 from .layers import Exactly
-from .objectives import Objective
+from .objectives import Objective, TooManySeedsError
 from .order import Same
 from .placement import plain_numbers
 from .solvers import Matvec, Solution, conjugate_gradients, stochastic_neumann
@@ -170,18 +170,28 @@ def _implicit(
 
     examples = sum(batch.size for batch in walk(data, name="data", progress=False))
     method = f"refined {curvature.facts.method} ({how})"
-    facts = Facts(method, "expected", draws=1, seed=0, examples=examples, weights=weights)
-    return Implicit(product, solver, dict(curvature.shapes), _means(curvature, model, objective, data, progress), facts)
+    means, labels = _means(curvature, model, objective, data, progress)
+    facts = Facts(method, labels, draws=1, seed=0, examples=examples, weights=weights)
+    return Implicit(product, solver, dict(curvature.shapes), means, facts)
 
 
 def _means(
     curvature: Curvature, model: nn.Module, objective: Objective, data: Data, progress: bool
-) -> dict[str, float]:
-    """Mean eigenvalue of each block of G: that of EK-FAC's Λ, which has G's trace, or by one pass over the data."""
+) -> tuple[dict[str, float], str]:
+    """Mean eigenvalue of each block of G, and the labels it is of: EK-FAC's Λ has G's trace, else one pass finds it.
+
+    Those labels are expected ones, as G's are; drawn ones where that would take too many backward passes.
+    """
     facts = curvature.facts
-    if facts.method in ("K-FAC", "identity") or facts.labels == "observed":
-        curvature = diagonal(model, objective, data, Exactly(curvature.shapes), progress=progress)
-    return curvature.mean_eigenvalues()
+    if facts.method not in ("K-FAC", "identity") and facts.labels != "observed":
+        return curvature.mean_eigenvalues(), "expected"
+    for labels in ("expected", "sampled"):
+        try:
+            found = diagonal(model, objective, data, Exactly(curvature.shapes), labels, progress=progress)
+        except TooManySeedsError:
+            continue
+        return found.mean_eigenvalues(), labels
+    raise AssertionError("sampled labels take one backward pass")
 
 
 def _minibatches(model: nn.Module, objective: Objective, data: Same, seed: int) -> Iterator[Matvec]:

@@ -17,7 +17,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .batches import BYTE_BUDGET, Batch, Data, accumulator, cached_bytes, chunks, length, tensors, walk
+from .batches import (
+    BYTE_BUDGET,
+    Batch,
+    Data,
+    accumulator,
+    cached_bytes,
+    chunks,
+    example_positions,
+    length,
+    tensors,
+    walk,
+)
 from .contractions import contract, inner_products, kept, own_layer, weighted
 from .curvature import Curvature, Damping
 from .ekfac import rotate, rotated_gradients
@@ -123,13 +134,17 @@ class TrainIndex:
         curvature: another one in the same eigenbasis (K-FAC beside EK-FAC), or an identity; None for the index's own.
         layers:    exact names of some of the layers; None for all. Relative damping is each layer's own either way.
         examples:  positions of some training examples, (N',) columns in that order, or a bool mask (N,); None for all.
+
+        Raises TypeError or ValueError for examples that are neither, or not there; FloatingPointError for scores that
+        are not finite.
         """
         curvature, axes = self._in_basis(curvature), kept(keep, ("layer",))
         if layers is not None:
             curvature = curvature.restrict([layers] if isinstance(layers, str) else layers)
+        rows = None if examples is None else example_positions(examples, len(self))
         each = []  # (Q, N) a layer; one minus sign for −∇ℓ
         for name, inverse in curvature.inverse_eigenvalues(damping).items():
-            training = self.held[name] if examples is None else take(self.held[name], examples)
+            training = self.held[name] if rows is None else take(self.held[name], rows)
             each.append(-_layer_scores(prepared[name], training, inverse, max_bytes))
         return torch.stack(each, dim=-1) if axes.layer else sum(each)  # type: ignore[return-value]
 
@@ -241,11 +256,10 @@ def _put(held: Rotated | None, rows: Rotated, at: int, N: int, dtype: torch.dtyp
     return held
 
 
-def take(held: Rotated, rows: Sequence[int] | Tensor | slice) -> Rotated:
-    """Some of the examples, by position, slice or mask."""
-    if not isinstance(rows, slice):
-        rows = torch.as_tensor(rows, device=(held.a if isinstance(held, Pair) else held).device)
-        rows = rows if rows.dtype == torch.bool else rows.long()  # a mask indexes as it is
+def take(held: Rotated, rows: slice | Tensor) -> Rotated:
+    """Some of the examples, by slice or positions."""
+    if isinstance(rows, Tensor):
+        rows = rows.to((held.a if isinstance(held, Pair) else held).device)
     return Pair(held.a[rows], held.g[rows]) if isinstance(held, Pair) else held[rows]
 
 

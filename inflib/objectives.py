@@ -30,6 +30,10 @@ LABELS = ("expected", "sampled", "observed")
 Measurement = str | Callable[[Tensor, Any], Tensor]
 
 
+class TooManySeedsError(ValueError):
+    """Expected labels would take more backward passes a batch than the objective allows."""
+
+
 class Objective:
     """Base of all objectives; a new one overrides ``loss``, ``seeds``, ``uniforms`` and ``sample``."""
 

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .batches import double
-from .objectives import Objective, inverse_cdf
+from .objectives import Objective, TooManySeedsError, inverse_cdf
 
 IGNORED = -100  # the target of a position that is not in the loss
 MAX_SEEDS = 4096  # backward passes a batch that expected labels may take
@@ -84,7 +84,7 @@ class NextToken(Objective):
         counted = torch.ones_like(outputs[..., 0], dtype=torch.bool) if targets is None else targets != IGNORED
         tokens = counted.any(0).nonzero().flatten().tolist()
         if len(tokens) * V > self.max_seeds:
-            raise ValueError(
+            raise TooManySeedsError(
                 f"labels='expected' would take {len(tokens):,} tokens × {V:,} classes = {len(tokens) * V:,} backward "
                 f"passes for a batch; expected at most {self.max_seeds:,}. Use labels='sampled' (the default), or "
                 "allow it: NextToken(max_seeds=...)."

@@ -8,12 +8,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from languages import language
 from networks import ZOO, Case, Conv1D, batches, cases, drawn, make, snapshot, zoo
 from oracle import Problem, assert_close, difference
 from torch import Tensor, nn
 
 from inflib import (
     CrossEntropy,
+    NextToken,
     diagonal,
     ekfac,
     gauss_newton,
@@ -176,6 +178,30 @@ def test_relative_damping_is_measured_in_the_exact_blocks_mean_eigenvalues(metho
     refined = refine(curvature, case.model, case.objective, case.train)
     expected = problem.relative(problem.gauss_newton(), 1.0)
     assert refined.mean_eigenvalues() == pytest.approx(expected, rel=1e-11)
+
+
+@pytest.mark.parametrize("method", [kfac, identity])
+@pytest.mark.parametrize("labels", ["sampled", "observed"])
+def test_mean_eigenvalues_are_of_expected_labels_also_where_the_objective_would_draw_them(
+    method: Any, labels: str
+) -> None:
+    case = language(seed=1)
+    curvature = method(case.model, case.objective, case.train, layers=case.layers, labels=labels)
+    refined = refine(curvature, case.model, case.objective, case.train)
+    assert refined.facts.labels == "expected"
+    G = refined.to_dense().diagonal().split([o * i for o, i in refined.shapes.values()])
+    expected = {name: float(part.mean()) for name, part in zip(refined.shapes, G, strict=True)}
+    assert refined.mean_eigenvalues() == pytest.approx(expected, rel=1e-11)
+
+
+def test_mean_eigenvalues_are_of_drawn_labels_where_there_are_too_many_to_expect_and_the_facts_say_so() -> None:
+    case = language(seed=1)
+    objective = NextToken(max_seeds=3)
+    curvature = kfac(case.model, objective, case.train, layers=case.layers)
+    refined = refine(curvature, case.model, objective, case.train)
+    assert refined.facts.labels == "sampled"
+    found = diagonal(case.model, objective, case.train, case.layers, "sampled")
+    assert refined.mean_eigenvalues() == found.mean_eigenvalues()
 
 
 def test_refine_says_what_it_is() -> None:

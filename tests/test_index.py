@@ -117,14 +117,44 @@ def test_some_of_the_examples_give_their_columns(examples: Any) -> None:
     assert_close(found, columns, 1e-12)
 
 
-def test_a_mask_of_another_length_is_refused() -> None:
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int16, torch.int32, torch.int64])
+def test_positions_of_any_whole_dtype_and_from_numpy_are_the_same(dtype: torch.dtype) -> None:
     case = make(n=9)
     index = build(case)
     prepared = index.prepare(case.model, case.objective, case.queries)
-    with pytest.raises(IndexError, match="mask"):
-        index.scores(prepared, examples=torch.ones(8, dtype=torch.bool))
-    with pytest.raises(IndexError):
-        index.scores(prepared, examples=[9])
+    whole, at = index.scores(prepared), torch.tensor([8, 0, 0], dtype=dtype)
+    for examples in (at, at.numpy(), at.tolist()):
+        assert_close(index.scores(prepared, examples=examples), whole[:, [8, 0, 0]], 1e-14)
+
+
+REFUSED: dict[str, tuple[Any, str]] = {
+    "bytes": (torch.tensor([1, 0, 1], dtype=torch.uint8), r"torch.uint8; .*mask of 0 and 1 needs .bool\(\)"),
+    "a byte mask": (
+        torch.ones(9, dtype=torch.uint8),
+        r"torch.uint8; expected whole positions \(int64\) or a bool mask",
+    ),
+    "numpy's bytes": (torch.ones(9, dtype=torch.uint8).numpy(), r"torch.uint8"),
+    "fractions": ([0.0, 1.5], r"torch.float64; expected whole positions"),
+    "whole fractions": (torch.tensor([0.0, 1.0]), r"torch.float32; expected whole positions"),
+    "no fractions": (torch.zeros(0), r"torch.float32; expected whole positions"),
+    "a short mask": (torch.ones(8, dtype=torch.bool), r"a mask of shape \(8,\); expected a bool mask \(9,\)"),
+    "a long mask": ([True] * 10, r"a mask of shape \(10,\); expected a bool mask \(9,\)"),
+    "a mask of two axes": (torch.ones(9, 1, dtype=torch.bool), r"a mask of shape \(9, 1\)"),
+    "positions of two axes": ([[0, 1]], r"a tensor of shape \(1, 2\)"),
+    "one number": (3, r"a tensor of shape \(\)"),
+    "behind the last": ([0, 9], r"has the position 9; expected positions from 0 to 8"),
+    "before the first": (torch.tensor([-1]), r"has the position -1; expected positions from 0 to 8"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_neither_positions_nor_a_mask_is_refused(name: str) -> None:
+    case = make(n=9)
+    index = build(case)
+    prepared = index.prepare(case.model, case.objective, case.queries)
+    examples, message = REFUSED[name]
+    with pytest.raises((TypeError, ValueError), match=f"examples (came as|has) ?.*{message}|{message}"):
+        index.scores(prepared, examples=examples)
 
 
 @pytest.mark.parametrize("max_bytes", [1, 300, 10**9])
