@@ -29,6 +29,7 @@ from inflib import (
 from inflib.exact import gauss_newton_product
 from inflib.implicit import Implicit, _minibatches, refine_stochastic
 from inflib.layers import _KINDS, positions_last
+from inflib.order import Same
 from inflib.solvers import NotConvergedError
 
 pytestmark = pytest.mark.usefixtures("float64", "conv1d")
@@ -422,7 +423,7 @@ def test_minibatch_products_average_to_the_whole_in_every_epoch_also_with_unequa
     case = make(n=11, splits=[1, 5, 6])
     problem = case.problem
     v = vectors(problem)
-    products = _minibatches(case.model, case.objective, case.train, seed=0)
+    products = _minibatches(case.model, case.objective, Same(case.train, "data", ordered=False), seed=0)
     for _ in range(2):
         epoch = [problem.flat(next(products)(problem.stacks(v))) for _ in case.train]
         assert_close(sum(epoch) / len(epoch), v @ problem.gauss_newton(), 1e-12)
