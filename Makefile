@@ -11,7 +11,8 @@ ONLY ?=
 
 VENV := .venv
 PEERS := .venv-peers
-FIRST := notebooks/00_start_here.ipynb
+FIRST := my_notebooks/00_start_here.ipynb
+SETTINGS := $(CURDIR)/notebooks/settings
 BIN := $(VENV)/bin
 # JupyterLab refuses to start as root unless told that this is meant
 AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
@@ -24,8 +25,10 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 help: ## list these commands
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
 
-lab: $(VENV)/.course ## set up .venv and open JupyterLab on the first notebook (LAB_ARGS="--no-browser --port=8899")
-	$(BIN)/jupyter lab $(AS_ROOT) --ServerApp.root_dir='$(CURDIR)' --LabApp.default_url=/lab/tree/$(FIRST) $(LAB_ARGS)
+lab: $(VENV)/.course ## set up .venv, open your copy of the course in JupyterLab (LAB_ARGS="--no-browser --port=8899")
+	@$(BIN)/python notebooks/reading_copy.py
+	$(BIN)/jupyter lab $(AS_ROOT) --ServerApp.root_dir='$(CURDIR)' --LabApp.app_settings_dir='$(SETTINGS)' \
+	    --LabApp.default_url=/lab/tree/$(FIRST) $(LAB_ARGS)
 
 test: $(VENV)/.dev ## set up .venv, run every check, one summary at the end (TEST_ARGS="lint unit" for some of them)
 	@$(BIN)/python .ci/check.py $(TEST_ARGS)

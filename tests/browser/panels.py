@@ -6,6 +6,26 @@ from collections.abc import Callable
 
 from playwright.sync_api import Locator, expect
 
+SLOW = """
+import time
+from pathlib import Path
+
+
+def slow(*args):
+    while not Path("go-on").exists():
+        time.sleep(0.01)
+    return kept(*args)
+"""
+
+
+def says_that_it_computes(nb, root: Locator) -> None:
+    """``slow`` (above) has been asked something: the panel says so until it is let go on."""
+    expect(root.get_by_text("computing")).to_be_visible()
+    flag = nb.lab.notebooks / "go-on"
+    flag.touch()
+    expect(root.get_by_text("computing")).to_have_count(0)
+    flag.unlink()
+
 
 class PanelPage:
     """The panel that ``selector`` finds; ``parts`` are its own pieces of text, beside headings, remarks and cards."""

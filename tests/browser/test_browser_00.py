@@ -1,15 +1,12 @@
-"""Notebook 00 in a real JupyterLab: the image browser opens soon, answers every control, and says what goes wrong."""
+"""Notebook 00 in a real JupyterLab: the image browser opens, answers every control, and says what goes wrong."""
 
 from __future__ import annotations
 
 import csv
-import time
 
 import pytest
-from panels import PanelPage
+from panels import SLOW, PanelPage, says_that_it_computes
 from playwright.sync_api import expect
-
-SOON = 90  # seconds to the live browser on a machine that does other things too; about 15 on an idle one
 
 BREAK = """
 def broken(*args):
@@ -17,15 +14,7 @@ def broken(*args):
 
 kept, browser.influence.scores = browser.influence.scores, broken
 """
-SLOW = """
-import time
-
-def slow(*args):
-    time.sleep(1.5)
-    return kept(*args)
-
-browser.influence.scores = slow
-"""
+SLOWLY = SLOW + "\nbrowser.influence.scores = slow"
 
 
 class Page(PanelPage):
@@ -37,20 +26,6 @@ class Page(PanelPage):
         self.cards = self.root.locator(".inflib-card")
         self.subject = self.root.locator(".inflib-subject")
 
-    def start(self) -> float:
-        """Run all cells; seconds until the browser is there, after which the rest of the notebook runs on."""
-        start = time.monotonic()
-        self.page.evaluate(
-            """() => {
-                window.jupyterapp.shell.currentWidget.context.model.sharedModel.cells
-                    .forEach(c => c.cell_type === 'code' && c.setOutputs([]));
-                window.allRun = window.jupyterapp.commands.execute('notebook:run-all-cells'); }"""
-        )
-        expect(self.cards).to_have_count(16, timeout=1000 * SOON)
-        seconds = time.monotonic() - start
-        assert self.page.evaluate("() => window.allRun"), self.nb.errors()
-        return seconds
-
 
 @pytest.fixture
 def page(notebook, pixels) -> Page:
@@ -61,8 +36,8 @@ def page(notebook, pixels) -> Page:
 
 
 def test_the_browser_opens_and_answers_every_control(page: Page) -> None:
-    seconds = page.start()
-    print(f"live browser {seconds:.1f} s after Run All")
+    assert page.nb.run_all(), page.nb.errors()
+    expect(page.cards).to_have_count(16)
     page.root.scroll_into_view_if_needed()
     expect(page.subject).to_contain_text("query #2209")
     page.nb.shot("00-light", page.root)
@@ -218,9 +193,8 @@ def see_errors_and_waiting(page: Page) -> None:
     assert page.subject.inner_text() == before
     page.nb.shot("00-error", page.root)
 
-    page.kernel(SLOW)
+    page.kernel(SLOWLY)
     page.button("next").click()
-    expect(page.root.get_by_text("computing")).to_be_visible()
-    expect(page.root.get_by_text("computing")).to_have_count(0)
+    says_that_it_computes(page.nb, page.root)
     expect(error).to_have_count(0)
     assert page.subject.inner_text() != before

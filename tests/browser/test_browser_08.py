@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import csv
-import time
 from collections.abc import Callable
 
 import nbformat
 import pytest
 from build import KERNELSPEC
 from nbformat.v4 import new_code_cell, new_notebook
+from panels import SLOW, says_that_it_computes
 from playwright.sync_api import Locator, expect
 
 MAKE = """
@@ -50,15 +50,7 @@ def broken(*args):
 
 kept, browser.influence.scores = browser.influence.scores, broken
 """
-SLOW = """
-import time
-
-def slow(*args):
-    time.sleep(1.5)
-    return kept(*args)
-
-browser.influence.scores = slow
-"""
+SLOWLY = SLOW + "\nbrowser.influence.scores = slow"
 STATE = """e => [...e.querySelectorAll('.inflib-said, .inflib-heading, .inflib-quiet, .inflib-scale, .inflib-side')]
     .filter(part => !part.closest('.inflib-controls')).map(part => part.innerText).join(' | ')
     + [...e.querySelectorAll('.inflib-heat')].map(part => part.innerHTML).join('')"""
@@ -356,16 +348,15 @@ def see_errors_and_waiting(page: Page) -> None:
     error = page.root.get_by_role("alert")
     expect(error).to_contain_text("RuntimeError: planted <b>error</b>")
     assert page.said.inner_text() == before
-    page.kernel(SLOW)
+    page.kernel(SLOWLY)
     page.button("Ask").click()
-    expect(page.root.get_by_text("computing")).to_be_visible()
-    expect(page.root.get_by_text("computing")).to_have_count(0)
+    says_that_it_computes(page.nb, page.root)
     expect(error).to_have_count(0)
     assert page.said.inner_text() != before
 
 
-def test_fifty_long_texts_are_drawn_without_lag(notebook, lab) -> None:
-    """128 characters each: fewer elements than characters, and a fraction of a second in the page."""
+def test_fifty_long_texts_are_drawn_with_fewer_elements_than_characters(notebook, lab) -> None:
+    """128 characters each; benchmarks/panels.py times such a page."""
     cells = [new_code_cell(source.strip()) for source in (MAKE, LONG)]
     nbformat.write(new_notebook(cells=cells, metadata={"kernelspec": KERNELSPEC}), lab.notebooks / "long.ipynb")
     nb = notebook.open("long.ipynb")
@@ -374,18 +365,7 @@ def test_fifty_long_texts_are_drawn_without_lag(notebook, lab) -> None:
     count = page.passages.count()
     assert count >= 50
     elements = page.root.locator(".inflib-passages *").count()
-    drawing = nb.page.evaluate(
-        """() => { const list = document.querySelector('.inflib-passages'), copy = list.cloneNode(true);
-                   const start = performance.now();
-                   list.replaceWith(copy); copy.getBoundingClientRect(); copy.lastChild.getBoundingClientRect();
-                   const spent = performance.now() - start; copy.replaceWith(list); return spent; }"""
-    )
-    start = time.monotonic()
-    page.changes(lambda: page.select("Colour", "of each prediction"))
-    print(
-        f"{count} texts: {elements} elements, drawn in {drawing:.0f} ms, answered in {time.monotonic() - start:.2f} s"
-    )
     assert elements < 128 * count
-    assert drawing < 300, f"{drawing:.0f} ms; about 50 on an idle machine"
+    page.changes(lambda: page.select("Colour", "of each prediction"))
     assert nb.outside == []
     assert nb.problems == []

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import io
 import struct
-import time
 import zlib
 from contextlib import suppress
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
 from inflib.lab.handwriting import (
     MAX_BYTES,
@@ -160,14 +159,6 @@ def test_strokes_leave_the_sheet_without_harm_and_cover_no_more_than_once() -> N
     assert not ink_of_strokes([Stroke([(-500, -500)], 20), Stroke([(900, 90)], 20)], size=200).any()
 
 
-def test_a_long_drawing_is_ink_in_a_tenth_of_a_second() -> None:
-    angle = np.linspace(0, 9, 600)
-    spiral = np.stack([140 + 13 * angle * np.cos(angle), 140 + 13 * angle * np.sin(angle)], axis=1)
-    start = time.process_time()
-    as_mnist(ink_of_strokes([Stroke(spiral.tolist())]))
-    assert time.process_time() - start < 0.1
-
-
 # --- pictures --------------------------------------------------------------------------------------------------
 
 
@@ -295,11 +286,10 @@ def bomb(width: int, height: int) -> bytes:
 
 
 @pytest.mark.parametrize("side", [5_001, 10_000, 60_000])
-def test_a_picture_that_would_unpack_to_too_much_is_refused_before_it_does(side, recwarn) -> None:
-    start = time.process_time()
+def test_a_picture_that_would_unpack_to_too_much_is_refused_before_it_does(side, recwarn, monkeypatch) -> None:
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda _: pytest.fail("it was unpacked"))
     with pytest.raises(NoDigitError, match="more than 25 million pixels"):
         ink_of_picture(bomb(side, side))
-    assert time.process_time() - start < 0.5
     assert not recwarn.list
 
 

@@ -1,0 +1,89 @@
+"""A notebook open in JupyterLab: run it, save it, come back to it, and see what went wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from playwright.sync_api import Locator, Page
+from servers import Lab
+
+SHOTS = Path(__file__).resolve().parent / "shots"
+
+
+class Notebook:
+    """One notebook open in JupyterLab, and what happened around it."""
+
+    def __init__(self, page: Page, lab: Lab) -> None:
+        self.page, self.lab = page, lab
+        self.outside: list[str] = []  # requests that left the machine
+        self.problems: list[str] = []  # errors of the browser's console, uncaught exceptions
+        # listened to, not routed: a route would switch the browser's cache off
+        page.on("request", lambda request: self._note_request(request.url))
+        page.on("console", lambda m: self.problems.append(m.text) if m.type == "error" else None)
+        page.on("pageerror", lambda error: self.problems.append(str(error)))
+
+    def _note_request(self, url: str) -> None:
+        if not url.startswith((self.lab.url, "data:", "blob:")):
+            self.outside.append(url)
+
+    def open(self, name: str) -> Notebook:
+        """Open notebooks/NAME and wait until its kernel is idle."""
+        # &reset forgets the workspace: else the tabs of the test before come back
+        self.page.goto(f"{self.lab.url}/lab/tree/notebooks/{name}?token={self.lab.token}&reset")
+        return self.ready()
+
+    def reload(self) -> Notebook:
+        """Load the page anew, as F5 does, and wait until the notebook's kernel is idle."""
+        self.page.reload()
+        return self.ready()
+
+    def ready(self) -> Notebook:
+        """Wait until a notebook is there and its kernel is idle."""
+        self.page.locator(".jp-NotebookPanel .jp-Notebook").wait_for()
+        self.page.wait_for_function(
+            """() => { const s = window.jupyterapp?.shell.currentWidget?.sessionContext;
+                       return s?.isReady && s.session?.kernel?.status === 'idle'; }""",
+            timeout=90_000,
+        )
+        return self
+
+    def run_all(self) -> bool:
+        """Run every cell; False when one raised. Saved outputs go first, so that none passes for a new one."""
+        self.page.evaluate(
+            """() => window.jupyterapp.shell.currentWidget.context.model.sharedModel.cells
+                     .forEach(c => c.cell_type === 'code' && c.setOutputs([]))"""
+        )
+        return bool(self.page.evaluate("() => window.jupyterapp.commands.execute('notebook:run-all-cells')"))
+
+    def save(self) -> None:
+        self.page.evaluate("() => window.jupyterapp.commands.execute('docmanager:save')")
+
+    def stop_kernel(self) -> None:
+        self.page.evaluate("() => window.jupyterapp.shell.currentWidget.sessionContext.shutdown()")
+
+    def close_tab(self) -> None:
+        self.page.evaluate("() => window.jupyterapp.commands.execute('application:close')")
+        self.page.locator(".jp-NotebookPanel").wait_for(state="detached")
+
+    def errors(self) -> list[str]:
+        """What the cells raised."""
+        return list(
+            self.page.evaluate(
+                """() => window.jupyterapp.shell.currentWidget.context.model.sharedModel.cells
+                         .flatMap(c => c.toJSON().outputs ?? []).filter(o => o.output_type === 'error')
+                         .map(o => `${o.ename}: ${o.evalue}`)"""
+            )
+        )
+
+    def theme(self, name: str) -> None:
+        """Switch to "JupyterLab Light" or "JupyterLab Dark"."""
+        self.page.evaluate("t => window.jupyterapp.commands.execute('apputils:change-theme', {theme: t})", name)
+        light = "false" if "Dark" in name else "true"
+        self.page.wait_for_function("l => document.body.dataset.jpThemeLight === l", arg=light)
+
+    def shot(self, name: str, what: Locator | None = None) -> Path:
+        """Save a picture of the page, or of one element, where git does not look."""
+        SHOTS.mkdir(exist_ok=True)
+        path = SHOTS / f"{name}.png"
+        (what or self.page).screenshot(path=path)
+        return path
