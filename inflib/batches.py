@@ -112,6 +112,11 @@ def double(x: Tensor) -> Tensor:
         return x.cpu().double()
 
 
+def per_row(x: Tensor, like: Tensor) -> Tensor:
+    """(B,) → (B, 1, ..., 1), to be multiplied with ``like`` (B, ...)."""
+    return x.reshape(-1, *(1 for _ in like.shape[1:]))
+
+
 def accumulator(dtype: torch.dtype) -> torch.dtype:
     """The dtype that sums are kept in: float32 at least."""
     return torch.promote_types(dtype, torch.float32)

@@ -89,7 +89,7 @@ def select_and_say(model: nn.Module, layers: LayerSpec) -> dict[str, Layer]:
     """``select``, with a CoverageNote where layers=None leaves parameters out."""
     found, reasons = chosen(model, layers)
     if layers is None and (text := _note(model, _coverage(model, found), reasons)):
-        warnings.warn(text, CoverageNote, stacklevel=4)
+        warnings.warn(text, CoverageNote, stacklevel=5)
     return found
 
 

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from .batches import accumulator, cached_bytes, chunks, double
+from .finite import check_finite
 from .hooks import Pair, Recording
 from .kfac import Fit, Moments
-from .proof import check_finite
 
 
 @dataclass(frozen=True)

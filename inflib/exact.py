@@ -26,12 +26,12 @@ from .batches import BYTE_BUDGET, Batch, Data, accumulator, chunks, tensors, wal
 from .curvature import facts_of, unflatten
 from .dense import BlockDense, Dense
 from .ekfac import eigh
+from .finite import check_finite
 from .hooks import Matrices, checked_outputs
 from .kfac import Fit
 from .layers import Exactly, LayerSpec
 from .objectives import Objective, label_seeds
 from .placement import call, check_mode, plain_numbers
-from .proof import check_finite
 
 
 @plain_numbers

@@ -10,7 +10,7 @@ What is recorded is read by each layer's layout (rows.py), which ``proof`` has s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -63,6 +63,7 @@ class Recording:
     lengths: dict[str, list[int]] = field(default_factory=dict)  # positions of each call
     inputs: dict[str, list[Tensor]] = field(default_factory=dict)  # of each call, where size is None
     calls: dict[str, list[tuple[nn.Module, GradientEdge]]] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)  # calls so far, idle ones included
 
     def gradients(self, seed: Tensor, *, last: bool = False) -> dict[str, Tensor]:
         """g (B, T, o) of every layer for Σ_b ⟨seed_b, outputs_b⟩, for one seed after another up to the ``last``."""
@@ -80,6 +81,25 @@ class Recording:
             total = (self.outputs * seed).sum()  # a scalar: for a given gradient torch would first import sympy
         found = iter(torch.autograd.grad(total, edges, retain_graph=not last, allow_unused=True))
         return {name: [_reached(name, next(found)) for _ in calls] for name, calls in self.calls.items()}
+
+    def drop_idle(self) -> dict[str, frozenset[int]]:
+        """Forget the calls that the output does not depend on, where another of the same layer's is; which they were.
+
+        DoRA reads its adapters once more, for a norm that it detaches.
+        """
+        if all(len(calls) == 1 for calls in self.calls.values()):
+            return dict.fromkeys(self.calls, frozenset())
+        edges = [edge for calls in self.calls.values() for _, edge in calls]
+        with torch.enable_grad():
+            total = self.outputs.sum()
+        found = iter(torch.autograd.grad(total, edges, retain_graph=True, allow_unused=True))
+        idle = {}
+        for name, calls in self.calls.items():
+            reached = [next(found) is not None for _ in calls]
+            idle[name] = frozenset(at for at, yes in enumerate(reached) if not yes) if any(reached) else frozenset()
+            self.calls[name] = [one for at, one in enumerate(calls) if at not in idle[name]]
+            self.inputs[name] = [x for at, x in enumerate(self.inputs[name]) if at not in idle[name]]
+        return idle
 
     def record(self, layers: list[Layer], module: nn.Module, x: Tensor) -> None:
         """Keep what a module was given as the activations of its layers (several for a module in groups)."""
@@ -125,9 +145,22 @@ def check_rows(layer: Layer, x: Tensor, size: int) -> None:
         raise ValueError(
             f"layer {layer.name!r} was given {tuple(x.shape)} for {size} examples; expected the examples "
             f"{layer.layout}, where they were in the batch that was looked at. Rows that come and go with the data "
-            "(routed experts, a weight used in several ways) have no gradient of one example's own: leave the layer "
-            f"out, layers=lambda name, module: name != {layer.name!r}."
+            f"(routed experts, a weight used in several ways) have no place of one example's own. "
+            f"{leave_out([layer.name], [layer.name, ''])}"
         )
+
+
+def leave_out(names: Iterable[str], among: Iterable[str]) -> str:
+    """How to choose all layers but these, in words to copy: by the ends of their names, where those tell them apart."""
+    out, kept = set(names), set(among) - set(names)
+    if not kept:
+        return "No layer is left without them: choose others, layers=, or change the model's forward."
+    for parts in (1, 2, 3):
+        ends = {".".join(name.split(".")[-parts:]) for name in out}
+        if len(ends) <= 4 and not any(name.endswith(tuple(ends)) for name in kept):
+            which = tuple(sorted(ends)) if len(ends) > 1 else next(iter(ends))
+            return f"Leave it out: layers=lambda name, module: not name.endswith({which!r})."
+    return f"Leave it out: layers=lambda name, module: name not in {sorted(out)!r}."
 
 
 @contextmanager
@@ -163,6 +196,10 @@ def frozen(model: nn.Module) -> Iterator[None]:
 
 def _hook(recording: Recording, layers: list[Layer]) -> Callable[..., Tensor | None]:
     def hook(module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Tensor) -> Tensor | None:
+        at = recording.counts.get(layers[0].name, 0)
+        recording.counts[layers[0].name] = at + 1
+        if at in layers[0].idle:
+            return None
         x = args[0] if args else next(iter(kwargs.values()))
         recording.record(layers, module, x.detach())
         if not output.requires_grad:  # nothing below needs a gradient: the graph starts at a leaf of our own
@@ -208,12 +245,12 @@ def forward(model: nn.Module, layers: dict[str, Layer], inputs: Any, size: int, 
         )
     with watching(layers, None if raw else size) as recording, frozen(model), torch.enable_grad():
         recording.outputs = call(model, inputs)
-    for name in layers:
-        if name not in recording.calls:
-            raise ValueError(
-                f"layer {name!r} took no part in the forward pass (its module was never called); "
-                "expected every chosen layer to be used. Leave it out with layers=."
-            )
+    if missing := [name for name in layers if name not in recording.calls]:
+        also = f", nor did {len(missing) - 1} others ({', '.join(missing[1:4])}, ...)" if len(missing) > 1 else ""
+        raise ValueError(
+            f"layer {missing[0]!r} took no part in the forward pass (its module was never called){also}; expected "
+            f"every chosen layer to be used. {leave_out(missing, layers)}"
+        )
     if recording.outputs.shape[:1] != (size,):
         raise ValueError(
             f"the model's output has shape {tuple(recording.outputs.shape)}; expected {size}, the number of targets, "

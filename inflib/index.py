@@ -32,13 +32,14 @@ from .batches import (
 from .contractions import contract, inner_products, kept, own_layer, weighted
 from .curvature import Curvature, Damping
 from .ekfac import rotate, rotated_gradients
+from .finite import check_finite
 from .hooks import Pair, forward
 from .kronecker import Kronecker
 from .objectives import Measurement, Objective
 from .order import Same, check_order
 from .placement import plain_numbers
 from .positions import masks_of
-from .proof import Proof, check_finite
+from .proof import Proof
 from .scoring import check_pairs, layers_of
 
 Rotated = Pair | Tensor  # of N examples in one layer: ã (N, 1, i) and g̃ (N, 1, o), or G̃ (N, o, i)

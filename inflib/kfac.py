@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from .batches import Batch, Data, accumulator, length, walk
 from .coverage import select_and_say
+from .finite import check_finite
 from .hooks import Recording, aligned, forward
 from .layers import Layer, LayerSpec
 from .objectives import Objective, label_kind, label_seeds
@@ -30,7 +31,7 @@ from .order import Same
 from .padding import Padding
 from .placement import check_mode, plain_numbers
 from .positions import check_batch, present_means, present_rows
-from .proof import Proof, check_finite
+from .proof import Proof
 from .randomness import check_seed
 
 STRIP = 96  # columns: a narrower product gains nothing from its symmetry

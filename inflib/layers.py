@@ -78,6 +78,7 @@ class Layer:
     group: int = 0
     groups: int = 1
     layout: Layout = FIRST  # where the examples are in its modules' inputs and outputs
+    idle: frozenset[int] = frozenset()  # of its calls in a forward pass, those that nothing of the output depends on
 
     @property
     def bias(self) -> bool:

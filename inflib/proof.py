@@ -14,16 +14,19 @@ What is back-propagated is each ℓ_n's slope at the outputs, scaled to 1: examp
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import allow_mutation_on_saved_tensors
 
-from .batches import Batch, batch_size, cached_bytes, chunks, double
-from .hooks import Captured, Pair, Recording, forward, pairs, values_of
+from .batches import Batch, batch_size, per_row
+from .comparison import compared, weighted_sums
+from .finite import check_finite
+from .hooks import Captured, Pair, Recording, forward, leave_out, pairs, values_of
 from .layers import Layer, LayerSpec, positions_last
 from .objectives import Objective, per_example
 from .placement import call, plain_numbers
@@ -31,8 +34,8 @@ from .positions import check_batch
 from .rows import Layout, candidates
 from .selection import select
 
-# how far the two sums of 2 may be apart, relative to what they would be without cancellation
-_TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 2e-2}
+# how far an output may move, relative to its largest entry, when other examples are replaced
+_ALONE = {torch.float64: 1e-5, torch.float32: 1e-3}  # float64 too: norms that round to float32 inside
 
 
 @plain_numbers
@@ -108,20 +111,50 @@ def prove(
     recording = forward(model, layers, batch.inputs, batch.size, raw=True)
     _check_recorded(recording, batch)
     objective.check(recording.outputs, batch.targets)
+    _check_alone(model, batch, recording.outputs.detach())
+    idle = recording.drop_idle()
+    layers = {name: replace(layer, idle=idle[name]) for name, layer in layers.items()}
     some = _some_examples(batch.size, draw)
     seed = _slopes(objective, measurement, recording.outputs, batch.targets, some, draw)
     allowed = _allowed(recording, layers, batch.size, seed, some)
     # powers of two: a model that rounds inside (norms in float32, gradients that are nothing but rounding) then rounds
     # alike in both sums
     weights = torch.from_numpy(2.0 ** draw.integers(-3, 4, batch.size) * draw.choice([-1.0, 1.0], batch.size))  # (B,)
-    sums = _weighted_sums(recording, layers, allowed, batch.size, seed, weights)
+    sums = weighted_sums(recording, layers, allowed, batch.size, seed, weights)
     del recording  # before autograd's own graph is made
-    return _compared(model, layers, batch, seed, weights, sums)
+    return compared(model, layers, batch, seed, weights, sums)
 
 
 def _check_recorded(recording: Recording, batch: Batch) -> None:
     for at in range(max(len(inputs) for inputs in recording.inputs.values())):
         check_finite("activations", {k: x[at] for k, x in recording.inputs.items() if len(x) > at}, batch.index)
+
+
+def _check_alone(model: nn.Module, batch: Batch, outputs: Tensor) -> None:
+    """Raise ValueError where the first example's output changes once all others are replaced by copies of it."""
+    if batch.size == 1:
+        return
+    copies = _first_everywhere(batch.inputs, batch.size)
+    with torch.no_grad():
+        again = call(model, copies)
+    apart = float((again[0] - outputs[0]).abs().max()) if again.shape == outputs.shape else math.inf
+    if apart > _ALONE.get(outputs.dtype, 1e-2) * float(outputs[0].abs().max().clamp_min(1e-30)):
+        raise ValueError(
+            f"the output of example 0 changes by {apart:.2g} when the others of its batch are replaced by copies of "
+            "it; expected it to depend on its own input alone. Statistics over the batch, ranks, routing with limited "
+            "room do so: use running statistics (model.eval()), or give batches of one example."
+        )
+
+
+def _first_everywhere(inputs: Any, size: int) -> Any:
+    """Inputs in which every example is the first, where they have examples on their first axis."""
+    if isinstance(inputs, Tensor):
+        return inputs[:1].expand_as(inputs).contiguous() if inputs.ndim and len(inputs) == size else inputs
+    if isinstance(inputs, Mapping):
+        return {key: _first_everywhere(x, size) for key, x in inputs.items()}
+    if isinstance(inputs, (tuple, list)):
+        return type(inputs)([_first_everywhere(x, size) for x in inputs])
+    return inputs
 
 
 # --- 1: whose rows a loss arrives at -------------------------------------------------------------------------------
@@ -165,7 +198,7 @@ def _slopes(
     scaled, largest = _scaled(whole)
     if bool((largest == 0).any()):
         noise = torch.from_numpy(draw.standard_normal(tuple(outputs.shape))).to(outputs)
-        scaled = torch.where(_column(largest == 0, scaled), _scaled(slope(noise))[0], scaled)
+        scaled = torch.where(per_row(largest == 0, scaled), _scaled(slope(noise))[0], scaled)
     return scaled
 
 
@@ -173,13 +206,8 @@ def _scaled(slopes: Tensor) -> tuple[Tensor, Tensor]:
     """Slopes (B, ...) over their largest entries (B,); 0 where that is 0 or not finite."""
     largest = slopes.flatten(1).abs().amax(1) if slopes.ndim > 1 else slopes.abs()
     largest = largest.where(largest.isfinite(), 0)
-    over = _column(largest.where(largest > 0, 1), slopes)
-    return torch.where(_column(largest > 0, slopes), slopes / over, 0), largest
-
-
-def _column(x: Tensor, like: Tensor) -> Tensor:
-    """(B,) → (B, 1, ..., 1)."""
-    return x.reshape(-1, *(1 for _ in like.shape[1:]))
+    over = per_row(largest.where(largest > 0, 1), slopes)
+    return torch.where(per_row(largest > 0, slopes), slopes / over, 0), largest
 
 
 def _allowed(
@@ -190,7 +218,7 @@ def _allowed(
     reasons = {name: _shapes(recording.inputs[name], size) for name, layouts in found.items() if not layouts}
     for alone in some:
         alone = alone.to(seed.device)
-        gradients = recording.output_gradients(seed * _column(alone, seed))
+        gradients = recording.output_gradients(seed * per_row(alone, seed))
         for name, layouts in found.items():
             if not layouts:
                 continue
@@ -223,7 +251,7 @@ def _own_rows(layout: Layout, gradient: Tensor, alone: Tensor) -> bool:
 
 def _shapes(inputs: list[Tensor], size: int) -> str:
     shapes = " and ".join(dict.fromkeys(str(tuple(x.shape)) for x in inputs))
-    return f"was given {shapes}, in which {size} examples have no place of their own"
+    return f"was given {shapes}, in which {size} examples have no place of their own (one by one they would)"
 
 
 def _leak(layout: Layout, gradients: list[Tensor], alone: Tensor, size: int) -> str:
@@ -239,162 +267,9 @@ def _leak(layout: Layout, gradients: list[Tensor], alone: Tensor, size: int) -> 
 def _mixed(layers: dict[str, Layer], reasons: dict[str, str]) -> str:
     name, reason = next(iter(reasons.items()))
     others = [repr(n) for n in reasons if n != name]
-    also = f" So it is with {', '.join(others[:6])}{' ...' if len(others) > 6 else ''}." if others else ""
-    left = "none is left" if len(reasons) == len(layers) else f"layers=lambda name, module: name not in {set(reasons)}"
+    also = f" So it is with {', '.join(others[:3])}{' ...' if len(others) > 3 else ''}." if others else ""
     return (
         f"layer {name!r} ({type(layers[name].modules[0]).__name__}) {reason}; expected every example to have rows of "
         f"its own, in the batch's order, on one axis, in blocks or in strides.{also} Where a model mixes or sorts its "
-        f"examples, or they share rows, none has a gradient of its own. Leave such layers out ({left}), or write a "
-        "forward that keeps examples apart."
+        f"examples, or they share rows, none has a gradient of its own. {leave_out(reasons, layers)}"
     )
-
-
-# --- 2: the weighted sum of all examples, built twice ------------------------------------------------------------
-
-
-def _weighted_sums(
-    recording: Recording,
-    layers: dict[str, Layer],
-    allowed: dict[str, list[Layout]],
-    size: int,
-    seed: Tensor,
-    weights: Tensor,
-) -> dict[str, list[_Sum]]:
-    """For each layer, one for each layout that is still allowed."""
-    gradients = recording.output_gradients(seed, last=True)
-    sums: dict[str, list[_Sum]] = {}
-    for name, layer in layers.items():
-        inputs, outputs = recording.inputs.pop(name), gradients.pop(name)
-        modules = [module for module, _ in recording.calls[name]]
-        for layout in allowed[name]:
-            read = replace(layer, layout=layout)
-            once = Recording({name: read}, size)
-            for module, x in zip(modules, inputs, strict=True):
-                once.add(read, read.own(read.features(module, x, size)))
-            g = [
-                read.own(layout.examples(layer.kind.gradients, m, x, size))
-                for m, x in zip(modules, outputs, strict=True)
-            ]
-            pair = Pair(once.activations[name], torch.cat(g, dim=1) if len(g) > 1 else g[0])
-            _check_shapes(name, layer, pair)
-            total, scale = _summed(pair, weights) if not layer.untied else (torch.empty(0), torch.empty(0))
-            sums.setdefault(name, []).append(_Sum(read, total, scale, _tolerance(layer, inputs + outputs)))
-            if layer.untied:  # not compared with autograd, which counts every use of the weight
-                break
-    return sums
-
-
-class _Sum(NamedTuple):
-    """Σ_n w_n Σ_t g aᵀ of a layer in one layout, in float64."""
-
-    layer: Layer
-    total: Tensor  # (o, i)
-    scale: Tensor  # ()
-    tolerance: float
-
-
-def _tolerance(layer: Layer, rounded: list[Tensor]) -> float:
-    """That of the narrowest dtype involved: under autocast a layer computes in less than its weight's."""
-    return max(_TOLERANCE.get(x.dtype, 0.0) for x in (layer.weight, *rounded))
-
-
-def _check_shapes(name: str, layer: Layer, pair: Pair) -> None:
-    fits = pair.a.ndim == pair.g.ndim == 3 and pair.a.shape[:2] == pair.g.shape[:2]
-    if not fits or (pair.g.shape[2], pair.a.shape[2]) != layer.shape:
-        raise ValueError(
-            f"layer {name!r} ({type(layer.modules[0]).__name__}): its activations (B, T, i) came as "
-            f"{tuple(pair.a.shape)}, its output gradients (B, T, o) as {tuple(pair.g.shape)}; expected {layer.shape}, "
-            "the shape of its weight matrix, and equal B and T. Its type is registered wrongly: see "
-            "inflib.register, and its transposed=."
-        )
-
-
-def _summed(pair: Pair, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Σ_n w_n Σ_t g aᵀ in float64, and the norm it would have without cancellation, Σ |w g| |a|ᵀ's: a yardstick."""
-    a, g = (x.flatten(0, 1) for x in pair)
-    each = double(weights).to(g.device).repeat_interleave(pair.g.shape[1])[:, None]
-    total = double(g.new_zeros(g.shape[1], a.shape[1]))
-    scale = torch.zeros_like(total)
-    for rows in chunks(len(a), 32 * (a.shape[1] + g.shape[1]), cached_bytes(a)):
-        some_a, some_g = double(a[rows]), double(g[rows]) * each[rows]
-        total += some_g.T @ some_a
-        scale += some_g.abs().T @ some_a.abs()
-    return total, scale.norm()
-
-
-def _compared(
-    model: nn.Module,
-    layers: dict[str, Layer],
-    batch: Batch,
-    seed: Tensor,
-    weights: Tensor,
-    sums: dict[str, list[_Sum]],
-) -> dict[str, Layer]:
-    """Each layer in the first layout whose sum is autograd's; ValueError where none is."""
-    tied = [layer for layer in layers.values() if not layer.untied]
-    names = list(dict.fromkeys(n for layer in tied for n in (layer.weight_name, layer.bias_name) if n is not None))
-    truth: dict[str, Tensor] = {}
-    if names:
-        truth = _autograds(model, batch.inputs, names, seed * _column(weights, seed).to(seed))
-    read = {}
-    for name, layer in layers.items():
-        tried = sums.pop(name)
-        if not layer.untied:
-            errors = [_apart(one, layer.join(truth)) for one in tried]
-            tried = [one for one, error in zip(tried, errors, strict=True) if error <= one.tolerance]
-            if not tried:
-                raise ValueError(_differs(name, min(errors), batch.index))
-        read[name] = tried[0].layer
-    return read
-
-
-def _autograds(model: nn.Module, inputs: Any, names: list[str], seed: Tensor) -> dict[str, Tensor]:
-    """Autograd's own gradient of Σ_n ⟨seed_n, outputs_n⟩ in the parameters named; 0 where it does not depend on one."""
-    every = {n: p.detach() for n, p in model.named_parameters()}
-    asked = [every[n].requires_grad_() for n in names]
-
-    def found() -> tuple[Tensor | None, ...]:
-        with torch.enable_grad():
-            total = (call(model, inputs, every) * seed).sum()
-            return torch.autograd.grad(total, asked, allow_unused=True)
-
-    try:
-        gradients = found()
-    except RuntimeError as error:
-        if "inplace operation" not in str(error):
-            raise
-        with allow_mutation_on_saved_tensors():  # the model changes in place what a layer has read
-            gradients = found()
-    return {n: torch.zeros_like(p) if g is None else g for n, p, g in zip(names, asked, gradients, strict=True)}
-
-
-def _apart(one: _Sum, truth: Tensor) -> float:
-    return float((one.total - double(truth)).norm() / one.scale.clamp_min(1e-300))
-
-
-def _differs(name: str, error: float, batch: int) -> str:
-    return (
-        f"layer {name!r}: the weight gradient built from its activations and output gradients, its examples weighted "
-        f"unequally, differs from autograd's by {error:.2g} (relative, batch {batch}); expected them equal. Either the "
-        "weight is used outside its module too (then leave it out with layers=, or count this use only: "
-        "layers=untied(...)), or its rows are the batch's examples in another order, or its type is registered wrongly "
-        "(see inflib.register)."
-    )
-
-
-# --- what is finite ----------------------------------------------------------------------------------------------
-
-
-def check_finite(what: str, values: dict[str, Tensor], batch: int) -> None:
-    """Raise FloatingPointError naming the layer, the quantity and the batch where some layer's value is not finite."""
-    # a sum is finite unless a term is not, or it overflows: only then is every number looked at. All layers in one
-    # question, because a GPU's queue has to be waited for to answer it.
-    totals = [x.sum(dtype=torch.promote_types(x.dtype, torch.float32)) for x in values.values()]
-    if not totals or bool(torch.stack(totals).isfinite().all()):
-        return
-    for name, value in values.items():
-        if not bool(torch.isfinite(value).all()):
-            raise FloatingPointError(
-                f"layer {name!r}: {what} of batch {batch} hold NaN or infinity; expected finite numbers. "
-                "Look at that batch's inputs and loss, or use a wider dtype (float32 in place of half precision)."
-            )

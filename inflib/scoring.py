@@ -17,13 +17,14 @@ from torch import Tensor, nn
 from .batches import BYTE_BUDGET, Batch, Data, chunks, length, walk
 from .contractions import Pairs, contract, join, kept, own_scorer
 from .curvature import Curvature, Damping, layers_of
+from .finite import check_finite
 from .hooks import Matrices, Pair
 from .kronecker import Kronecker
 from .layers import Layer
 from .objectives import Measurement, Objective
 from .order import Same, check_order
 from .placement import plain_numbers
-from .proof import Proof, check_finite
+from .proof import Proof
 
 HELD = 4  # preconditioned queries are held up to so many times ``max_bytes``
 

@@ -23,6 +23,7 @@ from .batches import BYTE_BUDGET, Batch, Data, chunks, tensors, walk
 from .contractions import Keep, join
 from .curvature import Curvature, Damping
 from .exact import as_parameters, bytes_of_a_product, matrices_of, plain_attention
+from .finite import check_finite
 from .hooks import Matrices, checked_outputs
 from .kfac import Fit
 from .layers import Exactly
@@ -30,7 +31,6 @@ from .objectives import Measurement
 from .order import check_order
 from .placement import call, check_mode, plain_numbers
 from .positions import check_batch
-from .proof import check_finite
 from .scoring import Preconditioned, gather, layers_of, passes
 from .sequences import NextToken
 

@@ -335,7 +335,7 @@ def errors() -> dict[str, Row]:
             value,
             r"'odd' took no part in the forward pass",
             r"expected every chosen layer to be used",
-            r"Leave it out with layers=",
+            r"Leave it out: layers=lambda name, module: not name.endswith\('odd'\)",
         ),
         "a pattern for nothing": (
             fit(layers="blocks.*"),

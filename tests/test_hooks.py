@@ -455,7 +455,7 @@ def _under_no_grad(module: nn.Module, x: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("use", "message"),
     [
-        (lambda module, x: None, r"layer 'odd' took no part in the forward pass.*Leave it out with layers="),
+        (lambda module, x: None, r"layer 'odd' took no part in the forward pass.*Leave it out: layers=lambda"),
         (lambda module, x: module(x).detach(), r"layer 'odd'.*does not reach the model's output.*layers="),
         (_under_no_grad, r"layer 'odd'.*does not reach the model's output.*layers="),
         (lambda module, x: (module(x), None)[1], r"layer 'odd'.*does not reach the model's output.*layers="),

@@ -1,0 +1,154 @@
+"""The proof's second half: the weighted sum of all examples' gradients, built twice.
+
+Σ_n w_n Σ_t g_t a_tᵀ from what was recorded, and autograd's own gradient of Σ_n w_n ℓ_n, with weights drawn for the
+examples: a permutation of them shows, as it would not in a plain sum. So do a weight that is used outside its module
+and a type that is registered wrongly.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import allow_mutation_on_saved_tensors
+
+from .batches import Batch, cached_bytes, chunks, double, per_row
+from .hooks import Pair, Recording
+from .layers import Layer
+from .placement import call
+from .rows import Layout
+
+# how far the two may be apart, relative to what they would be without cancellation
+TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 2e-2}
+
+
+class Weighted(NamedTuple):
+    """Σ_n w_n Σ_t g aᵀ of a layer in one layout, in float64."""
+
+    layer: Layer
+    total: Tensor  # (o, i)
+    scale: Tensor  # ()
+    tolerance: float
+
+
+def weighted_sums(
+    recording: Recording,
+    layers: dict[str, Layer],
+    allowed: dict[str, list[Layout]],
+    size: int,
+    seed: Tensor,
+    weights: Tensor,
+) -> dict[str, list[Weighted]]:
+    """For each layer, one for each layout that is still allowed."""
+    gradients = recording.output_gradients(seed, last=True)
+    sums: dict[str, list[Weighted]] = {}
+    for name, layer in layers.items():
+        inputs, outputs = recording.inputs.pop(name), gradients.pop(name)
+        modules = [module for module, _ in recording.calls[name]]
+        for layout in allowed[name]:
+            read = replace(layer, layout=layout)
+            once = Recording({name: read}, size)
+            for module, x in zip(modules, inputs, strict=True):
+                once.add(read, read.own(read.features(module, x, size)))
+            g = [
+                read.own(layout.examples(layer.kind.gradients, m, x, size))
+                for m, x in zip(modules, outputs, strict=True)
+            ]
+            pair = Pair(once.activations[name], torch.cat(g, dim=1) if len(g) > 1 else g[0])
+            _check_shapes(name, layer, pair)
+            total, scale = _summed(pair, weights) if not layer.untied else (torch.empty(0), torch.empty(0))
+            sums.setdefault(name, []).append(Weighted(read, total, scale, _tolerance(layer, inputs + outputs)))
+            if layer.untied:  # not compared with autograd, which counts every use of the weight
+                break
+    return sums
+
+
+def _tolerance(layer: Layer, rounded: list[Tensor]) -> float:
+    """That of the narrowest dtype involved: under autocast a layer computes in less than its weight's."""
+    return max(TOLERANCE.get(x.dtype, 0.0) for x in (layer.weight, *rounded))
+
+
+def _check_shapes(name: str, layer: Layer, pair: Pair) -> None:
+    fits = pair.a.ndim == pair.g.ndim == 3 and pair.a.shape[:2] == pair.g.shape[:2]
+    if not fits or (pair.g.shape[2], pair.a.shape[2]) != layer.shape:
+        raise ValueError(
+            f"layer {name!r} ({type(layer.modules[0]).__name__}): its activations (B, T, i) came as "
+            f"{tuple(pair.a.shape)}, its output gradients (B, T, o) as {tuple(pair.g.shape)}; expected {layer.shape}, "
+            "the shape of its weight matrix, and equal B and T. Its type is registered wrongly: see "
+            "inflib.register, and its transposed=."
+        )
+
+
+def _summed(pair: Pair, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Σ_n w_n Σ_t g aᵀ in float64, and the norm it would have without cancellation, Σ |w g| |a|ᵀ's: a yardstick."""
+    a, g = (x.flatten(0, 1) for x in pair)
+    each = double(weights).to(g.device).repeat_interleave(pair.g.shape[1])[:, None]
+    total = double(g.new_zeros(g.shape[1], a.shape[1]))
+    scale = torch.zeros_like(total)
+    for rows in chunks(len(a), 32 * (a.shape[1] + g.shape[1]), cached_bytes(a)):
+        some_a, some_g = double(a[rows]), double(g[rows]) * each[rows]
+        total += some_g.T @ some_a
+        scale += some_g.abs().T @ some_a.abs()
+    return total, scale.norm()
+
+
+def compared(
+    model: nn.Module,
+    layers: dict[str, Layer],
+    batch: Batch,
+    seed: Tensor,
+    weights: Tensor,
+    sums: dict[str, list[Weighted]],
+) -> dict[str, Layer]:
+    """Each layer in the first layout whose sum is autograd's; ValueError where none is."""
+    tied = [layer for layer in layers.values() if not layer.untied]
+    names = list(dict.fromkeys(n for layer in tied for n in (layer.weight_name, layer.bias_name) if n is not None))
+    truth: dict[str, Tensor] = {}
+    if names:
+        truth = _autograds(model, batch.inputs, names, seed * per_row(weights, seed).to(seed))
+    read = {}
+    for name, layer in layers.items():
+        tried = sums.pop(name)
+        if not layer.untied:
+            errors = [_apart(one, layer.join(truth)) for one in tried]
+            tried = [one for one, error in zip(tried, errors, strict=True) if error <= one.tolerance]
+            if not tried:
+                raise ValueError(_differs(name, min(errors), batch.index))
+        read[name] = tried[0].layer
+    return read
+
+
+def _autograds(model: nn.Module, inputs: Any, names: list[str], seed: Tensor) -> dict[str, Tensor]:
+    """Autograd's own gradient of Σ_n ⟨seed_n, outputs_n⟩ in the parameters named; 0 where it does not depend on one."""
+    every = {n: p.detach() for n, p in model.named_parameters()}
+    asked = [every[n].requires_grad_() for n in names]
+
+    def found() -> tuple[Tensor | None, ...]:
+        with torch.enable_grad():
+            total = (call(model, inputs, every) * seed).sum()
+            return torch.autograd.grad(total, asked, allow_unused=True)
+
+    try:
+        gradients = found()
+    except RuntimeError as error:
+        if "inplace operation" not in str(error):
+            raise
+        with allow_mutation_on_saved_tensors():  # the model changes in place what a layer has read
+            gradients = found()
+    return {n: torch.zeros_like(p) if g is None else g for n, p, g in zip(names, asked, gradients, strict=True)}
+
+
+def _apart(one: Weighted, truth: Tensor) -> float:
+    return float((one.total - double(truth)).norm() / one.scale.clamp_min(1e-300))
+
+
+def _differs(name: str, error: float, batch: int) -> str:
+    return (
+        f"layer {name!r}: the weight gradient built from its activations and output gradients, its examples weighted "
+        f"unequally, differs from autograd's by {error:.2g} (relative, batch {batch}); expected them equal. Either the "
+        "weight is used outside its module too (then leave it out with layers=, or count this use only: "
+        "layers=untied(...)), or its rows are the batch's examples in another order, or its type is registered wrongly "
+        "(see inflib.register)."
+    )
