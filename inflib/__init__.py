@@ -47,7 +47,16 @@ from .implicit import Implicit, refine
 from .index import TrainIndex
 from .kronecker import Kronecker, diagonal, ekfac, identity, kfac
 from .layers import register, untied
-from .objectives import Bernoulli, CrossEntropy, Objective, SquaredError
+from .objectives import (
+    Bernoulli,
+    CrossEntropy,
+    Huber,
+    Objective,
+    PixelCrossEntropy,
+    Poisson,
+    SquaredError,
+    Weighted,
+)
 from .positions import with_masks
 from .proof import capture
 from .scoring import contribution, influence, predicted_change, self_influence
@@ -64,14 +73,18 @@ __all__ = [
     "Curvature",
     "Dense",
     "Facts",
+    "Huber",
     "Implicit",
     "IndefiniteWarning",
     "Kronecker",
     "NextToken",
     "Objective",
     "Pair",
+    "PixelCrossEntropy",
+    "Poisson",
     "SquaredError",
     "TrainIndex",
+    "Weighted",
     "capture",
     "completion",
     "contribution",

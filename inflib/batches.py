@@ -9,7 +9,7 @@ changes from one pass to the next is refused rather than misaligned.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,6 +81,22 @@ def tensors(value: Any) -> Iterator[Tensor]:
     elif isinstance(value, (tuple, list)):
         for part in value:
             yield from tensors(part)
+
+
+def mapped(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    """``value`` with ``function`` of each tensor inside: mappings become dicts, sequences tuples, the rest stays."""
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, Mapping):
+        return {key: mapped(value[key], function) for key in value}
+    if isinstance(value, (tuple, list)):
+        return tuple(mapped(part, function) for part in value)
+    return value
+
+
+def rows_of(value: Any, rows: slice | list[int], size: int) -> Any:
+    """The examples ``rows`` of a batch of ``size``: of tensors whose first axis is the batch's; the rest as is."""
+    return mapped(value, lambda x: x[rows] if x.ndim and x.shape[0] == size else x)
 
 
 # --- memory ----------------------------------------------------------------------------------------------------

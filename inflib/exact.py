@@ -12,25 +12,31 @@ the approximations use, so that the two check each other. A dense matrix takes D
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
-from torch.func import grad, jacfwd, jacrev, jvp, vjp, vmap
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils import _pytree as pytree
+from torch.func import grad, jvp, vjp, vmap
 
-from .batches import BYTE_BUDGET, Batch, Data, accumulator, chunks, tensors, walk
-from .curvature import facts_of, unflatten
+from .batches import BYTE_BUDGET, Batch, Data, accumulator, chunks, rows_of, walk
+from .curvature import facts_of
 from .dense import BlockDense, Dense
-from .ekfac import eigh
 from .finite import check_finite
 from .hooks import Matrices, checked_outputs
+from .jacobians import (
+    as_parameters,
+    jacobian,
+    matrices_of,
+    output_hessians,
+    parameters_from,
+    plain_attention,
+    shapes_of,
+)
 from .kfac import Fit
 from .layers import Exactly, LayerSpec
-from .objectives import Objective, label_seeds
+from .objectives import Objective, check_curved, check_objective, from_hessian, label_seeds
+from .objectives.derivatives import root
 from .placement import call, check_mode, plain_numbers
 
 
@@ -63,7 +69,7 @@ def gauss_newton(
     examples = 0
     for batch, rows in _square_root_rows(fit, max_bytes):
         _check_finite(fit, "curvature rows", rows, batch.index)
-        parts = rows.split(list(spans.values()), dim=1)  # each (R, d)
+        parts = rows.to(accumulator(rows.dtype)).split(list(spans.values()), dim=1)  # each (R, d)
         for name, part in zip(spans, parts, strict=True):
             sums[name] = sums[name] + part.T @ part if name in sums else part.T @ part
         examples = batch.start + batch.size
@@ -93,17 +99,22 @@ def hessian(
     fit = Fit.of(model, objective, train, layers, "observed", draws, seed, progress)
     _refuse_untied(fit)
     theta = torch.cat([m.flatten() for m in matrices_of(fit).values()])  # (D,)
-    total, examples = theta.new_zeros(len(theta), len(theta)), 0
+    total, examples = theta.new_zeros(len(theta), len(theta), dtype=accumulator(theta.dtype)), 0
     for batch in walk(train, name="train", progress=progress, what="Hessian"):
-        checked_outputs(fit.model, fit.objective, batch)
+        outputs = checked_outputs(fit.model, fit.objective, batch)
+        if batch.index == 0:
+            check_objective(objective, outputs, batch.targets, "observed")
 
         def loss(flat: Tensor, batch: Batch = batch) -> Tensor:
             outputs = call(model, batch.inputs, parameters_from(fit, flat))
             return objective.loss(outputs, batch.targets).sum()
 
         with plain_attention():
-            product = vmap(lambda v, loss=loss: jvp(grad(loss), (theta,), (v,))[1], chunk_size=64)
-            total += product(torch.eye(len(theta), dtype=theta.dtype, device=theta.device))
+            unit = torch.eye(len(theta), dtype=theta.dtype, device=theta.device)
+            try:
+                total += vmap(lambda v, loss=loss: jvp(grad(loss), (theta,), (v,))[1], chunk_size=64)(unit)
+            except NotImplementedError:  # an operation without a forward derivative: reverse mode twice
+                total += vmap(vjp(grad(loss), theta)[1], chunk_size=64)(unit)[0]
         _check_finite(fit, "Hessian rows", total, batch.index)
         examples = batch.start + batch.size
     mean = (total + total.T) / (2 * examples)
@@ -122,7 +133,7 @@ def gauss_newton_product(
 ) -> Matrices:
     """G v for a stack of K vectors {layer: (K, o, i)}, exactly, without G: (1/N) Σ Jᵀ (H_out (J v)).
 
-    Read from the right: J v by forward mode, H_out by forward over reverse through the loss alone, Jᵀ by reverse mode;
+    Read from the right: J v by forward mode, H_out by reverse mode twice through the loss alone, Jᵀ by reverse mode;
     each batch costs about three gradients a vector. G is over the layers that v names, all other weights held fixed.
     ``max_bytes`` bounds what vectors pushed through together take. Source: Pearlmutter 1994; Schraudolph 2002.
     """
@@ -140,6 +151,7 @@ def gauss_newton_product(
     totals = {name: torch.zeros_like(x, dtype=accumulator(x.dtype)) for name, x in v.items()}
     examples = 0
     for batch in walk(train, name="train", progress=progress, what="Gauss-Newton product"):
+        _check_curvature(fit, batch)
         each = bytes_of_a_product(fit, batch)
         for some in chunks(len(next(iter(v.values()))), each, max_bytes):
             found = _batch_product(fit, batch, own, {name: x[some] for name, x in v.items()})
@@ -147,7 +159,7 @@ def gauss_newton_product(
             for name, x in found.items():
                 totals[name][some] += x
         examples = batch.start + batch.size
-    return {name: totals[name].div_(examples).to(v[name].dtype) for name in totals}
+    return {name: total.div_(examples) for name, total in totals.items()}
 
 
 def _batch_product(fit: Fit, batch: Batch, own: Matrices, v: Matrices) -> Matrices:
@@ -161,11 +173,24 @@ def _batch_product(fit: Fit, batch: Batch, own: Matrices, v: Matrices) -> Matric
 
     def product(direction: Matrices) -> Matrices:
         f, along = jvp(outputs, (own,), (direction,))  # type: ignore[misc]  # J v
-        bent = jvp(slope, (f,), (along,))[1]  # H_out J v
-        return vjp(outputs, own)[1](bent)[0]  # Jᵀ H_out J v
+        wide = accumulator(f.dtype)
+        bent = vjp(slope, f.to(wide))[1](along.to(wide))[0]  # H_out J v, H_out being symmetric
+        return vjp(outputs, own)[1](bent.to(f.dtype))[0]  # Jᵀ H_out J v
 
     with plain_attention():
-        return vmap(product)(v)
+        try:
+            return vmap(product)(v)
+        except RuntimeError:  # a forward pass that writes into a buffer, which vmap cannot follow
+            each = [product({name: x[k] for name, x in v.items()}) for k in range(len(next(iter(v.values()))))]
+            return {name: torch.stack([one[name] for one in each]) for name in v}
+
+
+def _check_curvature(fit: Fit, batch: Batch) -> None:
+    """Raise ValueError where the objective has no Gauss-Newton curvature; a loss by itself is looked at throughout."""
+    if batch.index == 0 or from_hessian(fit.objective):
+        outputs = checked_outputs(fit.model, fit.objective, batch).detach()
+        check = partial(check_objective, labels="expected") if batch.index == 0 else check_curved
+        check(fit.objective, outputs, batch.targets)
 
 
 def bytes_of_a_product(fit: Fit, batch: Batch) -> int:
@@ -183,7 +208,7 @@ def bytes_of_a_product(fit: Fit, batch: Batch) -> int:
     return 2 * kept + 2 * sum(m.numel() * m.element_size() for m in own.values())
 
 
-# --- Jacobians -------------------------------------------------------------------------------------------------
+# --- square roots -------------------------------------------------------------------------------------------------
 
 
 def _square_root_rows(fit: Fit, max_bytes: int) -> Iterator[tuple[Batch, Tensor]]:
@@ -193,19 +218,22 @@ def _square_root_rows(fit: Fit, max_bytes: int) -> Iterator[tuple[Batch, Tensor]
         width = outputs[0].numel()  # F: outputs per example, tokens × classes
         if fit.labels == "expected":
             _check_output_hessian(outputs, max_bytes)
+        if batch.index == 0:
+            check_objective(fit.objective, outputs, batch.targets, fit.labels)
         numbers = width * (sum(o * i for o, i in shapes_of(fit).values()) + width)  # J and H_out
         for rows in chunks(batch.size, 2 * numbers * outputs.element_size(), max_bytes):
-            inputs, targets = _take(batch.inputs, rows), _take(batch.targets, rows)
-            J = jacobian(fit, inputs)  # (b, F, D)
+            targets = rows_of(batch.targets, rows, batch.size)
+            J = jacobian(fit, batch, outputs, rows)  # (b, F, D)
             _check_finite(fit, "output Jacobians", J, batch.index)
             if fit.labels == "expected":
-                root = _root(_output_hessians(fit.objective, outputs[rows], targets))  # (b, F, F)
-                yield batch, (root.mT @ J).flatten(0, 1)
+                H = output_hessians(fit.objective, outputs[rows], targets)  # (b, F, F)
+                R = root(H, type(fit.objective).__name__)
+                yield batch, (R.mT @ J.to(R)).flatten(0, 1)
             else:
                 constants = {"labels": fit.labels, "draws": fit.draws, "seed": fit.seed, "pass_": 1}
                 start = batch.start + rows.start
                 for s, weight in label_seeds(fit.objective, outputs[rows], targets, start=start, **constants):  # type: ignore[arg-type]
-                    yield batch, weight**0.5 * torch.einsum("bf,bfd->bd", s.flatten(1), J)
+                    yield batch, weight**0.5 * torch.einsum("bf,bfd->bd", s.reshape(len(s), -1), J)
 
 
 def _check_output_hessian(outputs: Tensor, max_bytes: int) -> None:
@@ -221,93 +249,10 @@ def _check_output_hessian(outputs: Tensor, max_bytes: int) -> None:
         )
 
 
-def jacobian(fit: Fit, inputs: Any) -> Tensor:
-    """Per-example Jacobian of the outputs in the chosen layers' matrices, (B, F, D), by reverse mode under vmap.
-
-    A model that vmap cannot follow, as its forward pass looks at its inputs' values (Hugging Face's masks do), is
-    run on one example at a time.
-    """
-    layers = fit.layers.values()
-    names = [n for layer in layers for n in (layer.weight_name, layer.bias_name) if n is not None]
-    every = {n: p.detach() for n, p in fit.model.named_parameters()}
-    own = {n: every[n] for n in names}
-
-    def outputs(parameters: dict[str, Tensor], one: Any) -> Tensor:
-        return call(fit.model, pytree.tree_map(lambda x: x[None], one), every | parameters)[0].flatten()  # (F,)
-
-    check_mode(fit.model)
-    with plain_attention():
-        try:
-            J = vmap(jacrev(outputs), in_dims=(None, 0))(own, inputs)  # {parameter: (B, F, *shape)}
-        except RuntimeError:
-            each = [jacrev(outputs)(own, _take(inputs, n)) for n in range(next(tensors(inputs)).shape[0])]
-            J = {n: torch.stack([one[n] for one in each]) for n in own}
-    return torch.cat([layer.join(J).flatten(2) for layer in layers], dim=2)
-
-
-def _output_hessians(objective: Objective, outputs: Tensor, targets: Any) -> Tensor:
-    """H_out = d²ℓ/df² of each example, (B, F, F), by differentiating the loss twice."""
-
-    def loss(flat: Tensor, shape: torch.Size, target: Any) -> Tensor:
-        return objective.loss(flat.reshape(1, *shape), pytree.tree_map(lambda y: y[None], target))[0]
-
-    per_example = vmap(lambda f, y: jacfwd(grad(loss))(f, outputs.shape[1:], y))
-    return per_example(outputs.flatten(1) if outputs.ndim > 1 else outputs[:, None], targets)
-
-
-def _root(H: Tensor) -> Tensor:
-    """R (B, F, F) with R Rᵀ = H for positive semi-definite H."""
-    values, vectors = eigh(H)
-    return vectors * values.sqrt()[:, None, :]
-
-
-@contextmanager
-def plain_attention() -> Iterator[None]:
-    """Attention by its formula: the fused kernels know neither forward mode nor a second derivative."""
-    fused = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fused)
-
-
-# --- parameters as matrices and as one vector ----------------------------------------------------------------------
-
-
-def shapes_of(fit: Fit) -> dict[str, tuple[int, int]]:
-    """{layer: (o, i)} of the chosen layers, i counting the bias's column."""
-    return {name: layer.shape for name, layer in fit.layers.items()}
-
-
-def matrices_of(fit: Fit) -> dict[str, Tensor]:
-    """The chosen layers' weights as matrices {layer: (o, i)}, the bias as last column."""
-    own = {n: p.detach() for n, p in fit.model.named_parameters()}
-    return {name: layer.join(own) for name, layer in fit.layers.items()}
-
-
-def parameters_from(fit: Fit, flat: Tensor) -> dict[str, Tensor]:
-    """A vector (D,) → {parameter name: tensor}, for ``functional_call``."""
-    return as_parameters(fit, {name: m[0] for name, m in unflatten(flat[None], shapes_of(fit)).items()})
-
-
-def as_parameters(fit: Fit, matrices: Matrices) -> dict[str, Tensor]:
-    """Matrices {layer: (o, i)} → {parameter name: tensor} for ``functional_call``, all others as they are, detached."""
-    found = {n: p.detach() for n, p in fit.model.named_parameters()}
-    for name, layer in fit.layers.items():
-        found |= layer.split(matrices[name], found)
-    return found
-
-
 def _check_finite(fit: Fit, what: str, rows: Tensor, batch: int) -> None:
     """``check_finite`` of each layer's part of rows (..., D)."""
     parts = rows.split([o * i for o, i in shapes_of(fit).values()], dim=-1)
     check_finite(what, dict(zip(fit.layers, parts, strict=True)), batch)
-
-
-def _take(value: Any, rows: slice | int) -> Any:
-    return pytree.tree_map(lambda x: x[rows], value)
 
 
 def _refuse_untied(fit: Fit) -> None:

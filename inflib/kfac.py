@@ -26,7 +26,7 @@ from .coverage import select_and_say
 from .finite import check_finite
 from .hooks import Recording, aligned, forward
 from .layers import Layer, LayerSpec
-from .objectives import Objective, label_kind, label_seeds
+from .objectives import Objective, check_objective, label_kind, label_seeds
 from .order import Same
 from .padding import Padding
 from .placement import check_mode, plain_numbers
@@ -109,6 +109,8 @@ class Fit:
             check_batch(self.objective, batch.inputs, batch.targets)
             recording = forward(self.model, layers, batch.inputs, batch.size)
             self.objective.check(recording.outputs, batch.targets)
+            if check and batch.index == 0:
+                check_objective(self.objective, recording.outputs, batch.targets, self.labels)
             seeds = label_seeds(
                 self.objective,
                 recording.outputs,

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from .batches import double
 from .objectives import Objective, TooManySeedsError, inverse_cdf
+from .objectives.softmax import softmax_seeds
 
 IGNORED = -100  # the target of a position that is not in the loss
 MAX_SEEDS = 4096  # backward passes a batch that expected labels may take
@@ -82,20 +83,15 @@ class NextToken(Objective):
         """√p_tc (e_c − p_t) at one token t at a time: all at once would add products of different tokens' gradients."""
         V = outputs.shape[2]
         counted = torch.ones_like(outputs[..., 0], dtype=torch.bool) if targets is None else targets != IGNORED
-        tokens = counted.any(0).nonzero().flatten().tolist()
-        if len(tokens) * V > self.max_seeds:
+        tokens = int(counted.any(0).sum())
+        if tokens * V > self.max_seeds:
             raise TooManySeedsError(
-                f"labels='expected' would take {len(tokens):,} tokens × {V:,} classes = {len(tokens) * V:,} backward "
+                f"labels='expected' would take {tokens:,} tokens × {V:,} classes = {tokens * V:,} backward "
                 f"passes for a batch; expected at most {self.max_seeds:,}. Use labels='sampled' (the default), or "
                 "allow it: NextToken(max_seeds=...)."
             )
-        p = outputs.softmax(-1)  # (B, T, V)
-        for t in tokens:
-            for c in range(V):
-                s = torch.zeros_like(p)
-                s[:, t] = -p[:, t, c : c + 1].sqrt() * p[:, t] * counted[:, t, None]
-                s[:, t, c] += p[:, t, c].sqrt() * counted[:, t]
-                yield s
+        for s in softmax_seeds(outputs.mT, counted.to(outputs)):
+            yield s.mT
 
     def uniforms(self, outputs: Tensor) -> int:
         return outputs.shape[1]

@@ -20,6 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .batches import accumulator
 from .curvature import Curvature, Damping, check_stacks, flatten, resolve_damping, unflatten
 from .hooks import Matrices
 
@@ -249,6 +250,7 @@ class _System:
         check_stacks(curvature, v)
         numbers = resolve_damping(curvature, damping)
         b = flatten(v, curvature.shapes)
+        b = b.to(accumulator(b.dtype))
         rows = [b.new_full((o * i,), numbers[name]) for name, (o, i) in curvature.shapes.items()]
         return cls(curvature, preconditioner, numbers, torch.cat(rows), b)
 

@@ -22,9 +22,10 @@ from torch.func import grad, jvp, vmap
 from .batches import BYTE_BUDGET, Batch, Data, chunks, tensors, walk
 from .contractions import Keep, join
 from .curvature import Curvature, Damping
-from .exact import as_parameters, bytes_of_a_product, matrices_of, plain_attention
+from .exact import bytes_of_a_product
 from .finite import check_finite
 from .hooks import Matrices, checked_outputs
+from .jacobians import as_parameters, matrices_of, plain_attention
 from .kfac import Fit
 from .layers import Exactly
 from .objectives import Measurement

@@ -36,13 +36,18 @@ def rotated_diagonal(F: Tensor, Q_S: Tensor, Q_A: Tensor) -> Tensor:
 
 
 def recorded(case: Case) -> tuple[Any, list[list[Tensor]]]:
-    """The case's objective, which keeps the labels it samples, batch by batch."""
+    """The case's objective, which keeps the labels it samples, batch by batch.
+
+    Not those by which the sampler is proved: they are for copies of examples, not for views of the case's targets.
+    """
     drawn_labels: list[Tensor] = []
 
     class Recording(OBJECTIVES[case.name]):  # type: ignore[misc]
         def sample(self, outputs: Tensor, uniforms: Tensor, targets: Any = None) -> Tensor:
-            drawn_labels.append(super().sample(outputs, uniforms, targets))
-            return drawn_labels[-1]
+            found = super().sample(outputs, uniforms, targets)
+            if targets.untyped_storage().data_ptr() == case.y.untyped_storage().data_ptr():
+                drawn_labels.append(found)
+            return found
 
     return Recording(), drawn_labels
 

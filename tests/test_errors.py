@@ -484,11 +484,11 @@ def errors() -> dict[str, Row]:
             r"y.reshape\(\(5,\)\)",
         ),
         "classes as one-hot": (
-            fit(data=[(x, torch.eye(3)[y])]),
+            fit(data=[(x, torch.eye(3)[y].long())]),
             value,
-            r"targets of shape \(5, 3\)",
-            r"expected \(5,\): class indices",
-            r"look at what the batches hold",
+            r"int64 targets of shape \(5, 3\)",
+            r"expected class indices \(5,\)",
+            r"targets.argmax\(1\)",
         ),
         **{
             f"classes as {d}": (

@@ -190,7 +190,7 @@ def test_eigenvalues_are_the_fishers_diagonal_in_the_eigenbasis(case: LanguageCa
     if labels == "expected":
         F = problem.gauss_newton()
     else:
-        F = problem.fisher() if labels == "observed" else problem.fisher(objective.drawn[1])
+        F = problem.fisher() if labels == "observed" else problem.fisher(objective.drawn[-1])
     for name, span in problem.spans.items():
         expected = rotated_diagonal(F[span, span], found.Q_S[name], found.Q_A[name])
         assert_close(found.eigenvalues[name], expected, 1e-10)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..batches import BYTE_BUDGET, chunks
-from ..objectives import Objective, output_gradient
+from ..objectives import Objective, output_gradient, part
 
 
 class Refit(NamedTuple):
@@ -149,7 +149,8 @@ class _Linear:
     def newton_direction(self, theta: Tensor, weights: Tensor, gradient: Tensor) -> Tensor:
         """−H⁻¹ gradient; H = (1/N) Σ w_n H_out ⊗ x xᵀ + l2, with H_out = Σ_c s_c s_cᵀ from the objective's seeds."""
         M, C, d = theta.shape
-        S = torch.stack(list(self.objective.seeds(self.outputs(theta)))).reshape(-1, M, self.N, C)
+        seeds = part(self.objective, "seeds")(self.outputs(theta), self.targets(M))
+        S = torch.stack(list(seeds)).reshape(-1, M, self.N, C)
         H_out = torch.einsum("smnc,smnk->ckmn", S, S) * (weights / self.N)
         H = theta.new_empty(M, C, d, C, d)
         for c in range(C):

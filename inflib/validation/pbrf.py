@@ -30,8 +30,9 @@ from torch.utils import _pytree as pytree
 
 from ..batches import BYTE_BUDGET, Batch, Data, chunks, walk
 from ..curvature import Damping, resolve_damping, unflatten
-from ..exact import as_parameters, bytes_of_a_product, matrices_of, plain_attention
+from ..exact import bytes_of_a_product
 from ..hooks import Matrices, checked_outputs
+from ..jacobians import as_parameters, matrices_of, plain_attention
 from ..kfac import Fit
 from ..kronecker import Kronecker, ekfac
 from ..layers import LayerSpec

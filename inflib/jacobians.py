@@ -1,0 +1,144 @@
+"""A model seen through ``torch.func``: its outputs as a function of the chosen layers' matrices, and its Jacobian.
+
+    f_n(W_1, W_2, ...)        J_n = df_n/dθ  (F, D)        H_out = d²ℓ/df²  (F, F)
+
+Nothing here goes through hooks, so that what is built on this checks what is built on them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import grad, jacrev, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from .batches import Batch, accumulator, mapped, tensors
+from .curvature import unflatten
+from .hooks import Matrices
+from .kfac import Fit
+from .objectives import Objective
+from .placement import call, check_mode
+
+
+def shapes_of(fit: Fit) -> dict[str, tuple[int, int]]:
+    """{layer: (o, i)} of the chosen layers, i counting the bias's column."""
+    return {name: layer.shape for name, layer in fit.layers.items()}
+
+
+def matrices_of(fit: Fit) -> dict[str, Tensor]:
+    """The chosen layers' weights as matrices {layer: (o, i)}, the bias as last column."""
+    own = {n: p.detach() for n, p in fit.model.named_parameters()}
+    return {name: layer.join(own) for name, layer in fit.layers.items()}
+
+
+def parameters_from(fit: Fit, flat: Tensor) -> dict[str, Tensor]:
+    """A vector (D,) → {parameter name: tensor}, for ``functional_call``."""
+    return as_parameters(fit, {name: m[0] for name, m in unflatten(flat[None], shapes_of(fit)).items()})
+
+
+def as_parameters(fit: Fit, matrices: Matrices) -> dict[str, Tensor]:
+    """Matrices {layer: (o, i)} → {parameter name: tensor} for ``functional_call``, all others as they are, detached,
+    and copies of the buffers.
+    """
+    found = {n: p.detach() for n, p in fit.model.named_parameters()}
+    found |= {n: b.clone() for n, b in fit.model.named_buffers()}  # which the forward pass may write into
+    for name, layer in fit.layers.items():
+        found |= layer.split(matrices[name], found)
+    return found
+
+
+# --- derivatives --------------------------------------------------------------------------------------------------
+
+
+def jacobian(fit: Fit, batch: Batch, outputs: Tensor, rows: slice) -> Tensor:
+    """Jacobian of the examples ``rows``' outputs in the chosen layers' matrices, (b, F, D), each example by itself.
+
+    By reverse mode under vmap; a model that vmap cannot follow, as its forward pass looks at its inputs' values
+    (Hugging Face's masks do) or writes into a buffer, is run on one example after another. Raises ValueError where
+    an example's outputs by itself are not those it has in its batch.
+    """
+    layers = fit.layers.values()
+    names = [n for layer in layers for n in (layer.weight_name, layer.bias_name) if n is not None]
+    every = {n: p.detach() for n, p in fit.model.named_parameters()}
+    own = {n: every[n] for n in names}
+    parts, rebuilt = _examples_of(batch.inputs, batch.size)
+    parts = [x[rows] for x in parts]
+
+    def one(parameters: dict[str, Tensor], *parts: Tensor) -> tuple[Tensor, Tensor]:
+        buffers = {n: b.clone() for n, b in fit.model.named_buffers()}
+        inputs = rebuilt([x[None] for x in parts])
+        f = call(fit.model, inputs, every | buffers | parameters)[0].flatten()  # (F,)
+        return f, f
+
+    check_mode(fit.model)
+    differentiate = jacrev(one, has_aux=True)
+    with plain_attention():
+        try:
+            J, f = vmap(differentiate, in_dims=(None, *(0 for _ in parts)))(own, *parts)  # {parameter: (b, F, *shape)}
+        except RuntimeError:
+            each = [differentiate(own, *(x[n] for x in parts)) for n in range(len(outputs[rows]))]
+            J = {n: torch.stack([found[0][n] for found in each]) for n in own}
+            f = torch.stack([found[1] for found in each])
+    _check_alone(f, outputs[rows].reshape(len(f), -1), batch.start + (rows.start or 0))
+    return torch.cat([layer.join(J).flatten(2) for layer in layers], dim=2)
+
+
+def _examples_of(value: Any, size: int) -> tuple[list[Tensor], Callable[[list[Tensor]], Any]]:
+    """The tensors in ``value`` that hold a batch's ``size`` examples, and ``value`` with others in their place."""
+
+    def own(x: Tensor) -> bool:
+        return x.ndim > 0 and x.shape[0] == size
+
+    def rebuilt(parts: list[Tensor]) -> Any:
+        rest = iter(parts)
+        return mapped(value, lambda x: next(rest) if own(x) else x)
+
+    return [x for x in tensors(value) if own(x)], rebuilt
+
+
+def _check_alone(alone: Tensor, together: Tensor, start: int) -> None:
+    """Raise ValueError where the outputs (b, F) of examples by themselves are not those in their batch."""
+    gap = (alone.detach() - together).norm(dim=1) / together.norm(dim=1).clamp_min(1)
+    allowed = {torch.float64: 1e-8, torch.float32: 1e-3}.get(alone.dtype, 0.1)
+    if bool((gap > allowed).any()):
+        n = int(gap.argmax())
+        raise ValueError(
+            f"example {start + n} has other outputs by itself than in its batch (relative difference "
+            f"{float(gap[n]):.2g}); expected them to depend on its own inputs alone. Leave statistics "
+            "over the batch out of forward, and give inputs whose first axis is the examples'."
+        )
+
+
+def output_hessians(objective: Objective, outputs: Tensor, targets: Any) -> Tensor:
+    """H_out = d²ℓ/df² of each example, (B, F, F), by differentiating one example's loss twice, under vmap if it can."""
+    parts, rebuilt = _examples_of(targets, len(outputs))
+
+    def of(f: Tensor, *parts: Tensor) -> Tensor:
+        y = rebuilt([x[None] for x in parts])
+
+        def loss(flat: Tensor) -> Tensor:
+            return objective.loss(flat.reshape(1, *f.shape), y)[0]
+
+        return jacrev(grad(loss))(f.flatten())
+
+    wide = outputs.to(accumulator(outputs.dtype))
+    try:
+        return vmap(of)(wide, *parts)
+    except RuntimeError:  # a loss that looks at its targets' values
+        return torch.stack([of(*one) for one in zip(wide, *parts, strict=True)])
+
+
+@contextmanager
+def plain_attention() -> Iterator[None]:
+    """Attention by its formula: the fused kernels know neither forward mode nor a second derivative."""
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
