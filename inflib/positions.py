@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .batches import say, tensors
-from .objectives import Objective
+from .objectives import Objective, unweighted
 from .sequences import IGNORED, NextToken
 
 MASKS = ("attention_mask", "decoder_attention_mask")
@@ -22,8 +22,9 @@ MASKS = ("attention_mask", "decoder_attention_mask")
 
 def check_batch(objective: Objective, inputs: Any, targets: Any) -> None:
     """Raise ValueError for a mask that cannot be meant, or with ``NextToken`` for sequences that cannot."""
-    if isinstance(objective, NextToken):
-        check_sequences(inputs, targets)
+    inner, own = unweighted(objective, targets)
+    if isinstance(inner, NextToken):
+        check_sequences(inputs, own)
     else:
         masks_of(inputs)
 
