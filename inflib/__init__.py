@@ -57,6 +57,7 @@ from .objectives import (
     SquaredError,
     Weighted,
 )
+from .padding import PaddingNote
 from .positions import with_masks
 from .proof import capture
 from .scoring import contribution, influence, predicted_change, self_influence
@@ -79,6 +80,7 @@ __all__ = [
     "Kronecker",
     "NextToken",
     "Objective",
+    "PaddingNote",
     "Pair",
     "PixelCrossEntropy",
     "Poisson",

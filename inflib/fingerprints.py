@@ -98,7 +98,7 @@ def hash_weights(model: nn.Module) -> str:
 
     No part of it: train or eval mode, devices, strides, gradients, hooks, addresses and all else that differs from one
     process to the next. Nor what a forward pass may leave behind in a class that is not torch.nn's: whole numbers (call
-    counters) and tensors that are no buffers (caches); what matters of those belongs in a buffer.
+    counters), flags whose name begins with _, tensors that are no buffers (caches). What matters belongs in a buffer.
     """
     numbers, structure = blake2b(digest_size=8), blake2b(digest_size=8)
     first: dict[int, str] = {}
@@ -151,7 +151,9 @@ def _settings(module: nn.Module) -> Iterator[str]:
     """A module's settings as text, in the order of their names."""
     counts = type(module).__module__.startswith("torch.nn.")  # whole numbers are settings there, and nobody's counters
     for name in sorted(module.__dict__.keys() - _ITS_OWN):
-        said = _say(module.__dict__[name], counts)
+        value = module.__dict__[name]
+        noted = name.startswith("_") and isinstance(value, bool)  # by a library, the first time it runs
+        said = "" if noted else _say(value, counts)
         if said:
             yield f"{name}={said}"
 

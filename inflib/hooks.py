@@ -152,7 +152,9 @@ def check_rows(layer: Layer, x: Tensor, size: int) -> None:
 
 def leave_out(names: Iterable[str], among: Iterable[str]) -> str:
     """How to choose all layers but these, in words to copy: by the ends of their names, where those tell them apart."""
-    out, kept = set(names), set(among) - set(names)
+    # a predicate is asked about modules, whose groups are not named apart
+    out, every = ({name.rsplit(".group", 1)[0] for name in some} for some in (names, among))
+    kept = every - out
     if not kept:
         return "No layer is left without them: choose others, layers=, or change the model's forward."
     for parts in (1, 2, 3):
@@ -198,7 +200,7 @@ def _hook(recording: Recording, layers: list[Layer]) -> Callable[..., Tensor | N
     def hook(module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Tensor) -> Tensor | None:
         at = recording.counts.get(layers[0].name, 0)
         recording.counts[layers[0].name] = at + 1
-        if at in layers[0].idle:
+        if recording.size is not None and at in layers[0].idle:
             return None
         x = args[0] if args else next(iter(kwargs.values()))
         recording.record(layers, module, x.detach())

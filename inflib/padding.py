@@ -10,6 +10,7 @@ another's. Where neither shows, ``with_masks`` says it.
 from __future__ import annotations
 
 import fnmatch
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,12 +26,17 @@ from .positions import Masked, masks_of
 NOT_CONTENT = ("mask", "position_ids", "token_type_ids")  # ends of the names of inputs that say nothing themselves
 
 
+class PaddingNote(UserWarning):
+    """Says once that a layer has other positions than the padded sequence it is made from, so that all of them count."""
+
+
 @dataclass
 class Padding:
     """For one pass: which mask each layer goes by, found where two sequences leave it open and kept from then on."""
 
     model: nn.Module
     found: dict[str, str | None] = field(default_factory=dict)  # layer → name of a mask; None: all its positions count
+    said: bool = False
 
     def present(self, batch: Batch, recording: Recording) -> dict[str, Tensor | None]:
         """For each layer the positions (B, T) of its activations that are there; None where all of them are."""
@@ -42,7 +48,7 @@ class Padding:
 
     def _find(self, batch: Batch, recording: Recording, masks: dict[str, Tensor]) -> None:
         """Decide for the layers that a mask fits and that nothing was seen of before."""
-        open_ = {}
+        open_, apart = {}, []
         for name in recording.layers:
             if name in self.found or _named(name, batch.inputs) is not ...:
                 continue
@@ -51,6 +57,19 @@ class Padding:
                 self.found[name] = fitting[0]
             elif fitting:
                 open_[name] = fitting
+            elif max(recording.lengths[name]) > 1 and not any(_foreign(batch.inputs, m, masks[m]) for m in masks):
+                apart.append(name)
+        if apart and not self.said:
+            self.said = True
+            length = recording.lengths[apart[0]][0]
+            warnings.warn(
+                f"layer {apart[0]!r}{f' and {len(apart) - 1} others' if len(apart) > 1 else ''} has {length} positions, "
+                f"{' and '.join(f'{m} {tuple(mask.shape)}' for m, mask in masks.items())}: all of the layer's positions "
+                "count, those made from padding too. Give it a mask of its own: "
+                "inflib.with_masks(inputs, {'…': mask}), mask (B, positions).",
+                PaddingNote,
+                stacklevel=6,
+            )
         if open_:
             layers = {name: recording.layers[name] for name in open_}
             seen = {m: _tried(self.model, layers, batch, m, masks[m]) for m in {m for ms in open_.values() for m in ms}}
