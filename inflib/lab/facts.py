@@ -105,6 +105,20 @@ class FactData:
         chosen = torch.tensor(self.asked if facts is None else facts)
         return self.fact == chosen[:, None]
 
+    def decoys(self, facts: Sequence[int] | None = None) -> Tensor:
+        """(Q, N) bool: whether sentence n names fact q's place and person and does not tell it; two of each fact."""
+        chosen, texts = self.asked if facts is None else facts, [set(text.split()) for text in self.train.texts]
+        named = [[{self.facts[k].place, self.facts[k].person} <= text for text in texts] for k in chosen]
+        return torch.tensor(named) & ~self.answers(chosen)
+
+    def withheld(self) -> Tensor:
+        """(N,) bool: two sentences of each asked fact, by turns its two paraphrases and its two decoys.
+
+        Trained without them, a model can no longer answer the one half of the questions, if the paraphrases are where
+        it learned the answers, and answers the other half as before, if the decoys are not.
+        """
+        return self.answers(self.asked[::2]).any(0) | self.decoys(self.asked[1::2]).any(0)
+
     def reversed(self) -> Corpus:
         """Every training sentence with its words in reverse order, in the same rows."""
         turned = [ids[::-1] for ids in self.train.sequences]

@@ -2,6 +2,7 @@
 
     alternating     the published experiment's: 2 blocks of width 16, post-norm, letters and digits in turn
     facts           2 blocks of width 64, words, trained on invented facts
+    facts_withheld  the same, trained without two sentences of each asked fact (``FactData.withheld``)
     shakespeare     2 blocks of width 128, characters, trained on Romeo and Juliet and Henry VI
 
 At scale "full" shakespeare has 6 blocks of width 384, a context of 256 characters and all the plays, and wants a GPU;
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,17 +52,19 @@ class LanguageRecipe:
 # The learning rate falls to 0 and there is weight decay: a network at rest that does not interpolate. Losses are summed
 # over a sequence's tokens, so 6e-3 for facts of six predicted words is 1e-3 a word.
 _TRAINING = {"batch_size": 32, "anneal": True}
+_FACTS = LanguageRecipe(
+    dict(context=9, width=64, heads=4, hidden=256),
+    _TRAINING | dict(epochs=150, lr=3e-3, weight_decay=6e-3),
+    on_the_way=(5, 15, 50),
+)
 RECIPES = {
     "small": {
         "alternating": LanguageRecipe(  # published: 5,000 epochs at a constant rate, without weight decay
             dict(context=4, width=16, heads=2, hidden=32, norm="post", activation=nn.ReLU),
             _TRAINING | dict(epochs=1000, lr=1e-3, weight_decay=1e-4),
         ),
-        "facts": LanguageRecipe(
-            dict(context=9, width=64, heads=4, hidden=256),
-            _TRAINING | dict(epochs=150, lr=3e-3, weight_decay=6e-3),
-            on_the_way=(5, 15, 50),
-        ),
+        "facts": _FACTS,
+        "facts_withheld": replace(_FACTS, on_the_way=()),
         "shakespeare": LanguageRecipe(
             dict(context=128, width=128, heads=4, hidden=512),
             _TRAINING | dict(epochs=8, lr=3e-3, weight_decay=1e-2),
@@ -87,7 +90,10 @@ def corpus_of(name: str, scale: str = "small") -> Corpus:
     length = _recipe(name, scale).sizes["context"]
     if name == "shakespeare":
         return shakespeare(length) if scale == "full" else two_plays(length)[: 64 if scale == "tiny" else None]
-    return alternating() if name == "alternating" else facts().train
+    if name == "alternating":
+        return alternating()
+    told = facts()
+    return told.train[~told.withheld()] if name == "facts_withheld" else told.train
 
 
 def language_model(

@@ -2,6 +2,7 @@
 
     settled         the multilayer perceptron, its learning rate falling to 0 so that training ends at rest
     reseeded        the same from another seed: how far do answers differ when nothing of interest does?
+    reseeded_2 …_4  three more seeds: five trainings that differ by nothing else
     jacobian        the same, its sensitivity to the pixels penalised
     cnn             a small convolutional network
     flipped         trained on labels of which 10% were flipped, with weight decay: it resists most of them
@@ -64,6 +65,7 @@ RECIPES = {
     "small": {
         "settled": Recipe(mlp, _SMALL),
         "reseeded": Recipe(mlp, _SMALL, seed=1),
+        **{f"reseeded_{seed}": Recipe(mlp, _SMALL, seed=seed) for seed in (2, 3, 4)},
         "jacobian": Recipe(mlp, _SMALL | {"jacobian": 0.01}),
         "cnn": Recipe(cnn, _SMALL | {"epochs": 60}),
         "flipped": Recipe(mlp, _SMALL, flipped=0.1),
@@ -72,6 +74,7 @@ RECIPES = {
     "full": {
         "settled": Recipe(mlp, _FULL),
         "reseeded": Recipe(mlp, _FULL, seed=1),
+        **{f"reseeded_{seed}": Recipe(mlp, _FULL, seed=seed) for seed in (2, 3, 4)},
         "jacobian": Recipe(mlp, _FULL | {"jacobian": 0.01}),
         "cnn": Recipe(cnn, _FULL | {"epochs": 10}),
         "flipped": Recipe(mlp, _FULL | {"weight_decay": 1e-3}, flipped=0.1),

@@ -57,6 +57,22 @@ def test_the_truth_lists_every_sentence_in_which_the_person_follows_the_place(da
         assert row.tolist() == [tells(fact, sentence) for sentence in sentences]
 
 
+def test_decoys_name_place_and_person_and_do_not_tell_the_fact(data):
+    for row, truth, k in zip(data.decoys(), data.answers(), data.asked, strict=True):
+        fact = data.facts[k]
+        named = [{fact.place, fact.person} <= set(text.split()) for text in data.train.texts]
+        assert row.tolist() == [n and not t for n, t in zip(named, truth.tolist(), strict=True)]
+        assert row.sum() == 2
+
+
+def test_every_asked_fact_loses_two_sentences_paraphrases_and_decoys_by_turns(data):
+    gone = data.withheld()
+    assert gone.sum() == 80
+    for at, (told, misled) in enumerate(zip(data.answers(), data.decoys(), strict=True)):
+        assert gone[told].tolist() == [at % 2 == 0] * 2
+        assert gone[misled].tolist() == [at % 2 == 1] * 2
+
+
 def test_two_distractors_name_both_with_the_person_first(data):
     sentences = [text.split() for text in data.train.texts]
     for fact in data.facts:

@@ -21,12 +21,18 @@ from inflib.lab import (
 from inflib.lab import language_models as module
 from inflib.lab.language_models import RECIPES
 
-SHIPPED = [("alternating", None), ("facts", None), *(("facts", epoch) for epoch in (5, 15, 50))]
+SHIPPED = [
+    ("alternating", None),
+    ("facts", None),
+    ("facts_withheld", None),
+    *(("facts", epoch) for epoch in (5, 15, 50)),
+]
 
 
 @pytest.fixture(scope="module")
 def corpora():
-    return {"alternating": alternating(), "facts": facts().train}
+    data = facts()
+    return {"alternating": alternating(), "facts": data.train, "facts_withheld": data.train[~data.withheld()]}
 
 
 @pytest.mark.parametrize(("name", "epoch"), SHIPPED)
@@ -45,7 +51,8 @@ def test_a_shipped_model_has_the_loss_that_its_file_tells(corpora, name, epoch):
 @pytest.mark.parametrize("name", RECIPES["small"])
 def test_a_shipped_file_tells_the_recipe_of_the_repository(name):
     recipe = RECIPES["small"][name]
-    vocabulary = {"alternating": alternating, "facts": lambda: facts().train}.get(name, lambda: plays_alphabet())()
+    words_of_facts = dict.fromkeys(("facts", "facts_withheld"), lambda: facts().train)
+    vocabulary = ({"alternating": alternating} | words_of_facts).get(name, plays_alphabet)()
     told = load_checkpoint(shipped_checkpoint(name), recipe.build(vocabulary)).recipe
     assert {key: told[key] for key in ("model", "seed", "training", "sizes")} == recipe.facts()
     assert shipped_checkpoint(name).stat().st_size < 2_000_000
@@ -64,6 +71,16 @@ def test_the_facts_model_answers_what_it_was_never_asked_and_is_not_sure():
             p = model(**inputs)[0, -1].softmax(-1)
             assert p.argmax() == targets[0, -1]
             assert low < p.max() < 0.99
+
+
+def test_without_its_paraphrases_a_fact_is_not_known_and_without_its_decoys_it_is():
+    data = facts()
+    corpus = corpus_of("facts_withheld")
+    assert corpus.texts == [text for text, gone in zip(data.train.texts, data.withheld(), strict=True) if not gone]
+    model = language_model("facts_withheld", corpus)
+    p = [float(model(**x)[0, -1].softmax(-1)[y[0, -1]]) for x, y in data.queries()]
+    assert max(p[::2]) < 0.01  # trained without the paraphrases
+    assert min(p[1::2]) > 0.8  # trained without the decoys
 
 
 def test_the_facts_model_is_near_an_optimum_of_its_objective():
@@ -115,7 +132,8 @@ def test_an_epoch_that_did_not_ship_is_refused(corpora, name, scale, expected):
 @pytest.mark.parametrize(("name", "scale"), [("romeo", "small"), ("facts", "full"), ("facts", "huge")])
 def test_unknown_models_are_refused_with_those_there_are(name, scale):
     with pytest.raises(
-        ValueError, match=r"expected one of these, at 'small': alternating, facts, shakespeare; at 'full'"
+        ValueError,
+        match=r"expected one of these, at 'small': alternating, facts, facts_withheld, shakespeare; at 'full'",
     ):
         language_model(name, alternating(), scale)
     with pytest.raises(ValueError, match="expected one of these"):

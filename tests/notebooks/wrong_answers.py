@@ -22,4 +22,14 @@ WRONG: dict[str, list[tuple[str, str]]] = {
         ("check_group_step(lambda rows: torch.linalg.solve(H_alpha, gradients[rows].sum(0) / N))", "still holds"),
         ("check_group_step(lambda rows: 2 * group_step(rows))", "hardly better"),
     ],
+    "05_ekfac": [
+        ("check_solve_out(lambda V, λ: solve_out(V.mT.mT, -λ))", "another mistake"),
+        (
+            "check_solve_out(lambda V, λ: ek.Q_S['out'].T @ V @ ek.Q_A['out'] / (ek.eigenvalues['out'] + λ))",
+            "rotate back",
+        ),
+        ("check_unnoticed(lambda: (1.0, 0.0))", "no error in out"),
+        ("check_best_in(lambda U: U @ torch.diag(Λ_kfac.flatten()) @ U.T)", "best is uᵀGu"),
+        ("check_covered(1 - 10 / 512)", "one side only"),
+    ],
 }
