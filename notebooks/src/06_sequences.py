@@ -6,7 +6,7 @@
 # loss, the labels, the factors $A$ and $S$, the eigenvalues $\Lambda$, and the score? And can an influence be traced
 # to a single *token*?
 #
-# **What you need to know.** Notebooks 03 to 05: $D\theta=g a^\top$, labels drawn from the model, $S\otimes A$, and
+# **What you need to know.** Symbols: [one table](notation.md). Notebooks 03 to 05: $D\theta=g a^\top$, labels drawn from the model, $S\otimes A$, and
 # $\Lambda=\mathbb E[(Q_S^\top D\theta\,Q_A)^2]$. What a transformer is made of: attention (q, k, v, o), a multilayer
 # perceptron in each block, an unembedding. Numbers in brackets are the equations of Grosse et al. 2023.
 #
@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from matplotlib import pyplot as plt
 from torch import nn
 
+from inflib.lab import exercise
 from inflib.widgets import plots
 
 torch.set_num_threads(1)
@@ -27,8 +28,8 @@ plots.use_style()
 # %% [markdown]
 # ## A language small enough
 #
-# Again the truth should be within reach, so the exact $G$ must fit in memory, and the language has to be tiny. Eight
-# words: cats mostly eat fish, dogs mostly eat meat, and anybody may see anything. A sentence stands between two full
+# Again the truth should be within reach: the exact $G$ must fit in memory, so the language has to be tiny. It has eight
+# words. Cats mostly eat fish, dogs mostly eat meat, and anybody may see anything. A sentence stands between two full
 # stops, and may or may not use the article.
 
 # %%
@@ -44,8 +45,12 @@ def sentence(dice):
     return f". {dice.choice(['', 'the '])}{animal} {rest} ."
 
 
-dice = random.Random(0)
-texts = [sentence(dice) for _ in range(60)]
+def sixty(seed):
+    dice = random.Random(seed)
+    return [sentence(dice) for _ in range(60)]
+
+
+texts = sixty(0)
 print(*texts[:5], sep="\n")
 assert {len(text.split()) for text in texts} == {5, 6, 7}, "sentences of three lengths, full stops included"
 
@@ -61,7 +66,7 @@ from inflib.lab import words
 
 vocabulary = words(" ".join(texts))
 sequences = [vocabulary.encode(text) for text in texts]
-N, V = len(sequences), len(vocabulary)
+N, symbols = len(sequences), len(vocabulary)
 ((inputs, targets),) = token_batches(sequences, N)  # one batch of all sixty
 data = token_batches(sequences, 20)  # the same in three batches
 there = inputs["attention_mask"].bool()  # (60, 6): False at padding
@@ -84,7 +89,7 @@ from inflib import NextToken
 from inflib.lab import train, transformer
 
 objective = NextToken()
-model = transformer(V, context=6, width=6, heads=2, hidden=8, blocks=2, dtype=torch.float64)
+model = transformer(symbols, context=6, width=6, heads=2, hidden=8, blocks=2, dtype=torch.float64)
 recipe = dict(epochs=100, batch_size=10, lr=1e-2, weight_decay=5e-3, anneal=True)
 train(model, objective, inputs, targets, **recipe, progress=False)
 layers = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
@@ -100,7 +105,7 @@ for prompt in (". the", ". the cat eats", ". the dog eats", ". dog sees"):
         assert favourite > other > 0.01, "the model should know who likes what, and not be too sure of it"
 
 # %% [markdown]
-# It has learnt who eats what: to predict the last word it must look back past *eats* to the animal. That is work for
+# It has learnt who eats what. To predict the last word it must look back past *eats* to the animal. That is work for
 # attention, and attention is what will make tokens hang together.
 #
 # ## The loss is a sum over tokens
@@ -108,9 +113,9 @@ for prompt in (". the", ". the cat eats", ". the dog eats", ". dog sees"):
 # What is the loss of *one example*, that is, of one sequence? Training code usually takes the mean over all tokens of
 # a batch. Here it has to be
 #
-# $$\ell(z) = -\sum_{t} \log p(z_{t+1}\mid z_{\le t}), \qquad [22]$$
+# $$\ell(x) = -\sum_{t} \log p(x_{t+1}\mid x_{\le t}), \qquad [22]$$
 #
-# the sum. By the chain rule of probability this is $-\log p(z)$, the negative log-likelihood of the whole sequence.
+# the sum over the tokens of the sequence $x$. By the chain rule of probability this is $-\log p(x)$, the negative log-likelihood of the whole sequence.
 
 
 # %%
@@ -129,7 +134,7 @@ assert torch.allclose(losses, by_hand, atol=1e-12), "a mean? targets not shifted
 # With eight words there are 512 continuations of three tokens. Try the mean over tokens beside it:
 
 # %%
-every = torch.cartesian_prod(*[torch.arange(V)] * 3)  # (512, 3)
+every = torch.cartesian_prod(*[torch.arange(symbols)] * 3)  # (512, 3)
 ids = F.pad(every, (1, 0), value=vocabulary.encode(".")[0])
 each = objective.loss(model(ids[:, :-1]), ids[:, 1:]).detach()  # (512,)
 print(f"Σ exp(−sum over tokens) = {(-each).exp().sum():.4f}   Σ exp(−mean over tokens) = {(-each / 3).exp().sum():.4f}")
@@ -141,8 +146,8 @@ assert abs((-each).exp().sum() - 1) < 1e-12, "a distribution over sequences: is 
 #
 # ## The exact G of a sequence model
 #
-# A sequence is *one* example with $T\cdot V$ outputs, its logits at every place. The loss is a sum over places, and
-# no term contains the logits of two of them; so $H_{\rm out}$ has a block $\mathrm{diag}(p_t)-p_tp_t^\top$ for every
+# A sequence is *one* example with $8\,T$ outputs: its logits for eight words at each of $T$ places. The loss is a sum over places, and
+# no term contains the logits of two of them. So $H_{\rm out}$ has a block $\mathrm{diag}(p_t)-p_tp_t^\top$ for every
 # token, and zeros between:
 #
 # $$G=\frac1N\sum_n\sum_t J_{nt}^\top\big(\mathrm{diag}(p_{nt})-p_{nt}p_{nt}^\top\big)J_{nt}.$$
@@ -158,7 +163,7 @@ weights = {name: w.detach() for name, w in model.named_parameters() if name.rpar
 
 
 def logits(weights, ids):
-    return functional_call(model, weights, (ids[None],))[0]  # (T, V)
+    return functional_call(model, weights, (ids[None],))[0]  # (T, 8)
 
 
 def by_layer(tensors):  # {parameter: (..., *shape)} → (..., D), row-major, the bias as last column
@@ -167,8 +172,8 @@ def by_layer(tensors):  # {parameter: (..., *shape)} → (..., D), row-major, th
 
 
 with sdpa_kernel(SDPBackend.MATH):
-    J = [by_layer(jacrev(logits)(weights, torch.tensor(ids[:-1]))).detach() for ids in sequences]  # 60 of (T, V, D)
-p = [logits(weights, torch.tensor(ids[:-1])).softmax(-1).detach() for ids in sequences]  # 60 of (T, V)
+    J = [by_layer(jacrev(logits)(weights, torch.tensor(ids[:-1]))).detach() for ids in sequences]  # 60 of (T, 8, D)
+p = [logits(weights, torch.tensor(ids[:-1])).softmax(-1).detach() for ids in sequences]  # 60 of (T, 8)
 
 
 # %%
@@ -176,7 +181,7 @@ def gauss_newton_by_hand(scale):
     """Σ_n scale(T_n) J_nᵀ H_out J_n / N, (D, D)."""
     total = torch.zeros(J[0].shape[2], J[0].shape[2])
     for J_n, p_n in zip(J, p, strict=True):
-        H_out = torch.diag_embed(p_n) - p_n[:, :, None] * p_n[:, None, :]  # (T, V, V)
+        H_out = torch.diag_embed(p_n) - p_n[:, :, None] * p_n[:, None, :]  # (T, 8, 8)
         total += scale(len(p_n)) * torch.einsum("tax,tab,tby->xy", J_n, H_out, J_n) / N
     return total
 
@@ -194,9 +199,9 @@ for name, (o, i) in exact.shapes.items():
 assert torch.allclose(exact.to_dense(), G, atol=1e-12), "does a padded position count? are J's axes (token, class)?"
 
 # %% [markdown]
-# `inflib.gauss_newton` took padded batches and a mask, and agrees to twelve digits. Now the promised number. If the
-# loss were the *mean* over a sequence's $T_n$ tokens, its gradients would shrink by $1/T_n$ and their second moment by
-# $1/T_n^2$, while the Hessian shrinks by $1/T_n$ only:
+# `inflib.gauss_newton` took padded batches and a mask, and agrees to twelve digits. Now the promised number. Suppose the
+# loss were the *mean* over a sequence's $T_n$ tokens. Its gradients would shrink by $1/T_n$ and their second moment by
+# $1/T_n^2$, but the Hessian by $1/T_n$ only:
 
 # %%
 G_mean, F_mean = gauss_newton_by_hand(lambda T: 1 / T), gauss_newton_by_hand(lambda T: 1 / T**2)
@@ -206,17 +211,16 @@ print(f"mean loss: ‖F − G‖ / ‖G‖ = {off:.2f}, and {(best * F_mean - G_
 assert off > 0.5, "for a mean over tokens the Fisher is not the Gauss-Newton Hessian"
 
 # %% [markdown]
-# Off by a factor of about five, the typical length. Were all sequences equally long, it would be a mere factor, which
-# damping relative to the mean eigenvalue forgives. They are not, and some error stays that no factor mends. And the
-# scores themselves: a mean divides the gradient of every training sequence by its own length, so that long ones
-# seem to matter less than they do.
+# Most of the error is a factor, about the typical length, and damping relative to the mean eigenvalue forgives a factor. Lengths
+# differ, though, and 6% stay that no factor mends. The scores suffer too: a mean divides the gradient of every training sequence by
+# its own length, so that long ones seem to matter less than they do.
 #
 # ## What to ask: log p(completion | prompt)
 #
-# The measurement is the log-likelihood of a completion, given a prompt [24], and the score of sequence $z_n$ is
+# The measurement is the log-likelihood of a completion, given a prompt [24] (the paper calls it $f$). The score of training sequence $n$ is
 #
-# $$f(\theta)=\log p(z_{\rm completion}\mid z_{\rm prompt}),\qquad
-# \mathcal I_f(z_n)=-\nabla f^\top(G+\lambda I)^{-1}\nabla\ell(z_n). \qquad [24, 25]$$
+# $$m(\theta)=\log p({\rm completion}\mid{\rm prompt}),\qquad
+# {\rm score}_n=-\nabla m^\top(G+\lambda I)^{-1}\nabla\ell_n. \qquad [24, 25]$$
 #
 # In tensors that is the loss again, with the prompt's own tokens taken out of it: their targets are −100, "not asked".
 
@@ -228,18 +232,21 @@ def ask(prompt, answer):
     return completion(vocabulary.encode(prompt), vocabulary.encode(answer), context=6)
 
 
+# %%
 query_inputs, query_targets = ask(". the cat eats", "meat .")
 print("input_ids", query_inputs["input_ids"][0].tolist(), "  targets", query_targets[0].tolist())
-f = objective.measure("log_likelihood", model(**query_inputs), query_targets)
+m = objective.measure("log_likelihood", model(**query_inputs), query_targets)
 by_hand = log_likelihoods(vocabulary.encode(". the cat eats meat ."))[-2:].sum()
-assert torch.allclose(f, by_hand), "the two tokens of the completion, the prompt's are not in f"
-print(f"log p('meat .' | '. the cat eats') = {f.item():.3f}")
+assert torch.allclose(m, by_hand), "the two tokens of the completion, the prompt's are not in m"
+print(f"log p('meat .' | '. the cat eats') = {m.item():.3f}")
 
 # %% [markdown]
-# The last token, the full stop, is asked about and never read; the first three are read and not asked about. Ask
-# several things, and score the training sentences with the exact $G$ first. Many sentences occur more than once;
-# copies have the same gradient, hence the same score, so the table shows each sentence once with its number of copies.
-# Guess before you look: which sentences taught that this cat eats *meat*, and which speak against it?
+# The last token, the full stop, is asked about and never read. The first three are read and not asked about.
+#
+# Ask several things, and score the training sentences with the exact $G$ first. As in the whole course we show the **contribution**, the score over $N$:
+# what the answer's log-likelihood is expected to lose, in nats, if the sentence is taken away. Many sentences occur more than once. Copies have
+# the same gradient, hence the same score, so the table shows each sentence once, with its number of copies. Guess before you look: which
+# sentences taught that this cat eats *meat*, and which speak against it?
 
 # %%
 questions = {
@@ -253,52 +260,54 @@ queries = [ask(*question) for question in questions.items()]  # five batches of 
 assert [(y >= 0).sum().item() for _, y in queries] == [2, 2, 1, 1, 4], "as many targets as the answer has words"
 
 # %%
-from inflib import damping_of, influence
+from inflib import contribution, damping_of, influence
 
 damping = damping_of(exact, 0.1)  # {layer: λ}, the same for every method
 
 
-def scores_with(curvature, **options):
-    return influence(model, objective, data, queries, curvature, damping, progress=False, **options)  # (5, 60)
+def contributions(curvature, asked_for=queries, **options):
+    scores = influence(model, objective, data, asked_for, curvature, damping, progress=False, **options)
+    return contribution(scores, N)  # (queries, 60, ...), in nats
 
 
-def ranking(scores):
-    """{sentence: score}, from the strongest proponent to the strongest opponent, copies once."""
-    order = scores.argsort(descending=True, stable=True).tolist()
-    return {texts[n]: scores[n].item() for n in order}
+def ranking(row):
+    """{sentence: contribution}, from the strongest proponent to the strongest opponent, copies once."""
+    order = row.argsort(descending=True, stable=True).tolist()
+    return {texts[n]: row[n].item() for n in order}
 
 
-truth = scores_with(exact)
+truth = contributions(exact)
 ranked = list(ranking(truth[0]).items())
-for text, score in ranked[:4] + ranked[-4:]:
-    print(f"{score:+8.1f}  {text:24} × {texts.count(text)}")
+for text, value in ranked[:4] + ranked[-4:]:
+    print(f"{value:+7.3f}  {text:24} × {texts.count(text)}")
 assert ranked[0][0].endswith("cat eats meat ."), "the top proponent should say what was asked"
 
 # %% [markdown]
-# Two copies stand far above everything, one sentence far below, and the rest near zero. Is +22 the right *size*? This
+# Two copies stand far above everything, one sentence far below, and the rest near zero. Is +0.372 the right *size*? This
 # model has more parameters than it needs for 60 sentences, and has come close to a table of what follows what. In such
-# a table influence is counting. After *the cat eats* comes *meat* 2 times of 9, so $f=\log 2-\log 9$; one more count
-# for *meat* changes it at the rate $\frac12-\frac19$, one for *fish* at $-\frac19$. Our scores are per weight
-# $\varepsilon$ on a loss that is averaged over $N$ sentences, so a count is $\varepsilon=1/N$:
+# a table influence is counting. After *the cat eats* comes *meat* 2 times of 9, so $m=\log 2-\log 9$. Counting *meat* a little less
+# costs it $\frac12-\frac19$ a count, and counting *fish* less $-\frac19$:
 
 # %%
 meat, fish = (texts.count(f". the cat eats {food} .") for food in ("meat", "fish"))
-counted = {"meat": N * (1 / meat - 1 / (meat + fish)), "fish": -N / (meat + fish)}
+counted = {"meat": 1 / meat - 1 / (meat + fish), "fish": -1 / (meat + fish)}
 for food, number in counted.items():
-    score = ranking(truth[0])[f". the cat eats {food} ."]
-    print(f"{food}: by counting {number:+.1f}, by influence with exact G {score:+.1f}")
-    assert abs(score / number - 1) < 0.15, "counting and influence disagree: sum or mean over tokens? the factor N?"
+    value = ranking(truth[0])[f". the cat eats {food} ."]
+    print(
+        f"{food}: {texts.count(f'. the cat eats {food} .')} copies, by counting {number:+.3f}, by influence {value:+.3f}"
+    )
+    assert abs(value / number - 1) < 0.15, "counting and influence disagree: sum or mean over tokens? the factor N?"
 
 # %% [markdown]
-# An independent check of size and sign. (Damping holds the model back a little.) Now to what this costs for a model
-# whose $G$ cannot be written down.
+# An independent check of size and sign. (Damping holds the model back a little.) Exercise 5 asks what taking a whole sentence away would
+# do. Now to what this costs for a model whose $G$ cannot be written down.
 #
 # ## The gradient of a sequence
 #
-# A linear layer with weight $W$ meets a sequence $T$ times, $s_t = W a_t$, and each use adds its path to the chain
+# A linear layer with weight $W$ meets a sequence $T$ times, $z_t = W a_t$. Each use adds its path to the chain
 # rule (exercise 2 of notebook 03):
 #
-# $$D\theta=\sum_{t=1}^{T} g_t a_t^\top,\qquad g_t=\frac{\partial \ell}{\partial s_t}. \qquad [26]$$
+# $$D\theta=\sum_{t=1}^{T} g_t a_t^\top,\qquad g_t=\frac{\partial \ell}{\partial z_t}. \qquad [26]$$
 #
 # `capture` has had the axis $T$ all along.
 
@@ -317,10 +326,12 @@ print({name: tuple(pairs[name].g.shape) for name in layers[:2]}, "all 13 layers 
 
 # %% [markdown]
 # Look at what $g_t$ *is*. It is not the gradient of the loss at token $t$. It is the gradient of the whole sum with
-# respect to the layer's output at position $t$, and attention carries that output to later positions, where more is
-# predicted. Take the sum apart: one backward pass for each predicted token. In the pictures below a row is a
-# predicted token, a column the position whose $g$ it reaches, each picture on a scale of its own. In which layers does a prediction reach only its own
-# position?
+# respect to the layer's output at position $t$. Attention carries that output to later positions, where more is
+# predicted.
+#
+# Take the sum apart: one backward pass for each predicted token. In the pictures below a row is a
+# predicted token, a column the position whose $g$ it reaches; each picture has a scale of its own. In which layers does a prediction
+# reach only its own position?
 
 # %%
 example = texts.index(". the cat sees the dog .")
@@ -329,7 +340,7 @@ reach = {name: torch.zeros(6, 6) for name in layers}
 for t in range(6):
     alone = capture(model, objective, inputs, targets, layers, lambda f, y, t=t: objective.token_losses(f, y)[:, t])
     for name, pair in alone.items():
-        reach[name][t] = pair.g[example].norm(dim=1)  # (6,): ‖∂ℓ_t / ∂s_t'‖ for every position t'
+        reach[name][t] = pair.g[example].norm(dim=1)  # (6,): ‖∂ℓ_t / ∂z_t'‖ for every position t'
 
 # %%
 shown = ["blocks.0.mlp.up", "blocks.1.attention.k", "blocks.1.attention.v", "blocks.1.attention.q", "unembed"]
@@ -347,10 +358,11 @@ assert own == ["blocks.1.attention.q", "blocks.1.attention.o", "blocks.1.mlp.up"
 # %% [markdown]
 # Nothing lies above the diagonal: no prediction reaches a word that comes after it. Below the diagonal the layers
 # differ. In the last block a query, the attention's output, the perceptron and the unembedding at position $t$ serve
-# the prediction at $t$ and no other. A *key* or a *value* is looked up by every later position; and what the first
-# block writes at $t$ passes through the keys and values of the second. (Two details: at the first position keys and
-# queries are idle, since a softmax over one position has nothing to choose; and after the second noun the full stop is
-# certain, so its row is pale.)
+# the prediction at $t$ and no other. A *key* or a *value* is looked up by every later position. And what the first
+# block writes at $t$ passes through the keys and values of the second.
+#
+# (Two details. At the first position keys and queries are idle, since a softmax over one position has nothing to choose. After the
+# second noun the full stop is certain, so its row is pale.)
 #
 # ## Labels: one for each token
 #
@@ -358,14 +370,14 @@ assert own == ["blocks.1.attention.q", "blocks.1.attention.o", "blocks.1.mlp.up"
 # as inputs, and at each position draw a label of its own from $p_t$. The drawn labels are not fed back; the "sentence"
 # they form need not make sense.
 #
-# The *exact* expectation runs over $V^T$ ways to label a sequence. But the labels of two tokens are drawn independently,
-# and $\mathbb E[\nabla\ell_t]=0$ at each token, so all products of two tokens' gradients vanish on average. It is enough
+# The *exact* expectation runs over $8^T$ ways to label a sequence. But the labels of two tokens are drawn independently,
+# and $\mathbb E[\nabla\ell_t]=0$ at each token. So all products of two tokens' gradients vanish on average. It is enough
 # to take one token $t$ and one class $c$ at a time, with the seed $s_{tc}=\sqrt{p_{tc}}\,(e_c-p_t)$ at token $t$ and
-# zeros elsewhere. That is $T\cdot V$ backward passes:
+# zeros elsewhere. That is $8\,T$ backward passes ([`NextToken.seeds`](../inflib/sequences.py)):
 
 # %%
 seeds = list(objective.seeds(model(**inputs).detach(), targets))  # 48 of (60, 6, 8): tokens outside, classes inside
-assert len(seeds) == 6 * V, "a seed for each token and class: all tokens of a class in one pass is another matrix"
+assert len(seeds) == 6 * symbols, "a seed for each token and class: all tokens of a class in one pass is another matrix"
 passes = [capture(model, objective, inputs, targets, layers, lambda f, y, s=s: (s * f).sum((1, 2))) for s in seeds]
 
 
@@ -373,7 +385,7 @@ def rows(pairs):
     return torch.cat([pair.matrices().flatten(1) for pair in pairs.values()], 1)  # (60, D)
 
 
-R = torch.stack([rows(one) for one in passes]).reshape(6, V, N, -1)  # (6, 8, 60, D)
+R = torch.stack([rows(one) for one in passes]).reshape(6, symbols, N, -1)  # (6, 8, 60, D)
 by_passes = torch.einsum("tcnx,tcny->xy", R, R) / N
 assert torch.allclose(by_passes, G, atol=1e-12), "one token and one class at a time: Σ_tc of squares is exact"
 print(len(passes), "backward passes")
@@ -386,8 +398,8 @@ print(len(passes), "backward passes")
 # =\underbrace{\sum_t J_t^\top s_{tc}s_{tc}^\top J_t}_{\text{wanted}}
 # +\underbrace{\sum_{t\ne u} J_t^\top s_{tc}s_{uc}^\top J_{u}}_{\text{cross-token terms}}.$$
 #
-# It is the trap of notebook 03 once more, with tokens in the place of classes: drawn labels are independent from
-# token to token and cancel on average; fixed seeds are the same every time, and nothing cancels.
+# It is the trap of notebook 03 once more, with tokens in the place of classes. Drawn labels are independent from
+# token to token and cancel on average. Fixed seeds are the same every time, and nothing cancels.
 
 # %%
 at_once = R.sum(0)  # (8, 60, D): what one backward pass for each class gives
@@ -401,10 +413,10 @@ assert trap_error > 0.3, "the cross-token terms should be no rounding error"
 # afforded. This is what `NextToken` does by default.
 
 # %%
-for m in (1, 10, 100):
-    drawn = gauss_newton(model, objective, data, layers, labels="sampled", draws=m, progress=False)
+for draws in (1, 10, 100):
+    drawn = gauss_newton(model, objective, data, layers, labels="sampled", draws=draws, progress=False)
     error = ((drawn.to_dense() - G).norm() / G.norm()).item()
-    print(f"{m:3} draws: relative error {error:.3f}")
+    print(f"{draws:3} draws: relative error {error:.3f}")
 assert error < 0.3 * trap_error, "draws must be fresh, and from p at each token: then the error falls as 1/√draws"
 
 # %% [markdown]
@@ -414,29 +426,55 @@ assert error < 0.3 * trap_error, "draws must be fresh, and from p at each token:
 #
 # $$\mathbb E\big[D\theta D\theta^\top\big]=\mathbb E\Big[\sum_{t,u} g_tg_u^\top\otimes a_ta_u^\top\Big]
 # \;\overset{(1)}{\approx}\;\mathbb E\Big[\sum_t g_tg_t^\top\otimes a_ta_t^\top\Big]
-# \;\overset{(2)}{\approx}\;\underbrace{\mathbb E\Big[\sum_t g_tg_t^\top\Big]}_{S}\otimes\underbrace{\mathbb E\Big[\frac1T\sum_t a_ta_t^\top\Big]}_{A}.$$
+# \;\overset{(2)}{\approx}\;\underbrace{\mathbb E\Big[\sum_t g_tg_t^\top\Big]}_{S}\otimes\underbrace{\frac{\mathbb E\big[\sum_t a_ta_t^\top\big]}{\mathbb E[T]}}_{A}.$$
 #
-# Step (1) treats tokens as independent of each other, step (2) gradients as independent of activations, both false
-# and both convenient. Mind the two counts: $A$ is a *mean* over all positions of all sequences, $S$ a sum over tokens
-# and a mean over *examples*. Their product then has the size of $G$.
+# Step (1) drops the terms with $t\ne u$. It takes two things to make them vanish: gradients at different positions that are *independent*, and
+# gradients whose *mean is zero*. Independence alone would leave $\mathbb E[g_t]\,\mathbb E[g_u]^\top$.
+#
+# The second holds exactly, for labels from the model. The mean of $\nabla\ell$ over them is the gradient of $-\sum_y p(y)\log p(y\mid\theta)$ with
+# $p(y)$ held fixed. That is smallest at the weights which $p$ came from. For the data's labels it does not hold. The first is false wherever attention makes two
+# positions serve one prediction.
+
+
+# %%
+def expected_loss(f, y):
+    """Each sentence's loss, averaged over labels from the model itself; the weights of that average are held fixed."""
+    each = -(f.softmax(-1).detach() * f.log_softmax(-1)).sum(-1)  # (60, 6)
+    return (each * (y >= 0)).sum(1)
+
+
+# %%
+average = capture(model, objective, inputs, targets, layers, expected_loss)
+largest = max(pair.g.abs().max() for pair in average.values())
+print(f"labels from the model: the mean of g is 0 at every position of every layer: {bool(largest < 1e-12)}")
+print(f"labels of the data: there is one label, and g reaches {max(pair.g.abs().max() for pair in pairs.values()):.2f}")
+assert largest < 1e-12, "E[∇ℓ_t] = 0 when labels are drawn from p_t"
+
+# %% [markdown]
+# Step (2) treats gradients as independent of activations, as in notebook 04. Mind the counts, for sentences differ in length. $A$ is a sum over *all
+# positions of all sequences*, divided by their number. (The mean of each sequence's own mean would be another matrix.) $S$ is a sum over
+# tokens and a mean over *examples*. Their product then has the size of $G$.
 
 # %%
 from inflib.kfac import second_moments
 
-A, S = {}, {}
+A, S, of_means = {}, {}, {}
 for name in layers:
-    a = passes[0][name].a[there]  # (positions, i), padding left out
+    a = passes[0][name].a  # (60, 6, i)
+    A[name] = a[there].T @ a[there] / there.sum()  # padding left out
+    own_means = [a[n][there[n]].T @ a[n][there[n]] / there[n].sum() for n in range(N)]
+    of_means[name] = ((sum(own_means) / N - A[name]).norm() / A[name].norm()).item()
     g = torch.stack([one[name].g for one in passes])  # (48, 60, 6, o)
-    A[name] = a.T @ a / len(a)
     S[name] = torch.einsum("knto,kntu->ou", g, g) / N
 moments = second_moments(model, objective, data, layers, labels="expected", progress=False)
 for name in layers:
     assert torch.allclose(moments.A(name), A[name], atol=1e-12), f"{name}: over examples × tokens, padding left out"
     assert torch.allclose(moments.S(name), S[name], atol=1e-12), f"{name}: summed over tokens, divided by examples"
+print(f"the mean of sequences' means would be off by {min(of_means.values()):.0%} to {max(of_means.values()):.0%}")
 
 # %% [markdown]
 # The trace tells whether the size is right. Look first at the five layers that reach their own position only, where
-# step (1) is no approximation; and then at the keys.
+# step (1) is no approximation. Then look at the keys.
 
 # %%
 size = {k: (A[k].trace() * S[k].trace() / G[spans[k], spans[k]].trace()).item() for k in layers}
@@ -450,20 +488,21 @@ assert all(0.5 < ratio < 2 for ratio in size.values()), "off by about T: both di
 
 # %% [markdown]
 # The sizes are right within some tens of per cent, and would be wrong five-fold with either of the two other
-# ways of counting. The keys, and the last block's values, come out a fifth too small: there the gradients at different
+# ways of counting. The keys, and the last block's values, come out a fifth too small. There the gradients at different
 # positions go together, and the terms with $t\ne u$ that step (1) threw away were a part of $G$. (In the five layers it
 # is step (2) that is off.)
 #
 # ## Λ with the exact sum over tokens
 #
-# EK-FAC repairs what a diagonal can repair. Keep the eigenvectors of these $A$ and $S$; but for the eigenvalues
-# rotate the *whole* gradient of a sequence, summed over its tokens, before it is squared:
+# EK-FAC repairs what a diagonal can repair. Keep the eigenvectors of these $A$ and $S$. But for the eigenvalues,
+# rotate the *whole* gradient of a sequence, summed over its tokens, before it is squared
+# ([`rotated_gradients`](../inflib/ekfac.py)):
 #
 # $$\Lambda=\mathbb E\Big[\Big(Q_S^\top\Big(\sum_t g_ta_t^\top\Big)Q_A\Big)^2\Big]
 # \qquad\text{and not}\qquad
 # \Lambda'=\mathbb E\Big[\sum_t\big(Q_S^\top g_ta_t^\top Q_A\big)^2\Big].$$
 #
-# $\Lambda$ is the diagonal of $U^\top G_\ell U$, cross-token terms and all, so the theorem of notebook 05 holds: no
+# $\Lambda$ is the diagonal of $U^\top G_l U$, cross-token terms and all. So the theorem of notebook 05 holds: no
 # other eigenvalues in this basis come closer. $\Lambda'$, squared token by token, would be cheaper.
 
 # %%
@@ -486,7 +525,7 @@ for name in layers:
     assert torch.allclose(Λ[name].flatten(), diagonal, atol=1e-10), f"{name}: sum over tokens first, square after"
 
 # %% [markdown]
-# $\Lambda=\mathrm{diag}(U^\top G_\ell U)$ in all 13 layers. And $\Lambda'$? The picture of reaches tells where it must
+# $\Lambda=\mathrm{diag}(U^\top G_l U)$ in all 13 layers. And $\Lambda'$? The picture of reaches tells where it must
 # be right: where a position serves only its own prediction, its $g_t$ holds one token's label, and different labels
 # are independent. Compare the bars with `own` above.
 
@@ -498,8 +537,8 @@ assert all((gap[k] < 1e-12) == (k in own) for k in layers), "exact where a posit
 print({name: f"{value:.2f}" for name, value in gap.items() if value > 1e-12})
 
 # %% [markdown]
-# Zero to rounding in five layers, by a third to more than a half off in the keys and values, and a little off in all
-# the rest of the first block.
+# Zero to rounding in five layers. In the keys and values it is off by a third to more than a half, in
+# the rest of the first block by a little.
 #
 # A trap for testers: on a model without attention the short cut passes every test. And it leans on labels from the
 # *model*. The data's labels are not independent of each other, and with them it is exact in no layer at all:
@@ -516,7 +555,7 @@ assert min(data_gap.values()) > 1e-3, "exactness was for labels from the model"
 # %% [markdown]
 # ## EK-FAC for sequences
 #
-# These steps are `ekfac`, for sequences as for digits. Its matrix is ours; and its scores are those of its own dense
+# These steps are [`ekfac`](../inflib/kronecker.py), for sequences as for digits. Its matrix is ours. Its scores are those of its own dense
 # matrix, solved the slow way.
 
 # %%
@@ -530,22 +569,37 @@ for name, span in spans.items():
     assert torch.allclose(E[span, span], ours, atol=1e-10), f"{name}: padding in A? squared before the sum over tokens?"
 λ = torch.cat([torch.full((o * i,), damping[k]) for k, (o, i) in ek.shapes.items()])  # (D,)
 asked = torch.cat([rows(capture(model, objective, *q, layers, "log_likelihood")) for q in queries])  # (5, D)
-dense_scores = -torch.linalg.solve(E + λ.diag(), asked.T).T @ rows(pairs).T  # (5, 60)
-assert torch.allclose(scores_with(ek), dense_scores, rtol=1e-10), "score = ∇fᵀ (C + λ)⁻¹ (−∇ℓ): one minus sign"
+dense = -torch.linalg.solve(E + λ.diag(), asked.T).T @ rows(pairs).T / N  # (5, 60)
+assert torch.allclose(contributions(ek), dense, rtol=1e-10), "score = ∇mᵀ (C + λ)⁻¹ (−∇ℓ): one minus sign"
 
 # %% [markdown]
-# How far are these scores from those of the exact $G$? The ladder of notebook 05, shortened, for five questions, all
-# with the same damping. In the table a column is a question, a number the correlation with the exact scores over the
-# sixty sentences.
+# How far are these from the contributions by exact $G$? The ladder of notebook 05, shortened, for five questions, all
+# with the same damping. Three tables, one for each thing one may want of an approximation. In each a column is a question.
+#
+# - *Correlation* with the exact contributions over the sixty sentences. The few largest decide it.
+# - *Ranking*: the correlation of ranks (Spearman's) over the different sentences, so that copies count once.
+# - *Size*: the factor that fits the approximate contributions to the exact ones best.
 
 # %%
 from inflib import identity, kfac
+from inflib.validation import rank_correlation
 
 
-def correlations(scores):
-    """Pearson's correlation with the exact scores, for each query (5,)."""
-    x, y = (s - s.mean(1, keepdim=True) for s in (scores, truth))
+def correlations(came, exactly):
+    """Pearson's correlation of two tables of contributions, for each question (5,)."""
+    x, y = (s - s.mean(1, keepdim=True) for s in (came, exactly))
     return F.cosine_similarity(x, y, dim=1)
+
+
+def rank_correlations(came, exactly, sentences):
+    """Spearman's over the different sentences, for each question (5,)."""
+    once = [sentences.index(text) for text in dict.fromkeys(sentences)]
+    return torch.tensor([rank_correlation(a[once], b[once]) for a, b in zip(came, exactly, strict=True)])
+
+
+def sizes(came, exactly):
+    """How many times the exact contributions the approximate ones are, by least squares, (5,)."""
+    return (came * exactly).sum(1) / exactly.square().sum(1)
 
 
 # %%
@@ -557,35 +611,86 @@ ladder = {
     "K-FAC": kfac(model, objective, data, labels="expected", **options),
     "identity": identity(model, objective, data, **options),
 }
+found = {name: contributions(curvature) for name, curvature in ladder.items()}
 
 # %%
-quality = {name: correlations(scores_with(curvature)) for name, curvature in ladder.items()}
-for name, row in quality.items():
-    print(f"{name:15}", "".join(f"{value:7.2f}" for value in row.tolist()), f"   mean {row.mean():.2f}")
-assert quality["block G"].mean() > quality["EK-FAC"].mean() > quality["identity"].mean()
+measures = {
+    "correlation": lambda came: correlations(came, truth),
+    "rank correlation": lambda came: rank_correlations(came, truth, texts),
+    "size": lambda came: sizes(came, truth),
+}
+# %%
+quality = {what: {name: measure(came) for name, came in found.items()} for what, measure in measures.items()}
+for what, table in quality.items():
+    print(what)
+    for name, row in table.items():
+        print(f"    {name:15}", "".join(f"{value:7.2f}" for value in row.tolist()), f"   mean {row.mean():5.2f}")
+means = {name: row.mean() for name, row in quality["correlation"].items()}
+assert means["block G"] > means["EK-FAC"] > means["identity"], "each rung should lose something on average"
+assert quality["rank correlation"]["EK-FAC"].min() < 0.5, "EK-FAC's ranking should be poor for some question"
 
 # %% [markdown]
-# Much as for digits: the Kronecker form costs more than cutting the layers apart, EK-FAC is a little ahead of K-FAC,
-# and a single draw of labels does nearly as well as the exact expectation. The fourth question is the hard one: no
-# sentence begins *the dog sees cat*, so there is no count behind it, and approximations agree little about it.
+# Much as for digits: block G is ahead of EK-FAC, and EK-FAC about level with K-FAC. A single draw of labels does nearly as well as the exact
+# expectation. But look at single questions.
 #
-# A correlation forgives a common factor. How *large* are the scores? Fit one factor to question 1:
+# *Correlation.* The fourth question is the hard one: no sentence begins *the dog sees cat*, so there is no count behind it. There EK-FAC has 0.22,
+# and no curvature at all has 0.36.
+#
+# *Ranking.* The few sentences that stand out are found. The order of the whole list is kept only in part, and for the fifth question
+# less well than by the identity.
+#
+# *Size.* Off by a factor of six to nineteen, and by another factor for each question.
+#
+# ## Six trainings
+#
+# One model and five questions show that this can happen, not how often. So draw six corpora of sixty sentences, and train a model on each from a seed of
+# its own. Take the mean over the five questions. With six independent trials the true median lies between the smallest and the largest with a probability
+# of 97% (exercise 4 of notebook 05).
+
 
 # %%
-for name in ("block G", "EK-FAC"):
-    scores = scores_with(ladder[name])[0]
-    times = (scores @ truth[0] / truth[0].square().sum()).item()
-    print(f"{name:8} scores are {times:.1f} times the exact ones")
-    assert times > 3, "cut apart, each layer claims a change that all of them share"
+def trial(seed):
+    """{method: (rank correlation, smallest size, largest size)}, of five questions to a model of its own corpus."""
+    own = sixty(seed)
+    batch = token_batches([vocabulary.encode(text) for text in own], N)
+    network = transformer(symbols, context=6, width=6, heads=2, hidden=8, blocks=2, seed=seed, dtype=torch.float64)
+    train(network, objective, *batch[0], **recipe, seed=seed, progress=False)
+    best = gauss_newton(network, objective, batch, layers, progress=False)
+    some = {"exact": best, "EK-FAC": ekfac(network, objective, batch, layers, labels="expected", progress=False)}
+    some["identity"] = identity(network, objective, batch, layers, progress=False)
+    same = damping_of(best, 0.1)
+    came = {k: influence(network, objective, batch, queries, C, same, progress=False) for k, C in some.items()}
+    exactly = came.pop("exact")
+    ranked = {name: rank_correlations(scores, exactly, own).mean() for name, scores in came.items()}
+    times = {name: sizes(scores, exactly) for name, scores in came.items()}
+    return {name: (float(ranked[name]), float(times[name].min()), float(times[name].max())) for name in came}
+
+
+trials = [trial(seed) for seed in range(6)]
+
+# %%
+for name in ("EK-FAC", "identity"):
+    ranked = torch.tensor([one[name][0] for one in trials])
+    print(f"{name:8} rank correlation {ranked.quantile(0.5):.2f} [{ranked.min():.2f}, {ranked.max():.2f}]", end="; ")
+    print(f"sizes from {min(one[name][1] for one in trials):.1f} to {max(one[name][2] for one in trials):.1f}")
+better = torch.tensor([one["EK-FAC"][0] - one["identity"][0] for one in trials])
+print("EK-FAC minus identity:", *(f"{value:+.2f}" for value in better.tolist()))
+assert better.median() > 0, "on most corpora EK-FAC should rank better than no curvature"
+assert abs(trials[0]["EK-FAC"][0] - quality["rank correlation"]["EK-FAC"].mean()) < 1e-6, "the first trial is our model"
 
 # %% [markdown]
-# Too large, many times over. Two questions to the layers tell why. Take the top proponent: what part of its exact
-# score does each layer's *own* score make, in block $G$? And how much curvature is there along the query's gradient
-# $v$ in each layer, $v^\top\hat G_\ell v$ by EK-FAC against $v^\top G_\ell v$?
+# So on models of this kind (thirteen layers of 612 weights, 60 sentences) EK-FAC ranks better than no curvature in five trainings of six. It does not rank
+# much better. Its sizes are not to be trusted.
+#
+# ## Why the sizes are off, and how to get them back
+#
+# Two questions to the layers of our first model tell why. Take the top proponent: what part of its exact
+# contribution does each layer's *own* contribution make, in block $G$? And how much curvature is there along the query's gradient
+# $v$ in each layer, $v^\top\hat G_l v$ by EK-FAC against $v^\top G_l v$?
 
 # %%
 pro, con = (texts.index(f". the cat eats {food} .") for food in ("meat", "fish"))
-claims = scores_with(ladder["block G"], keep=("layer",))[0, pro] / truth[0, pro]  # (13,)
+claims = contributions(ladder["block G"], keep=("layer",))[0, pro] / truth[0, pro]  # (13,)
 along_v = torch.stack(
     [asked[0, s] @ E[s, s] @ asked[0, s] / (asked[0, s] @ G[s, s] @ asked[0, s]) for s in spans.values()]
 )
@@ -597,10 +702,34 @@ assert claims.min() > 0 and (along_v < 1.05).all(), "every layer pulls the same 
 
 # %% [markdown]
 # In exact $G$ the thirteen layers know of each other, and share out one change of the output among them. Cut apart,
-# each is solved as though it had to bring about most of the change alone, and the sum counts it eight times. EK-FAC
-# adds to that: it keeps a block's trace but spreads it over too many directions, so there is too little of it where
-# the gradients lie, and we divide by it. Rankings survive this, sizes do not: on a deep network read EK-FAC scores as
-# an order. (`refine` in notebook 05 is a way to get sizes back.)
+# each is solved as though it had to bring about most of the change alone, and the sum counts it eight times.
+#
+# EK-FAC adds to that. It keeps a block's trace but spreads it over too many directions. So there is too little of it where
+# the gradients lie, and we divide by it.
+#
+# The conjugate gradients of notebook 05 know all layers at once. How many steps does it take to get the sizes back, and the ranking?
+# (For a model whose $G$ cannot be written down, `refine` takes the same steps.)
+
+# %%
+from inflib.curvature import flatten, unflatten
+from inflib.solvers import conjugate_gradients
+
+climbs = {0: found["EK-FAC"]}
+for steps in (1, 2, 5, 10, 20):
+    walk = conjugate_gradients(exact, unflatten(asked, exact.shapes), damping, preconditioner=ek, steps=steps)
+    climbs[steps] = -flatten(walk.x, exact.shapes) @ rows(pairs).T / N
+for steps, came in climbs.items():
+    low, high = sizes(came, truth).aminmax()
+    print(
+        f"{steps:2} steps: sizes {low:4.1f} to {high:4.1f}, rank correlation {measures['rank correlation'](came).mean():.2f}"
+    )
+last = {steps: measures["rank correlation"](came).mean() for steps, came in climbs.items()}
+assert (sizes(climbs[5], truth) - 1).abs().max() < 0.2, "five steps should give the sizes within a fifth"
+assert last[20] > 0.9 > last[5], "the ranking should take longer than the sizes"
+
+# %% [markdown]
+# Sizes come back first: one step sets the scale, and five are right within a fifth. The ranking of all sentences takes twenty. On a network with many layers
+# read EK-FAC's contributions as a shortlist. Whoever needs their size or their order should refine.
 #
 # ## Two masks
 #
@@ -618,34 +747,36 @@ assert claims.min() > 0 and (along_v < 1.05).all(), "every layer pulls the same 
 # %%
 cuts = [(60, "right"), (60, "left"), (25, "right"), (13, "left")]
 for labels in ("expected", "sampled"):
-    found = []
+    by_cut = []
     for per_batch, side in cuts:
         batches = token_batches(sequences, per_batch, side=side)
         fit = ekfac(model, objective, batches, layers, labels=labels, progress=False)
-        found.append(influence(model, objective, batches, queries, fit, damping, progress=False))
-    worst = max(((scores - found[0]).norm() / found[0].norm()).item() for scores in found)
+        by_cut.append(influence(model, objective, batches, queries, fit, damping, progress=False))
+    worst = max(((scores - by_cut[0]).norm() / by_cut[0].norm()).item() for scores in by_cut)
     assert worst < 1e-10, f"{labels} labels: something of the padding counts, or draws depend on the batch"
     print(f"{labels} labels: {len(cuts)} ways to cut and pad, the same scores to ten digits")
 
 # %% [markdown]
 # (Drawn labels too: the generator counts sequences and their tokens, not batches and columns.)
 #
-# And three ways to get it wrong, none of which raises an error. *No mask* (all ones): the padding's activations enter
-# $A$, and its count. *No −100 at the padding*: the model is asked to predict the filling. *The mask for the prompt*,
-# hidden where it should only be left out of the loss: now the model completes a text that it has not read.
+# And three ways to get it wrong, none of which raises an error:
+#
+# - *No mask* (all ones): the padding's activations enter $A$, and its count.
+# - *No −100 at the padding*: the model is asked to predict the filling.
+# - *The mask for the prompt*, hidden where it should only be left out of the loss: the model completes a text that it has not read.
 
 # %%
 no_mask = {"input_ids": inputs["input_ids"], "attention_mask": torch.ones_like(inputs["attention_mask"])}
 A_wrong = second_moments(model, objective, [(no_mask, targets)], layers, labels="observed", progress=False).A(layers[0])
 A_off = ((A_wrong - A[layers[0]]).norm() / A[layers[0]].norm()).item()
+# %%
 asked_filling = targets.where(there, 0)
 loss_off = (objective.loss(model(**inputs), asked_filling) / losses).mean().item()
 hidden = query_inputs | {"attention_mask": (query_targets >= 0).long()}
-f_wrong = objective.measure("log_likelihood", model(**hidden), query_targets).item()
-print(
-    f"no mask: A off by {A_off:.0%}; no −100: losses × {loss_off:.2f}; prompt hidden: f = {f_wrong:.2f}, not {f.item():.2f}"
-)
-assert A_off > 0.02 and loss_off > 1.05 and abs(f_wrong - f.item()) > 0.1, "each mistake should be visible here"
+m_wrong = objective.measure("log_likelihood", model(**hidden), query_targets).item()
+print(f"no mask: A off by {A_off:.0%}; no −100: losses × {loss_off:.2f}", end="; ")
+print(f"prompt hidden: m = {m_wrong:.2f}, not {m.item():.2f}")
+assert A_off > 0.02 and loss_off > 1.05 and abs(m_wrong - m.item()) > 0.1, "each mistake should be visible here"
 
 # %% [markdown]
 # ## Expand or reduce?
@@ -653,16 +784,18 @@ assert A_off > 0.02 and loss_off > 1.05 and abs(f_wrong - f.item()) > 0.1, "each
 # "As if tokens were independent" is one way to make a single $S\otimes A$ of a shared layer's $T$ uses. It is called
 # **expand**: each position is an example of its own. The other is **reduce**: first put a sequence's positions
 # together, $\bar a=\frac1T\sum_t a_t$ and $\bar g=\sum_t g_t$, then take the moments over sequences
-# (Eschenhagen et al. 2023):
+# (Eschenhagen et al. 2023). For sequences of one length:
 #
 # $$S_{\rm expand}\otimes A_{\rm expand}=\mathbb E\Big[\sum_t g_tg_t^\top\Big]\otimes\mathbb E\Big[\frac1T\sum_t a_ta_t^\top\Big],\qquad
 # S_{\rm reduce}\otimes A_{\rm reduce}=\mathbb E\big[\bar g\bar g^\top\big]\otimes\mathbb E\big[\bar a\bar a^\top\big].$$
 #
-# Each is exact somewhere. Take a linear layer, squared error, and two losses. *A loss at every position*: the seed
-# $e_c$ at $t$ reaches position $t$ alone, so $D\theta = e_ca_t^\top$, and the sum over $t$ and $c$ is
-# $T\cdot I\otimes\mathbb E[\frac1T\sum_t a_ta_t^\top]$: expand. *A loss on the average over positions*: the seed
-# arrives everywhere as $e_c/T$, so $D\theta=e_c\bar a^\top$, and the sum is $I\otimes\mathbb E[\bar a\bar a^\top]$:
-# reduce.
+# Each is exact somewhere. Take a linear layer, squared error, and two losses.
+#
+# *A loss at every position.* The seed $e_c$ at $t$ reaches position $t$ alone, so $D\theta = e_ca_t^\top$. The sum over $t$ and $c$ is
+# $T\cdot I\otimes\mathbb E[\frac1T\sum_t a_ta_t^\top]$: expand.
+#
+# *A loss on the average over positions.* The seed arrives everywhere as $e_c/T$, so $D\theta=e_c\bar a^\top$. The sum is
+# $I\otimes\mathbb E[\bar a\bar a^\top]$: reduce.
 
 # %%
 from inflib import SquaredError
@@ -699,21 +832,22 @@ for case, (network, shape, should) in cases.items():
 # (`inflib`'s convolutions take `sharing="reduce"` too). Measure, for both, the matrix error of each layer's block:
 
 # %%
-block_errors, means = {}, {}
+block_errors, by_sharing = {}, {}
 for sharing in ("expand", "reduce"):
     C = kfac(model, objective, data, layers, labels="expected", sharing=sharing, progress=False)
     K = C.to_dense()
     block_errors[sharing] = {k: ((K - G)[s, s].norm() / G[s, s].norm()).item() for k, s in spans.items()}
-    means[sharing] = correlations(scores_with(C)).mean().item()
+    by_sharing[sharing] = correlations(contributions(C), truth).mean().item()
+# %%
 for name in layers:
     print(f"{name:22}", {sharing: f"{errors[name]:.2f}" for sharing, errors in block_errors.items()})
 print("expand is closer in", sum(block_errors["expand"][k] < block_errors["reduce"][k] for k in layers), "of 13 layers")
-print("mean score correlation", {sharing: f"{mean:.2f}" for sharing, mean in means.items()})
-assert means["expand"] > means["reduce"], "a loss at every token: expand should fit the language model better"
+print("mean correlation of contributions", {sharing: f"{mean:.2f}" for sharing, mean in by_sharing.items()})
+assert by_sharing["expand"] > by_sharing["reduce"], "a loss at every token: expand should fit the language model better"
 
 # %% [markdown]
-# Expand is closer in ten of the thirteen layers, and in the scores. At the keys reduce is off by 100%: it has put
-# *zero* in place of the block. Its $\bar g=\sum_t g_t$ is the gradient of the bias, and a key's bias adds the same
+# Expand is closer in ten of the thirteen layers, and by the correlation of contributions. At the keys reduce is off by 100%: it has put
+# *zero* in place of the block. Its $\bar g=\sum_t g_t$ is the gradient of the bias. And a key's bias adds the same
 # number to all the scores that a softmax then compares, which changes nothing:
 
 # %%
@@ -730,19 +864,25 @@ assert bias_gradient < 1e-12 < single, "the key's bias should change no output"
 # ## Which layer, which position
 #
 # Block-diagonal curvature has one comfort: the score is a sum over layers [30]. And the training gradient is a sum
-# over positions. So with $P_\ell=(\hat G_\ell+\lambda_\ell I)^{-1}\nabla_\ell f$, the query's gradient preconditioned
-# in layer $\ell$,
+# over positions. So write $V_l=(\hat G_l+\lambda_l I)^{-1}\nabla_l m$ for the query's gradient, preconditioned in layer $l$:
 #
-# $$\mathcal I_f(z)=-\sum_{\ell}\sum_{t}\big\langle P_\ell,\; g_{\ell t}\,a_{\ell t}^\top\big\rangle. \qquad [30, 31]$$
+# $${\rm score}_n=-\sum_{l}\sum_{t}\big\langle V_l,\; g_{lt}\,a_{lt}^\top\big\rangle. \qquad [30, 31]$$
+
 
 # %%
-split = scores_with(ek, keep=("layer", "token"))  # (5, 60, 13, 6)
+def split_by_hand(solved):
+    """Contributions by layer and position, (60, 13, 6), of one query's {layer: solved gradient (o, i)}."""
+    parts = [torch.einsum("oi,nto,nti->nt", solved[k], pairs[k].g, pairs[k].a) for k in layers]
+    return -torch.stack(parts, dim=1) / N
+
+
+# %%
+split = contributions(ek, keep=("layer", "token"))  # (5, 60, 13, 6)
 question = capture(model, objective, *queries[0], layers, "log_likelihood")
 solved = ek.solve({k: pair.matrices() for k, pair in question.items()}, damping)
-P = {k: matrices[0] for k, matrices in solved.items()}  # of question 1, (o, i) in each layer
-by_hand = torch.stack([-torch.einsum("oi,nto,nti->nt", P[k], pairs[k].g, pairs[k].a) for k in layers], dim=1)
-assert torch.allclose(split[0], by_hand, atol=1e-10), "g_t with the a of the SAME position"
-assert torch.allclose(split.sum((2, 3)), scores_with(ek), atol=1e-10), "layers and positions add up to the score"
+V = {k: matrices[0] for k, matrices in solved.items()}  # of question 1, (o, i) in each layer
+assert torch.allclose(split[0], split_by_hand(V), atol=1e-12), "g_t with the a of the SAME position"
+assert torch.allclose(split.sum((2, 3)), contributions(ek), atol=1e-12), "layers and positions add up to the whole"
 assert split.movedim(3, 2)[:, ~there].abs().max() == 0, "padding has no influence"
 
 # %% [markdown]
@@ -753,18 +893,47 @@ assert split.movedim(3, 2)[:, ~there].abs().max() == 0, "padding has no influenc
 # %%
 figure, axes = plt.subplots(1, 2, figsize=(8.4, 4.2))
 for ax, n in zip(axes, (pro, con), strict=True):
-    plots.matrix(ax, split[0, n, :, :5], f"{texts[n]}   total {split[0, n].sum():+.0f}", colourbar=True)
+    plots.matrix(ax, split[0, n, :, :5], f"{texts[n]}   total {split[0, n].sum():+.1f} nats", colourbar=True)
     ax.set(xticks=range(5), xticklabels=texts[n].split()[:5], aspect="auto", xlabel="position (word read)")
     ax.set_yticks(range(13), layers if n == pro else [""] * 13)
 by_position = split[0, pro].sum(0)  # (6,)
-print({word: f"{share:+.0f}" for word, share in zip(texts[pro].split()[:5], by_position.tolist(), strict=False)})
+print({word: f"{share:+.2f}" for word, share in zip(texts[pro].split()[:5], by_position.tolist(), strict=False)})
 assert by_position.argmax() == 3, "the word is predicted at 'eats', so the largest share should stand there"
 
 # %% [markdown]
 # Mostly at *eats*, where the word in question is predicted, and there in nearly every layer. The second picture is the
 # first one's negative: *fish* competes for the same place. But there is weight at *cat* and *the* as well, in the keys
-# and values, above all of the first block: to answer *fish* or *meat*, something at *cat* had to be looked up. Does that
-# make *cat* an influential word?
+# and values, above all of the first block. To answer *fish* or *meat*, something at *cat* had to be looked up.
+#
+# ### Does exact G split alike?
+#
+# The shares add up exactly, but to EK-FAC's contribution. Exact $G$ can be split the same way: its solved gradient is one vector for all
+# layers, of which each layer has a piece. Compare the two splits for the top proponent of each question, by position and by layer.
+
+# %%
+of_exact = torch.linalg.solve(G + λ.diag(), asked.T).T  # (5, 612)
+splits = {"EK-FAC": split}
+pieces = [{k: of_exact[q, spans[k]].reshape(exact.shapes[k]) for k in layers} for q in range(len(queries))]
+splits["exact G"] = torch.stack([split_by_hand(piece) for piece in pieces])
+assert torch.allclose(splits["exact G"].sum((2, 3)), truth, atol=1e-10), "the pieces should add up to the whole"
+
+# %%
+tops = truth.argmax(1)  # each question's top proponent by exact G
+shares = {name: torch.stack([s[q, n] for q, n in enumerate(tops)]) for name, s in splits.items()}  # (5, 13, 6)
+for what, axis in (("position", 1), ("layer", 2)):
+    both = [shares[name].sum(axis) for name in ("EK-FAC", "exact G")]
+    agree = correlations(*both)
+    print(f"by {what:8}", "".join(f"{value:7.2f}" for value in agree.tolist()), f"   mean {agree.mean():.2f}")
+    assert (agree.min() > 0.7) == (what == "position"), "positions should agree better than layers"
+first = {name: s[0].sum(1)[0] / s[0].sum() for name, s in shares.items()}
+print("question 1, share of the first block's queries:", {name: f"{share:.2f}" for name, share in first.items()})
+
+# %% [markdown]
+# By position EK-FAC and exact $G$ tell nearly the same story of a strong proponent. By layer they do not. Of the first proponent exact $G$ gives nearly half to the
+# queries of the first block, EK-FAC a sixth. Of the fourth they disagree altogether. So with layers cut apart, do not read much into
+# *which layer* it was.
+#
+# Back to the words. Does the weight at *cat* make *cat* an influential word?
 #
 # ## Three questions about a token
 #
@@ -773,52 +942,52 @@ assert by_position.argmax() == 3, "the word is predicted at 'eats', so the large
 # word has to say which of its two roles is meant (appendix B.1 of the paper).
 #
 # **As an output**, something to be predicted. Give the loss of this token alone the weight $1+\varepsilon$. What
-# changes at the rate $-\langle P,\nabla\ell_t\rangle$ is the score, and these rates add up to it. The slow way is one
+# changes at the rate $-\langle V,\nabla\ell_t\rangle$ is the measurement, and these rates add up to the score. The slow way is one
 # backward pass a token:
 
 
 # %%
 def along(measurement):
-    """−⟨P, ∇ measurement⟩ of every training sentence, (60,)."""
-    found = capture(model, objective, inputs, targets, layers, measurement)
-    return -sum(torch.einsum("oi,noi->n", P[k], pair.matrices()) for k, pair in found.items())
+    """−⟨V, ∇ measurement⟩ / N of every training sentence, (60,)."""
+    captured = capture(model, objective, inputs, targets, layers, measurement)
+    return -sum(torch.einsum("oi,noi->n", V[k], pair.matrices()) for k, pair in captured.items()) / N
 
 
 as_output = torch.stack([along(lambda f, y, t=t: objective.token_losses(f, y)[:, t]) for t in range(6)], 1)  # (60, 6)
-assert torch.allclose(as_output.sum(1), scores_with(ek)[0], atol=1e-9), "Σ_t ∇ℓ_t = ∇ℓ: does each target count once?"
+assert torch.allclose(as_output.sum(1), contributions(ek)[0], atol=1e-10), "Σ_t ∇ℓ_t = ∇ℓ: does each target count once?"
 
 # %% [markdown]
-# The paper's trick: $\langle P,\nabla\ell_t\rangle$ is the derivative of $\ell_t$ *in the direction* $P$, so it shows
-# when the weights take a small step along $P$, and a forward pass yields all $\ell_t$ at once:
+# The paper's trick: $\langle V,\nabla\ell_t\rangle$ is the derivative of $\ell_t$ *in the direction* $V$. It shows
+# when the weights take a small step $\eta$ along $V$, and a forward pass yields all $\ell_t$ at once:
 #
-# $$\langle P,\nabla\ell_t\rangle\approx\tfrac1\alpha\big(\ell_t(\theta+\alpha P)-\ell_t(\theta)\big). \qquad [36]$$
+# $$\langle V,\nabla\ell_t\rangle\approx\tfrac1\eta\big(\ell_t(\theta+\eta V)-\ell_t(\theta)\big). \qquad [36]$$
 
 
 # %%
 def losses_after(step):
-    """ℓ_t at the weights θ + step · P, (60, 6)."""
-    moved = {f"{k}.weight": weights[f"{k}.weight"] + step * P[k][:, :-1] for k in layers}
-    moved |= {f"{k}.bias": weights[f"{k}.bias"] + step * P[k][:, -1] for k in layers}
+    """ℓ_t at the weights θ + step · V, (60, 6)."""
+    moved = {f"{k}.weight": weights[f"{k}.weight"] + step * V[k][:, :-1] for k in layers}
+    moved |= {f"{k}.bias": weights[f"{k}.bias"] + step * V[k][:, -1] for k in layers}
     return objective.token_losses(functional_call(model, moved, kwargs=inputs), targets)
 
 
-for α in (1e-3, 1e-5, 1e-7):
-    by_steps = -(losses_after(α) - losses_after(0)).detach() / α
+for η in (1e-3, 1e-5, 1e-7):
+    by_steps = -(losses_after(η) - losses_after(0)).detach() / (η * N)
     error = ((by_steps - as_output).norm() / as_output.norm()).item()
-    print(f"step {α:.0e}: relative error {error:.1e}")
-assert error < 1e-4, "the error should shrink with the step; is the bias P's last column?"
+    print(f"step {η:.0e}: relative error {error:.1e}")
+assert error < 1e-4, "the error should shrink with the step; is the bias V's last column?"
 
 # %% [markdown]
 # Two forward passes in place of six backward ones, with an error that shrinks in proportion to the step.
 #
-# **As an input**, something to be read. A word cannot be half left out, so the paper scales its embedding by
-# $1+\varepsilon$ and asks how the *sequence's* score responds, at the rate $-\langle P,\nabla_\theta
+# **As an input**, something to be read. A word cannot be half left out. So the paper scales its embedding by
+# $1+\varepsilon$ and asks how the *sequence's* score responds, at the rate $-\langle V,\nabla_\theta
 # \frac{d\ell}{d\varepsilon}\rangle$ [37, 38]. The slow way is a small change of one embedding at a time:
 
 
 # %%
-def score_with_scaled(t, ε):
-    """The scores (60,) when the embedding read at position t is 1 + ε times itself."""
+def with_scaled(t, ε):
+    """The contributions (60,) when the embedding read at position t is 1 + ε times itself."""
     scales = 1 + ε * F.one_hot(torch.tensor(t), 6)[:, None]  # (6, 1)
     handle = model.token.register_forward_hook(lambda module, arguments, e: e * scales)
     try:
@@ -828,22 +997,22 @@ def score_with_scaled(t, ε):
 
 
 ε = 1e-5
-as_input = torch.stack([(score_with_scaled(t, ε) - score_with_scaled(t, -ε)) / (2 * ε) for t in range(6)], 1)
+as_input = torch.stack([(with_scaled(t, ε) - with_scaled(t, -ε)) / (2 * ε) for t in range(6)], 1)
 assert as_input[~there].abs().max() < 1e-6, "nobody reads padding"
 
 # %% [markdown]
-# `inflib.tokens` has both, exactly and for all tokens together: derivatives along $P$ by forward-mode differentiation,
-# where the paper takes a finite step.
+# `inflib` has both, exactly and for all tokens together: [`output_tokens`](../inflib/tokens.py) and
+# [`input_tokens`](../inflib/tokens.py) differentiate along $V$ in forward mode, where the paper takes a finite step.
 
 # %%
 from inflib.tokens import input_tokens, output_tokens
 
 outputs_of, inputs_of = (
-    function(model, objective, data, queries, ek, damping, progress=False)  # (5, 60, 6)
+    contribution(function(model, objective, data, queries, ek, damping, progress=False), N)  # (5, 60, 6)
     for function in (output_tokens, input_tokens)
 )
-assert torch.allclose(outputs_of[0], as_output, atol=1e-9), "one token's loss at a time, in its own context"
-assert torch.allclose(inputs_of[0], as_input, rtol=1e-4, atol=1e-3), "the token's embedding alone, not its position's"
+assert torch.allclose(outputs_of[0], as_output, atol=1e-10), "one token's loss at a time, in its own context"
+assert torch.allclose(inputs_of[0], as_input, rtol=1e-4, atol=2e-5), "the token's embedding alone, not its position's"
 
 # %% [markdown]
 # All three for the sentence that says *meat*. Mind the labels: position and input are named by the word that is read,
@@ -865,145 +1034,37 @@ for ax, (title, (values, names)) in zip(axes, three.items(), strict=True):
     ax.set_ylabel(title, rotation=0, ha="right", va="center")
     for t, value in enumerate(values.tolist()):
         dark = abs(value) > 0.6 * values.abs().max()
-        ax.text(t, 0, f"{value:+.0f}", ha="center", va="center", fontsize=8, color="white" if dark else "black")
-    print(f"{title:23}", {name: f"{value:+.0f}" for name, value in zip(names, values.tolist(), strict=True)})
+        ax.text(t, 0, f"{value:+.2f}", ha="center", va="center", fontsize=8, color="white" if dark else "black")
+    print(f"{title:23}", {name: f"{value:+.2f}" for name, value in zip(names, values.tolist(), strict=True)})
 assert words_of[1 + outputs_of[0, pro].argmax()] == "meat", "what was asked for is what this sentence taught"
 assert abs(three["word as output [36]"][0].sum() - by_position.sum()) < 1e-8, "two ways to split one score"
 
 # %% [markdown]
-# Three different answers. As an *output* all influence is one word's, *meat*, as it should be: the query asked how
-# likely that word is, and to have been trained on predicting it is what helps. The *positions* show the same +419 by
-# where the weights were touched, a fifth of it before *eats*, at words whose own prediction had no part in it. And as
-# an *input*, *eats* is negative: a stronger *eats* would make this sentence a weaker proponent, while a stronger *cat*
-# would make it a better one. These last numbers are slopes; they do not add up to anything.
+# Three different answers.
 #
-# ## What it costs: rotate first, or build first?
+# - As an *output* all influence is one word's, *meat*, as it should be. The query asked how
+#   likely that word is, and to have been trained on predicting it is what helps.
+# - The *positions* show the same seven nats by where the weights were touched: a fifth of it before *eats*, at words whose own prediction
+#   had no part in it.
+# - As an *input*, *eats* is negative: a stronger *eats* would make this sentence a weaker proponent. A stronger *cat*
+#   would make it a better one. These last numbers are slopes; they do not add up to anything.
 #
-# The rotated gradient $Q_S^\top(\sum_t g_ta_t^\top)Q_A$ can be had in two orders. *Rotate first*: turn every $g_t$ and
-# $a_t$, then multiply, which takes $T(o^2+i^2+oi)$ multiplications a sequence. *Build first*: sum up the matrix, then
-# turn it from both sides, $T\cdot oi+oi\,(o+i)$. Count both with PyTorch's counter, for the layer `up` (a multiplication
-# and an addition are two operations):
-
-# %%
-from torch.utils.flop_counter import FlopCounterMode
-
-
-def cost(T, o, i):
-    """Multiplications a sequence: {order: number}."""
-    return {"rotate first": T * (o * o + i * i + o * i), "build first": T * o * i + o * i * (o + i)}
-
-
-up, T = "blocks.1.mlp.up", 6
-a, g = pairs[up]
-orders = {
-    "rotate first": lambda: (g @ Q_S[up]).mT @ (a @ Q_A[up]),
-    "build first": lambda: Q_S[up].T @ (g.mT @ a) @ Q_A[up],
-}
-for order, rotated in orders.items():
-    with FlopCounterMode(display=False) as counter:
-        result = rotated()
-    print(order, counter.get_total_flops(), "operations for", N, "sequences")
-    assert counter.get_total_flops() == 2 * N * cost(T, *ek.shapes[up])[order], f"{order}: count again"
-    assert torch.allclose(result, orders["rotate first"](), atol=1e-12), "one and the same matrix"
-
-# %% [markdown]
-# The first grows with $T$ in all its terms, the second has a price paid once a sequence. So short sequences should
-# rotate, long ones build. Each side can choose for itself: turn $g$ early if that takes less, $To^2<o^2i$, so if
-# $T<i$; turn $a$ early if $T<o$. That is what `inflib` does; count its own operations on sequences of 6 and of 24 tokens:
-
-# %%
-from inflib import Pair
-from inflib.ekfac import rotated_gradients
-
-for repeats in (1, 4):
-    long = Pair(a.repeat(1, repeats, 1), g.repeat(1, repeats, 1))  # the sentences said over and over
-    with FlopCounterMode(display=False) as counter:
-        list(rotated_gradients(long, Q_S[up], Q_A[up]))
-    both = cost(repeats * T, *ek.shapes[up])
-    print(f"T = {repeats * T:2}: {counter.get_total_flops()} operations,", min(both, key=both.get))
-    assert counter.get_total_flops() == 2 * N * min(both.values()), "the cheaper order was not taken"
-
-# %% [markdown]
-# For the wide layer of GPT-2 in its smallest size the two meet near a thousand tokens:
-
-# %%
-o, i = 3072, 769
-lengths = torch.logspace(0, 4, 80)
-figure, ax = plt.subplots()
-for order, colour in zip(("rotate first", "build first"), (plots.BLUE, plots.ORANGE), strict=True):
-    ax.loglog(lengths, [cost(T, o, i)[order] for T in lengths.tolist()], color=colour, label=order)
-best = lengths * o * i + lengths.clamp(max=i) * o * o + lengths.clamp(max=o) * i * i
-ax.loglog(lengths, best, "k:", label="each side as is cheaper")
-crossing = o * i * (o + i) / (o * o + i * i)
-ax.axvline(crossing, color=plots.GREY, linewidth=0.8, linestyle="--", label="equal")
-ax.set(xlabel="tokens in a sequence, T", ylabel="multiplications a sequence")
-ax.legend()
-equal = cost(crossing, o, i)
-print(f"equal at T = {crossing:.0f} tokens")
-assert abs(equal["rotate first"] / equal["build first"] - 1) < 1e-9, "T(o² + i²) = oi(o + i) where they cross"
-
-# %% [markdown]
-# For twenty tokens rotating first is nearly forty times cheaper; at 1,024, GPT-2's context, the order hardly matters.
-#
-# Memory decides too. A built gradient has $oi$ numbers *for every sequence*; kept apart as pairs it has $T(o+i)$. For
-# digits ($T=1$) pairs are the small form and no gradient is ever built. For sequences longer than $oi/(o+i)$ the matrix
-# is smaller, and neither is small:
-
-# %%
-table = {"this notebook, up": (6, 8, 7), "digits, 784 → 64": (1, 64, 785), "GPT-2 small, wide layer": (1024, 3072, 769)}
-table["50 billion, wide layer"] = (512, 32768, 8193)
-print(f"{'one layer, 32 sequences':26}{'matrices':>12}{'pairs':>12}   in kB, single precision")
-for name, (T, o, i) in table.items():
-    built, kept = (32 * 4 * numbers / 1e3 for numbers in (o * i, T * (o + i)))
-    print(f"{name:26}{built:12,.0f}{kept:12,.0f}")
-    assert (built < kept) == (o * i / (o + i) < T), "oi against T(o + i)"
-
-# %% [markdown]
-# A batch of gradients of a single large layer takes gigabytes. So `inflib` builds them a few sequences at a time,
-# within a budget (`max_bytes`), squares or contracts them, and lets them go; a library that keeps all per-example
-# gradients of a batch, for all layers, needs as much memory as batch-size copies of the model.
-#
-# ## An index of sequences
-#
-# Unless there are few enough to keep. An interactive browser asks again and again about the *same* training set; then
-# its rotated gradients are computed once, and a new question costs one product. `TrainIndex` says what it will take
-# before it takes it.
-
-# %%
-from inflib import TrainIndex
-
-needed = TrainIndex.bytes_needed(model, data, ek)
-index = TrainIndex.build(model, objective, data, ek, progress=False)
-D = len(G)
-print(f"{needed} bytes announced, {index.nbytes} held: {N} sequences × {D} numbers × 8 bytes = {N * D * 8}")
-assert needed == index.nbytes == N * D * 8, "a matrix (o, i) for each sequence and layer"
-
-# %% [markdown]
-# A question that nobody asked before, and another damping, against a fresh pass over the training set:
-
-# %%
-new = [ask(". dog eats", "fish .")]
-for multiple in (0.1, 1.0):
-    number = damping_of(ek, multiple)
-    quick = index.influence(model, objective, new, damping=number)
-    fresh = influence(model, objective, data, new, ek, number, progress=False)
-    assert torch.allclose(quick, fresh, rtol=1e-10, atol=1e-10), "the index must be in the same eigenbasis"
-top = list(ranking(quick[0]).items())[:3]
-print(*(f"{score:+8.1f}  {text}" for text, score in top), sep="\n")
-
-# %% [markdown]
 # ## Summary
 #
-# A sequence is one example whose loss is summed over its tokens, since only the sum is a negative log-likelihood; a
-# query is that loss with the prompt's targets left out. Its gradient in a layer is $\sum_tg_ta_t^\top$. $A$ and $S$ are
-# taken as if tokens were independent (expand), $\Lambda$ from the exact sum, because keys, values and all earlier
-# layers serve several predictions at once. Labels are drawn one per token; the exact expectation takes them one at a
-# time, never together. A score splits exactly by layer and position, and whoever asks about a *word* must say whether
-# as output or as input.
+# A sequence is one example whose loss is summed over its tokens, since only the sum is a negative log-likelihood. A
+# query is that loss with the prompt's targets left out. The gradient in a layer is $\sum_tg_ta_t^\top$. Keys, values and all earlier
+# layers serve several predictions at once. So $\Lambda$ is taken from the exact sum, while $A$ and $S$ are taken as if tokens were
+# independent (expand). Labels are drawn one per token.
+#
+# A contribution splits exactly by layer and position. But with layers cut apart its size is off, and so is its split by layer. Only
+# the top of the ranking is to be trusted. Whoever asks about a *word* must say whether as output or as input.
 #
 # Next, in notebooks 07 and 08: all of it at work, on digits and on text.
 #
 # ## Exercises
+#
+# Write your answer in place of the `...` and run the cell. The check answers in one sentence; its source is folded
+# above it, the solution below. *Run All* runs no solution.
 #
 # ### 1. A query by hand (easy, 5 minutes)
 #
@@ -1011,7 +1072,8 @@ print(*(f"{score:+8.1f}  {text}" for text, score in top), sep="\n")
 # targets, both `(1, T)`, such that `objective.measure("log_likelihood", ...)` is $\log p(\text{answer}\mid\text{prompt})$.
 
 
-# %%
+# %% jupyter={"source_hidden": true}
+@exercise
 def check_query(answer):
     prompt, reply = vocabulary.encode(". the cat"), vocabulary.encode("eats fish .")
     ids, labels = answer(prompt, reply)
@@ -1023,8 +1085,16 @@ def check_query(answer):
     )
     came = objective.measure("log_likelihood", model(ids), labels)
     assert torch.allclose(came, log_likelihoods(prompt + reply)[-3:].sum()), "−100 up to the prompt's last position"
-    print("right; log p =", f"{came.item():.3f}")
+    return f"right: log p = {came.item():.3f}"
 
+
+# %%
+def query(prompt, answer):
+    """Two lists of token ids to (input ids, targets), both (1, T)."""
+    return ...  # your answer
+
+
+check_query(query)
 
 # %% [markdown]
 # <details><summary>Solution</summary>
@@ -1043,34 +1113,33 @@ def check_query(answer):
 # </details>
 
 
-# %% jupyter={"source_hidden": true}
-def query(prompt, answer):
-    ids = torch.tensor([prompt + answer[:-1]])
-    targets = torch.tensor([[-100] * (len(prompt) - 1) + answer])
-    return ids, targets
-
-
-check_query(query)
-
 # %% [markdown]
 # ### 2. A completion in two parts (easy, 10 minutes)
 #
 # $\log p(\textit{eats fish}\mid\textit{the cat})$ is the sum of two conditional log-probabilities. Write `in_two_parts()`,
-# which returns two queries made with `ask`, whose scores add up to those of `ask(". the cat", "eats fish")`.
+# which returns two queries made with `ask`, whose contributions add up to those of `ask(". the cat", "eats fish")`.
+
+
+# %% jupyter={"source_hidden": true}
+@exercise
+def check_in_two_parts(answer):
+    whole, parts = contributions(ek, [ask(". the cat", "eats fish")]), contributions(ek, list(answer()))
+    assert len(parts) == 2, f"{len(parts)} queries came; expected two"
+    apart = contributions(ek, [ask(". the cat", "eats"), ask(". the cat", "fish")])
+    assert not torch.allclose(parts.sum(0), apart.sum(0)), "the second part is asked GIVEN the first: extend its prompt"
+    assert torch.allclose(parts.sum(0), whole[0], atol=1e-10), (
+        "log p(xy | z) = log p(x | z) + log p(y | zx): keep z in the second prompt"
+    )
+    return "right: contributions are linear in the measurement, so a completion splits like its log-likelihood"
 
 
 # %%
-def check_in_two_parts(answer):
-    whole = index.influence(model, objective, [ask(". the cat", "eats fish")])
-    parts = index.influence(model, objective, list(answer()))
-    assert len(parts) == 2, f"{len(parts)} queries came; expected two"
-    apart = index.influence(model, objective, [ask(". the cat", "eats"), ask(". the cat", "fish")])
-    assert not torch.allclose(parts.sum(0), apart.sum(0)), "the second part is asked GIVEN the first: extend its prompt"
-    assert torch.allclose(parts.sum(0), whole[0], atol=1e-8), (
-        "log p(xy | z) = log p(x | z) + log p(y | zx): keep z in the second prompt"
-    )
-    print("right: scores are linear in the measurement, so a completion splits like its log-likelihood")
+def in_two_parts():
+    """Two queries made with ask."""
+    return ...  # your answer
 
+
+check_in_two_parts(in_two_parts)
 
 # %% [markdown]
 # <details><summary>Solution</summary>
@@ -1088,13 +1157,6 @@ def check_in_two_parts(answer):
 # </details>
 
 
-# %% jupyter={"source_hidden": true}
-def in_two_parts():
-    return ask(". the cat", "eats"), ask(". the cat eats", "fish")
-
-
-check_in_two_parts(in_two_parts)
-
 # %% [markdown]
 # ### 3. Rescue the trap (medium, 15 minutes)
 #
@@ -1103,11 +1165,12 @@ check_in_two_parts(in_two_parts)
 # holds the $J_t^\top s_{tc}$. What must $\mathbb E[w_{tc}w_{uk}]$ be?
 
 
-# %%
+# %% jupyter={"source_hidden": true}
+@exercise
 def check_signs(answer):
     generator, total = torch.Generator().manual_seed(3), torch.zeros_like(G)
     first, second = answer(generator), answer(generator)
-    assert first.shape == (6, V, N), f"shape {tuple(first.shape)}, expected (6, 8, 60)"
+    assert first.shape == (6, symbols, N), f"shape {tuple(first.shape)}, expected (6, 8, 60)"
     assert not torch.equal(first, second), "the same every time: nothing cancels; draw them"
     assert (first[0] != first[1]).any(), "one sign for all tokens: the cross-token terms stay"
     assert (first[:, 0] != first[:, 1]).any(), "one sign for all classes: the cross-class terms stay"
@@ -1117,8 +1180,16 @@ def check_signs(answer):
     error, size = ((total - G).norm() / G.norm()).item(), (total.trace() / G.trace()).item()
     assert 0.9 < size < 1.1, f"the trace is {size:.2f} times G's: E[w²] must be 1, as √p is in the seeds already"
     assert error < 0.25, f"error {error:.2f} after 100 draws: E[w_tc w_uk] must be 0 unless t = u and c = k"
-    print("right: one pass for all tokens and classes, unbiased")
+    return "right: one pass for all tokens and classes, unbiased"
 
+
+# %%
+def signs(generator):
+    """Numbers of shape (6, 8, 60): tokens, classes, sentences."""
+    return ...  # your answer
+
+
+check_signs(signs)
 
 # %% [markdown]
 # <details><summary>Solution</summary>
@@ -1136,42 +1207,43 @@ def check_signs(answer):
 # </details>
 
 
-# %% jupyter={"source_hidden": true}
-def signs(generator):
-    return 2.0 * torch.randint(2, (6, 8, 60), generator=generator) - 1
-
-
-check_signs(signs)
-
 # %% [markdown]
 # ### 4. Input tokens by two backward passes (harder, 20 minutes)
 #
-# The paper gets [38] for all tokens at once: $\frac{d\ell}{d\varepsilon_t}=e_t\cdot\frac{\partial\ell}{\partial e_t}$ by
-# one backward pass, at $\theta$ and again at $\theta+\alpha P$. Write `slopes(step)`, which returns $\frac{d\ell}{d\varepsilon_t}$
-# of all sentences and positions, `(60, 6)`, at $\theta+\text{step}\cdot P$. `losses_after(step)` gives the losses there,
-# and a hook like that of `score_with_scaled` scales the embeddings.
+# The paper gets [38] for all tokens at once: $\frac{d\ell}{d\varepsilon_t}=x_t\cdot\frac{\partial\ell}{\partial x_t}$, $x_t$ the embedding, by
+# one backward pass, at $\theta$ and again at $\theta+\eta V$. Write `slopes(step)`, which returns $\frac{d\ell}{d\varepsilon_t}$
+# of all sentences and positions, `(60, 6)`, at $\theta+\text{step}\cdot V$. `losses_after(step)` gives the losses there,
+# and a hook like that of `with_scaled` scales the embeddings.
 
 
-# %%
+# %% jupyter={"source_hidden": true}
+@exercise
 def check_slopes(answer):
     came = answer(0.0)
     assert came.shape == (60, 6), f"shape {tuple(came.shape)}: one scale for each sentence and position"
     assert not came.requires_grad, "return the slopes themselves, detached"
     assert not model.token._forward_hooks, "a hook is left on the model: remove it in a finally"
     assert came[~there].abs().max() == 0, "nobody reads padding"
-    α = 1e-7
-    found = -(answer(α) - came) / α
-    error = ((found - inputs_of[0]).norm() / inputs_of[0].norm()).item()
+    by_steps = -(answer(1e-7) - came) / (1e-7 * N)
+    error = ((by_steps - inputs_of[0]).norm() / inputs_of[0].norm()).item()
     assert error < 1e-2, (
-        f"relative error {error:.2f}; 1: the step was not used, 2: a sign, other: not e · ∂ℓ/∂e summed up"
+        f"relative error {error:.2f}; 1: the step was not used, 2: a sign, other: not x · ∂ℓ/∂x summed up"
     )
-    print("right: two backward passes for all tokens of all sentences")
+    return "right: two backward passes for all tokens of all sentences"
 
+
+# %%
+def slopes(step):
+    """dℓ/dε_t at θ + step · V, (60, 6)."""
+    return ...  # your answer
+
+
+check_slopes(slopes)
 
 # %% [markdown]
 # <details><summary>Solution</summary>
 #
-# Give every embedding a scale of its own and let autograd differentiate in the scales: it sums $e\cdot\partial\ell/\partial e$
+# Give every embedding a scale of its own and let autograd differentiate in the scales: it sums $x\cdot\partial\ell/\partial x$
 # over an embedding's numbers by itself.
 #
 # ```python
@@ -1190,18 +1262,44 @@ def check_slopes(answer):
 # </details>
 
 
+# %% [markdown]
+# ### 5. A whole sentence less (easy, 5 minutes, pencil and paper)
+#
+# A contribution is a rate: what a *little* less of a sentence costs. The model is nearly a table, in which *meat* follows *the cat eats* 2 times
+# of 9, and *fish* 7 times. Take one of the two *meat* sentences away for good. What does $\log p(\textit{meat})$ lose, in nats, if the table is
+# counted anew?
+
+
 # %% jupyter={"source_hidden": true}
-def slopes(step):
-    ε = torch.zeros(60, 6, 1, requires_grad=True)
-    handle = model.token.register_forward_hook(lambda module, arguments, e: e * (1 + ε))
-    try:
-        loss = losses_after(step).sum()
-    finally:
-        handle.remove()
-    return torch.autograd.grad(loss, ε)[0].squeeze(2)
+@exercise
+def check_lost(answer):
+    assert abs(answer - (1 / meat - 1 / (meat + fish))) > 1e-3, "that is the rate again: count anew, 1 of 8"
+    assert abs(answer + torch.tensor(16 / 9).log()) > 1e-2, "the size is right, but a loss is positive"
+    assert abs(answer - torch.tensor(16 / 9).log()) < 1e-2, "it was log(2/9); with one meat of eight it is log(1/8)"
+    rate = ranking(truth[0])[". the cat eats meat ."]
+    return (
+        f"right: {answer:.2f} nats, and the contribution was {rate:.2f}, for the second half of a sentence weighs more"
+    )
 
 
-check_slopes(slopes)
+# %%
+lost = ...  # your number
+
+check_lost(lost)
+
+# %% [markdown]
+# <details><summary>Solution</summary>
+#
+# $\log\frac29-\log\frac18=\log\frac{16}{9}=0.58$. The rate at the start, $\frac12-\frac19=0.39$, is a third smaller: the fewer *meat* sentences are left, the more the next
+# one counts. First-order predictions err in this direction for what rests on one or two examples.
+#
+# ```python
+# from math import log
+#
+# lost = log(2 / 9) - log(1 / 8)
+# check_lost(lost)
+# ```
+# </details>
 
 # %% [markdown]
 # ## References

@@ -32,4 +32,22 @@ WRONG: dict[str, list[tuple[str, str]]] = {
         ("check_best_in(lambda U: U @ torch.diag(Λ_kfac.flatten()) @ U.T)", "best is uᵀGu"),
         ("check_covered(1 - 10 / 512)", "one side only"),
     ],
+    "06_sequences": [
+        (
+            "check_query(lambda prompt, answer: (torch.tensor([prompt + answer]), query(prompt, answer)[1]))",
+            "for every position",
+        ),
+        (
+            "check_query(lambda prompt, answer: (query(prompt, answer)[0], torch.tensor([prompt[1:] + answer])))",
+            "LAST word",
+        ),
+        ("check_in_two_parts(lambda: (ask('. the cat', 'eats'), ask('. the cat', 'fish')))", "GIVEN the first"),
+        ("check_signs(lambda generator: torch.ones(6, 8, 60))", "draw them"),
+        (
+            "check_signs(lambda generator: torch.randint(2, (6, 1, 60), generator=generator).expand(6, 8, 60) * 2.0 - 1)",
+            "classes",
+        ),
+        ("check_slopes(lambda step: slopes(0.0))", "the step was not used"),
+        ("check_lost(1 / 2 - 1 / 9)", "the rate again"),
+    ],
 }
