@@ -27,7 +27,7 @@ NOT_CONTENT = ("mask", "position_ids", "token_type_ids")  # ends of the names of
 
 
 class PaddingNote(UserWarning):
-    """Says once that a layer has other positions than the padded sequence it is made from, so that all of them count."""
+    """Says once that a layer has other positions than the padded sequence it is made from: all of them count."""
 
 
 @dataclass
@@ -61,15 +61,7 @@ class Padding:
                 apart.append(name)
         if apart and not self.said:
             self.said = True
-            length = recording.lengths[apart[0]][0]
-            warnings.warn(
-                f"layer {apart[0]!r}{f' and {len(apart) - 1} others' if len(apart) > 1 else ''} has {length} positions, "
-                f"{' and '.join(f'{m} {tuple(mask.shape)}' for m, mask in masks.items())}: all of the layer's positions "
-                "count, those made from padding too. Give it a mask of its own: "
-                "inflib.with_masks(inputs, {'…': mask}), mask (B, positions).",
-                PaddingNote,
-                stacklevel=6,
-            )
+            _say_apart(apart, recording, masks)
         if open_:
             layers = {name: recording.layers[name] for name in open_}
             seen = {m: _tried(self.model, layers, batch, m, masks[m]) for m in {m for ms in open_.values() for m in ms}}
@@ -91,6 +83,17 @@ class Padding:
             )
         rows = _rows(mask, recording.layers[name], batch.size) != 0
         return None if bool(rows.all()) else rows.repeat(1, len(recording.lengths[name]))
+
+
+def _say_apart(layers: list[str], recording: Recording, masks: dict[str, Tensor]) -> None:
+    others = f" and {len(layers) - 1} others" if len(layers) > 1 else ""
+    warnings.warn(
+        f"layer {layers[0]!r}{others} has {recording.lengths[layers[0]][0]} positions an example, "
+        f"{' and '.join(f'{name} {mask.shape[-1]}' for name, mask in masks.items())}: all of its positions count, "
+        "those made from padding too. Give it a mask of its own length: inflib.with_masks(inputs, {layer: mask}).",
+        PaddingNote,
+        stacklevel=7,
+    )
 
 
 def _named(layer: str, inputs: Any) -> Any:
@@ -119,9 +122,9 @@ def _fits(mask: Tensor, name: str, recording: Recording, size: int) -> bool:
 
 
 def _contents(inputs: Mapping[str, Any], name: str, mask: Tensor) -> list[str]:
-    """The inputs that a mask's sequence is made of: token ids, embeddings."""
+    """The inputs that a mask's sequence is made of: its token ids, or without any what has a place for each of them."""
     decodes = name.startswith("decoder_")
-    return [
+    own = [
         key
         for key, x in inputs.items()
         if isinstance(x, Tensor)
@@ -129,6 +132,7 @@ def _contents(inputs: Mapping[str, Any], name: str, mask: Tensor) -> list[str]:
         and x.shape[: mask.ndim] == mask.shape
         and key.startswith("decoder_") == decodes
     ]
+    return [key for key in own if inputs[key].ndim == mask.ndim] or own
 
 
 def _foreign(inputs: Mapping[str, Any], name: str, mask: Tensor) -> list[str]:

@@ -1,0 +1,255 @@
+"""Which mask belongs to which layer: an encoder's and a decoder's, a caption beside an image, frames made from sounds.
+
+The oracle of A is a sum over the rows that a layer read at positions that are there, taken by a hook of the test's own.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from oracle import assert_close
+from torch import Tensor, nn
+
+from inflib import CrossEntropy, NextToken, PaddingNote, ekfac, with_masks
+from inflib.kfac import Moments, second_moments
+
+pytestmark = [pytest.mark.usefixtures("float64"), pytest.mark.filterwarnings("ignore::inflib.CoverageNote")]
+
+SOURCE, TARGET, WIDTH, WORDS = 4, 4, 3, 7
+
+
+def there(*lengths: int, of: int) -> Tensor:
+    return (torch.arange(of) < torch.tensor(lengths)[:, None]).long()
+
+
+class EncoderDecoder(nn.Module):
+    """Attention that hides what its masks hide, over a source and a target of one length."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.read, self.write = nn.Embedding(WORDS, WIDTH), nn.Embedding(WORDS, WIDTH)
+        for name in ("enc_q", "enc_k", "enc_v", "dec_q", "dec_k", "dec_v", "cross_q", "cross_k", "cross_v"):
+            setattr(self, name, nn.Linear(WIDTH, WIDTH))
+        self.out = nn.Linear(WIDTH, WORDS)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+        return (q @ k.mT).masked_fill(mask == 0, -torch.inf).softmax(-1) @ v
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, decoder_input_ids: Tensor, decoder_attention_mask: Tensor
+    ) -> Tensor:
+        x, y = self.read(input_ids), self.write(decoder_input_ids)
+        source = attention_mask[:, None, :]
+        x = x + self.attend(self.enc_q(x), self.enc_k(x), self.enc_v(x), source)
+        causal = torch.ones(y.shape[1], y.shape[1]).tril() * decoder_attention_mask[:, None, :]
+        y = y + self.attend(self.dec_q(y), self.dec_k(y), self.dec_v(y), causal)
+        y = y + self.attend(self.cross_q(y), self.cross_k(x), self.cross_v(x), source)
+        return self.out(y)
+
+
+ENCODER = ("enc_q", "enc_k", "enc_v", "cross_k", "cross_v")
+DECODER = ("dec_q", "dec_k", "dec_v", "cross_q", "out")
+
+
+def translation(source: Tensor, target: Tensor, seed: int = 1) -> tuple[dict[str, Tensor], Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+
+    def ids(mask: Tensor) -> Tensor:
+        return torch.randint(1, WORDS, mask.shape, generator=generator) * mask
+
+    inputs = {
+        "input_ids": ids(source),
+        "attention_mask": source,
+        "decoder_input_ids": ids(target),
+        "decoder_attention_mask": target,
+    }
+    return inputs, ids(target).where(target == 1, -100)
+
+
+def read(model: nn.Module, inputs: dict[str, Tensor], names: tuple[str, ...]) -> dict[str, Tensor]:
+    """What each named module was given, by a hook of its own."""
+    found: dict[str, Tensor] = {}
+
+    def hook(name: str) -> Any:
+        return lambda _module, args, _output: found.__setitem__(name, args[0].detach())
+
+    handles = [model.get_submodule(name).register_forward_hook(hook(name)) for name in names]
+    model(**inputs)
+    for handle in handles:
+        handle.remove()
+    return found
+
+
+def A_of(rows: Tensor) -> Tensor:
+    ones = torch.cat([rows, torch.ones(len(rows), 1)], dim=1)
+    return ones.T @ ones / len(ones)
+
+
+def moments(model: nn.Module, batches: list, **options: Any) -> Moments:
+    objective = options.pop("objective", NextToken())
+    return second_moments(model, objective, batches, labels="observed", progress=False, **options)
+
+
+@pytest.mark.parametrize(
+    "lengths",
+    [((4, 2, 3), (2, 4, 3)), ((4, 2, 3), (4, 4, 4)), ((4, 4, 4), (4, 2, 3)), ((4, 1, 3), (1, 4, 2))],
+    ids=["both padded", "the source padded", "the target padded", "one token"],
+)
+def test_a_source_and_a_target_of_one_length_go_by_their_own_masks(lengths: tuple) -> None:
+    model = EncoderDecoder().eval()
+    source, target = there(*lengths[0], of=SOURCE), there(*lengths[1], of=TARGET)
+    inputs, targets = translation(source, target)
+    found, rows = moments(model, [(inputs, targets)]), read(model, inputs, ENCODER + DECODER)
+    for names, mask in ((ENCODER, source), (DECODER, target)):
+        for name in names:
+            assert found.positions[name] == int(mask.sum()), name
+            assert_close(found.A(name), A_of(rows[name][mask == 1]), 1e-13)
+
+
+def test_what_was_found_holds_in_a_batch_whose_lengths_agree_by_chance() -> None:
+    model = EncoderDecoder().eval()
+    apart = translation(there(3, 2, of=3), there(4, 2, of=4))
+    alike = translation(there(4, 2, of=4), there(3, 4, of=4), seed=2)
+    for batches in ([apart, alike], [alike, apart]):
+        found = moments(model, batches)
+        assert [found.positions[name] for name in ("enc_q", "cross_v")] == [5 + 6] * 2
+        assert [found.positions[name] for name in ("dec_q", "out")] == [6 + 7] * 2
+
+
+def test_padding_of_both_changes_nothing() -> None:
+    model = EncoderDecoder().eval()
+    short = translation(there(2, 2, of=2), there(3, 3, of=3))
+    long = translation(there(2, 2, of=5), there(3, 3, of=5))
+    for key, ids in short[0].items():
+        long[0][key][:, : ids.shape[1]] = ids
+    long[1][:, :3] = short[1]
+    one, other = (ekfac(model, NextToken(), [batch], labels="observed", progress=False) for batch in (short, long))
+    assert_close(one.to_dense(), other.to_dense(), 1e-10)
+
+
+class Caption(nn.Module):
+    """A text and an image with as many patches as the text has tokens."""
+
+    def __init__(self, mix: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.words, self.text, self.patches = nn.Embedding(WORDS, WIDTH), nn.Linear(WIDTH, WIDTH), nn.Linear(2, WIDTH)
+        self.out, self.mix = nn.Linear(WIDTH, 3), mix
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, pixel_values: Tensor) -> Tensor:
+        text, image = self.text(self.words(input_ids)).tanh(), pixel_values
+        if self.mix:  # every patch sees every token, hidden or not
+            image = image + text.sum((1, 2))[:, None, None]
+        pooled = (text * attention_mask[..., None]).sum(1) / attention_mask.sum(1, keepdim=True)
+        return self.out(pooled * self.patches(image).mean(1))
+
+
+def captioned() -> tuple[dict[str, Tensor], Tensor]:
+    torch.manual_seed(3)
+    mask = there(4, 2, 3, of=4)
+    inputs = {"input_ids": torch.randint(1, WORDS, (3, 4)) * mask, "attention_mask": mask}
+    return inputs | {"pixel_values": torch.randn(3, 4, 2)}, torch.tensor([0, 2, 1])
+
+
+def test_a_captions_mask_is_not_laid_over_an_images_patches() -> None:
+    model, batch = Caption().eval(), captioned()
+    found, rows = moments(model, [batch], objective=CrossEntropy()), read(model, batch[0], ("text", "patches", "out"))
+    assert found.positions == {"text": 9, "patches": 12, "out": 3}
+    assert_close(found.A("text"), A_of(rows["text"][batch[0]["attention_mask"] == 1]), 1e-13)
+    assert_close(found.A("patches"), A_of(rows["patches"].flatten(0, 1)), 1e-13)
+
+
+def test_where_nothing_shows_whose_positions_they_are_it_has_to_be_said() -> None:
+    model, (inputs, targets) = Caption(mix=True).eval(), captioned()
+    with pytest.raises(ValueError, match=r"layer 'patches' has 4 positions, as attention_mask.*with_masks\(inputs, \{"):
+        moments(model, [(inputs, targets)], objective=CrossEntropy())
+    said = with_masks(inputs, {"patches": None, "*": "attention_mask"})
+    found = moments(model, [(said, targets)], objective=CrossEntropy(), layers=["text", "patches"])
+    assert found.positions == {"text": 9, "patches": 12}
+
+
+def test_a_mask_may_be_given_for_a_layer_and_has_to_fit_it() -> None:
+    model, (inputs, targets) = Caption().eval(), captioned()
+    own = torch.tensor([[1, 1, 1, 1], [1, 0, 0, 0], [1, 1, 0, 0]])
+    said = with_masks(inputs, {"patches": own})
+    assert moments(model, [(said, targets)], objective=CrossEntropy()).positions == {"text": 9, "patches": 7, "out": 3}
+    with pytest.raises(
+        ValueError, match=r"with_masks: layer 'patches' has \[4\] positions.*\(3, 3\); expected as many"
+    ):
+        moments(model, [(with_masks(inputs, {"patches": own[:, :3]}), targets)], objective=CrossEntropy())
+    with pytest.raises(ValueError, match=r"'patches' is to go by 'mask'; expected one of the inputs, input_ids"):
+        with_masks(inputs, {"patches": "mask"})
+
+
+class Frames(nn.Module):
+    """Two samples make a frame: a layer with half as many positions as the mask."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.frame, self.out = nn.Linear(2, WIDTH), nn.Linear(WIDTH, 3)
+
+    def forward(self, input_values: Tensor, attention_mask: Tensor) -> Tensor:
+        frames = self.frame(input_values.unflatten(1, (-1, 2))).tanh()
+        return self.out((frames * attention_mask[:, ::2, None]).sum(1))
+
+
+def test_positions_made_from_a_padded_sequence_are_said_to_count_and_may_be_masked() -> None:
+    mask = there(8, 4, of=8)
+    inputs, targets = {"input_values": torch.randn(2, 8) * mask, "attention_mask": mask}, torch.tensor([0, 1])
+    with pytest.warns(PaddingNote, match=r"layer 'frame' has 4 positions an example, attention_mask 8: all of its"):
+        found = moments(Frames().eval(), [(inputs, targets)], objective=CrossEntropy())
+    assert found.positions == {"frame": 8, "out": 2}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", PaddingNote)
+        said = with_masks(inputs, {"frame": mask[:, ::2]})
+        found = moments(Frames().eval(), [(said, targets)], objective=CrossEntropy())
+    assert found.positions == {"frame": 6, "out": 2}
+
+
+class Choices(nn.Module):
+    """Several texts an example: read one after the other, scored one by one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.words, self.mix, self.score = nn.Embedding(WORDS, WIDTH), nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 1)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        mask = attention_mask.flatten(0, 1)
+        h = self.mix(self.words(input_ids.flatten(0, 1))).tanh() * mask[..., None]
+        return self.score(h.sum(1)).reshape(input_ids.shape[:2])
+
+
+def stacked(rows: Callable[[Tensor], Tensor]) -> type[nn.Module]:
+    """Chosen and rejected texts in one call, (2B, T): their difference is the output of an example."""
+
+    class Pairs(Choices):
+        def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+            h = self.mix(self.words(input_ids)).tanh() * attention_mask[..., None]
+            return rows(self.score(h.sum(1)))
+
+    return Pairs
+
+
+def test_the_masks_of_several_texts_an_example_are_laid_over_their_own_rows() -> None:
+    torch.manual_seed(4)
+    mask = torch.stack([there(4, 2, of=4), there(3, 3, of=4), there(1, 4, of=4)])  # (3, 2, 4)
+    ids = torch.randint(1, WORDS, mask.shape) * mask
+    batch = ({"input_ids": ids, "attention_mask": mask}, torch.tensor([0, 1, 1]))
+    found = moments(Choices().eval(), [batch], objective=CrossEntropy())
+    assert found.positions == {"mix": int(mask.sum()), "score": 6}
+    for layout, rows in (
+        (lambda x: x.transpose(0, 1).flatten(0, 1), lambda s: torch.cat(s.chunk(2), dim=1)),  # all chosen, all rejected
+        (lambda x: x.flatten(0, 1), lambda s: s.reshape(-1, 2)),  # one example after the other
+    ):
+        inputs = {"input_ids": layout(ids), "attention_mask": layout(mask)}
+        same = moments(stacked(rows)().eval(), [(inputs, batch[1])], objective=CrossEntropy())
+        assert same.positions == found.positions
+        assert_close(same.A("mix"), found.A("mix"), 1e-13)
+        assert_close(same.S("mix"), found.S("mix"), 1e-13)
