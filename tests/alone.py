@@ -110,23 +110,31 @@ class Case:
             for x, y in self.examples():
                 yield self.loss(run(self.model, x), y)
 
-    def activations(self, shapes: Shapes) -> dict[str, Tensor]:
-        """{linear layer: A (i, i)}, the mean of a aᵀ over everything that its module is given for examples alone."""
-        seen: dict[str, list[Tensor]] = {}
+    def moments(self, shapes: Shapes) -> dict[str, tuple[Tensor, Tensor]]:
+        """{linear layer: (A (i, i), S (o, o))}: the mean of a aᵀ over everything that its module is given for examples
+        alone, and the mean over examples of Σ g gᵀ at its outputs.
+        """
+        rows: dict[str, list[tuple[Tensor, Tensor]]] = {}
         handles = [
-            module.register_forward_hook(_keep(seen.setdefault(name, []), spot))
+            module.register_forward_hook(_keep(rows.setdefault(name, []), spot))
             for name, spot in self._spots(shapes).items()
             for module in spot.users(self.model)
             if spot.linear
         ]
         try:
-            for x, _ in self.examples():
-                run(self.model, x)
+            for loss in self._losses():
+                loss.backward()
+            self.model.zero_grad()
         finally:
             for handle in handles:
                 handle.remove()
-        rows = {name: torch.cat(parts) for name, parts in seen.items()}
-        return {name: a.T @ a / len(a) for name, a in rows.items()}
+        examples = sum(len(y) for _, y in self.batches)
+        found = {}
+        for name, some in rows.items():
+            a = torch.cat([a for a, _ in some])
+            g = torch.cat([z.grad.flatten(0, -2) for _, z in some if z.grad is not None])
+            found[name] = a.T @ a / len(a), g.T @ g / examples
+        return found
 
     def _spots(self, shapes: Shapes) -> dict[str, _Spot]:
         return {name: _Spot(self.model, name, shape[1]) for name, shape in shapes.items()}
@@ -143,10 +151,13 @@ class Case:
         return sum(inside.values()), sum(trained.values())
 
 
-def _keep(parts: list[Tensor], spot: _Spot) -> Callable[..., None]:
+def _keep(rows: list[tuple[Tensor, Tensor]], spot: _Spot) -> Callable[..., None]:
     def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
         a = args[0].detach().flatten(0, -2)
-        parts.append(a if spot.bias is None else torch.cat([a, torch.ones_like(a[:, :1])], dim=1))
+        a = a.clone() if spot.bias is None else torch.cat([a, torch.ones_like(a[:, :1])], dim=1)
+        if output.requires_grad:
+            output.retain_grad()
+        rows.append((a, output))
 
     return hook
 
@@ -175,7 +186,7 @@ class _Spot:
 
     def users(self, model: nn.Module) -> list[nn.Module]:
         """Every module that applies this weight."""
-        return [m for m in model.modules() if getattr(m, "weight", None) is self.weight]
+        return [m for m in model.modules() if m._parameters.get("weight") is self.weight]
 
     def matrix(self, gradients: dict[int, Tensor]) -> Tensor:
         weight = gradients[id(self.weight)]
@@ -198,6 +209,7 @@ class Finding:
     dots: float = float("nan")  # worst dot product, by the two gradients' lengths
     eigenvalues: float = float("nan")  # worst entry of Λ (observed labels), by the layer's largest
     activations: float = float("nan")  # worst entry of A, by its largest
+    slopes: float = float("nan")  # worst entry of S, by its largest
     refusal: str = ""
     notes: tuple[str, ...] = ()
 
@@ -212,7 +224,7 @@ def examine(case: Case) -> Finding:
         warnings.simplefilter("always")
         try:
             found = _measured(case)
-        except (ValueError, RuntimeError, TypeError, FloatingPointError) as error:
+        except Exception as error:  # what kind it is, is for the test to say
             return Finding(refusal=f"{type(error).__name__}: {error}", notes=_said(caught))
     return Finding(**found, notes=_said(caught))
 
@@ -236,20 +248,24 @@ def _measured(case: Case) -> dict[str, Any]:
         "share": inside / trained,
         "gradients": max(apart(captured[name], truth[name]) for name in names),
         "dots": dots_apart(scores, truth),
-        "activations": _activations_apart(case, shapes),
+        **_moments_apart(case, shapes),
         "eigenvalues": max(
             apart(fit.eigenvalues[k], (fit.Q_S[k].T @ truth[k] @ fit.Q_A[k]).square().mean(0)) for k in names
         ),
     }
 
 
-def _activations_apart(case: Case, shapes: Shapes) -> float:
+def _moments_apart(case: Case, shapes: Shapes) -> dict[str, float]:
     if case.together:
-        return float("nan")
-    moments = second_moments(
+        return {}
+    found = second_moments(
         case.model, case.objective, case.batches, layers=case.layers, labels="observed", progress=False
     )
-    return max(apart(moments.A(name), A) for name, A in case.activations(shapes).items())
+    truth = case.moments(shapes).items()
+    return {
+        "activations": max((apart(found.A(name), A) for name, (A, _) in truth), default=float("nan")),
+        "slopes": max((apart(found.S(name), S) for name, (_, S) in truth), default=float("nan")),
+    }
 
 
 def apart(found: Tensor, truth: Tensor) -> float:
@@ -261,7 +277,11 @@ def apart(found: Tensor, truth: Tensor) -> float:
 
 
 def dots_apart(scores: Tensor, gradients: dict[str, Tensor]) -> float:
-    """The worst difference of scores (N, N) from the gradients' dot products, by the lengths of the two."""
+    """The worst difference of scores (N, N) from the gradients' dot products, by the lengths of the two.
+
+    A gradient that is 0 (of a single token in an attention's query) counts as a thousandth of the longest.
+    """
     flat = torch.cat([g.flatten(1) for g in gradients.values()], dim=1)
     lengths = flat.norm(dim=1)
+    lengths = lengths.clamp_min(1e-3 * float(lengths.max()))
     return float(((scores - flat @ flat.T).abs() / (lengths[:, None] * lengths)).max())

@@ -466,14 +466,14 @@ def clip_contrastive() -> Case:
 
 # --- the table --------------------------------------------------------------------------------------------------------
 
-COLUMNS = ("model", "layers", "covered", "gradients", "dot products", "Λ", "A", "refused")
+COLUMNS = ("model", "layers", "covered", "gradients", "dot products", "Λ", "A", "S", "refused")
 
 
 def row(name: str, case: Case) -> str:
     found = examine(case)
     if found.refusal:
-        return f"| {name} | | | | | | | {' '.join(found.refusal.split())} |"
-    errors = (found.gradients, found.dots, found.eigenvalues, found.activations)
+        return f"| {name} | | | | | | | | {' '.join(found.refusal.split())} |"
+    errors = (found.gradients, found.dots, found.eigenvalues, found.activations, found.slopes)
     said = ["–" if error != error else f"{error:.0e}" for error in errors]
     return f"| {name} | {len(found.layers)} | {found.share:.1%} | {' | '.join(said)} | |"
 
