@@ -8,6 +8,7 @@ layout of rows, no mask and no loss of the library takes part. A
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -36,6 +37,12 @@ def token_loss(f: Tensor, y: Tensor) -> Tensor:
     counted = (y[0] != -100).nonzero().flatten()
     rows = f[0, counted]
     return (rows.logsumexp(1) - rows[range(len(counted)), y[0, counted]]).sum()
+
+
+def pixel_loss(f: Tensor, y: Tensor) -> Tensor:
+    """Summed over the pixels of one image, logits (1, C, h, w); 255 does not count."""
+    counted = (y[0] != 255).nonzero().tolist()
+    return sum((f[0, :, i, j].logsumexp(0) - f[0, y[0, i, j], i, j] for i, j in counted), f.new_zeros(()))
 
 
 def yes_loss(f: Tensor, y: Tensor) -> Tensor:
@@ -131,8 +138,10 @@ class Case:
         examples = sum(len(y) for _, y in self.batches)
         found = {}
         for name, some in rows.items():
-            a = torch.cat([a for a, _ in some])
-            g = torch.cat([z.grad.flatten(0, -2) for _, z in some if z.grad is not None])
+            reached = [
+                (a, z.grad.flatten(0, -2)) for a, z in some if z.grad is not None
+            ]  # the loss depends on this call
+            a, g = (torch.cat(parts) for parts in zip(*reached, strict=True))
             found[name] = a.T @ a / len(a), g.T @ g / examples
         return found
 
@@ -227,6 +236,12 @@ def examine(case: Case) -> Finding:
         except Exception as error:  # what kind it is, is for the test to say
             return Finding(refusal=f"{type(error).__name__}: {error}", notes=_said(caught))
     return Finding(**found, notes=_said(caught))
+
+
+def as_told(refusal: str) -> LayerSpec:
+    """What a refusal says to write after ``layers=``; None where it says nothing of the kind."""
+    found = re.search(r"layers=(lambda name, module: .+?)\.(?: |$)", refusal)
+    return eval(found[1]) if found else None
 
 
 def _said(caught: list[warnings.WarningMessage]) -> tuple[str, ...]:

@@ -10,16 +10,18 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import layouts
 import peft
 import torch
 import transformers
-from alone import Case, class_loss, examine, token_loss, yes_loss
+from alone import Case, as_told, class_loss, examine, pixel_loss, token_loss, yes_loss
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
-from inflib import Bernoulli, CrossEntropy, NextToken
+from inflib import Bernoulli, CrossEntropy, NextToken, PixelCrossEntropy
 
 VOCABULARY, PAD, CLASSES = 19, 1, 3
 IDS: dict[str, Any] = {"pad_token_id": PAD, "bos_token_id": 2, "eos_token_id": 2}
@@ -252,12 +254,36 @@ def mixtral() -> Case:
     return causal(transformers.MixtralForCausalLM, config)
 
 
+class InDouble(TorchFunctionMode):
+    """What a model's own code would round to float32 stays as it is."""
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
+        wide = {torch.float32: torch.float64}
+        func = Tensor.double if func is Tensor.float else func
+        args = tuple(wide.get(x, x) if isinstance(x, torch.dtype) else x for x in args)
+        return func(
+            *args, **{k: wide.get(x, x) if isinstance(x, torch.dtype) else x for k, x in (kwargs or {}).items()}
+        )
+
+
+class Unrounded(nn.Module):
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, **inputs: Tensor) -> Any:
+        with InDouble():
+            return self.model(**inputs)
+
+
 @architecture("Mamba")
 def mamba() -> Case:
+    """Its scan runs in float32, over as many positions as padding makes."""
     config = transformers.MambaConfig(
-        vocab_size=VOCABULARY, hidden_size=16, num_hidden_layers=2, state_size=4, time_step_rank=3, conv_kernel=3, **IDS
-    )
-    return causal(transformers.MambaForCausalLM, config)
+        vocab_size=VOCABULARY, hidden_size=16, num_hidden_layers=2, state_size=4, time_step_rank=3, conv_kernel=3,
+        tie_word_embeddings=False, **IDS,
+    )  # fmt: skip
+    return causal(lambda config: Unrounded(transformers.MambaForCausalLM(config)), config)
 
 
 # --- adapters ---------------------------------------------------------------------------------------------------------
@@ -365,17 +391,6 @@ def resnet() -> Case:
     return vision(transformers.ResNetForImageClassification, config)
 
 
-class Pixels(nn.Module):
-    """(B, C, h, w) → a row of logits for each pixel, (B, h · w, C)."""
-
-    def __init__(self, model: nn.Module):
-        super().__init__()
-        self.model = model
-
-    def forward(self, pixel_values: Tensor) -> Tensor:
-        return self.model(pixel_values).logits.flatten(2).mT
-
-
 @architecture("Segformer")
 def segformer() -> Case:
     config = transformers.SegformerConfig(
@@ -385,10 +400,10 @@ def segformer() -> Case:
     )  # fmt: skip
     g, found = draw(), []
     for x, y in images():
-        pixels = torch.randint(0, CLASSES, (len(y), 64), generator=g)
-        found.append((x, pixels.masked_fill(torch.rand(pixels.shape, generator=g) < 0.2, -100)))
-    model = Pixels(seeded(transformers.SegformerForSemanticSegmentation, config)).eval()
-    return Case(model, NextToken(), token_loss, found)
+        pixels = torch.randint(0, CLASSES, (len(y), 8, 8), generator=g)
+        found.append((x, pixels.masked_fill(torch.rand(pixels.shape, generator=g) < 0.2, 255)))
+    model = seeded(transformers.SegformerForSemanticSegmentation, config)
+    return Case(model, PixelCrossEntropy(ignore_index=255), pixel_loss, found)
 
 
 @architecture("Wav2Vec2")
@@ -469,13 +484,16 @@ def clip_contrastive() -> Case:
 COLUMNS = ("model", "layers", "covered", "gradients", "dot products", "Λ", "A", "S", "refused")
 
 
-def row(name: str, case: Case) -> str:
+def rows(name: str, case: Case) -> list[str]:
+    """What is said of a case, and where it is refused with a way on, what is said then."""
     found = examine(case)
-    if found.refusal:
-        return f"| {name} | | | | | | | | {' '.join(found.refusal.split())} |"
-    errors = (found.gradients, found.dots, found.eigenvalues, found.activations, found.slopes)
-    said = ["–" if error != error else f"{error:.0e}" for error in errors]
-    return f"| {name} | {len(found.layers)} | {found.share:.1%} | {' | '.join(said)} | |"
+    if not found.refusal:
+        errors = (found.gradients, found.dots, found.eigenvalues, found.activations, found.slopes)
+        said = ["–" if error != error else f"{error:.0e}" for error in errors]
+        return [f"| {name} | {len(found.layers)} | {found.share:.1%} | {' | '.join(said)} | |"]
+    told = as_told(found.refusal)
+    once = [f"| {name} | {'| ' * 7}{' '.join(found.refusal.split())} |"]
+    return once + (rows(f"{name}, as told", replace(case, layers=told)) if told and case.layers is None else [])
 
 
 def main(names: list[str]) -> None:
@@ -485,7 +503,7 @@ def main(names: list[str]) -> None:
     print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}")
     for name, build in (CATALOGUE | layouts.RIGHT | layouts.MIXED).items():
         if not names or name in names:
-            print(row(name, build()), flush=True)
+            print(*rows(name, build()), sep="\n", flush=True)
 
 
 if __name__ == "__main__":
