@@ -59,7 +59,7 @@ from .objectives import (
 )
 from .padding import PaddingNote
 from .positions import with_masks
-from .proof import capture
+from .proof import RowsNote, capture
 from .scoring import contribution, influence, predicted_change, self_influence
 from .sequences import NextToken, completion, token_batches
 from .storage import load, load_index, save
@@ -84,6 +84,7 @@ __all__ = [
     "Pair",
     "PixelCrossEntropy",
     "Poisson",
+    "RowsNote",
     "SquaredError",
     "TrainIndex",
     "Weighted",

@@ -89,7 +89,7 @@ class Fit:
             int(seed),
             progress,
             sharing,
-            Proof(model, chosen, objective, batches=length(data), seed=int(seed)),
+            Proof(model, chosen, objective, batches=length(data), seed=int(seed), say=True),
         )
 
     @property

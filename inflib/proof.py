@@ -15,6 +15,7 @@ What is back-propagated is each ℓ_n's slope at the outputs, scaled to 1: examp
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -31,7 +32,7 @@ from .layers import Layer, LayerSpec, positions_last
 from .objectives import Objective, per_example
 from .placement import call, plain_numbers
 from .positions import check_batch
-from .rows import Layout, candidates
+from .rows import FIRST, Layout, candidates
 from .selection import select
 
 # how far an output may move, relative to its largest entry, when other examples are replaced
@@ -57,6 +58,10 @@ def capture(
     return Proof(model, select(model, layers), objective, measurement).pairs(batch)
 
 
+class RowsNote(UserWarning):
+    """Says once which layers have their examples elsewhere than one on each index of the first axis."""
+
+
 @dataclass
 class Proof:
     """The layers of one pass over the data, with the layouts that the batches seen so far have shown to hold.
@@ -70,6 +75,7 @@ class Proof:
     measurement: Any = None
     batches: int | None = None
     seed: int = 0
+    say: bool = False  # where examples are, if it is an unusual place
     _most: int = 0  # examples of the largest batch that was looked at: one alone shows no layout
     _draw: np.random.Generator = field(init=False)
     _later: int | None = field(init=False)
@@ -87,6 +93,8 @@ class Proof:
         """The layers as this batch may be read."""
         if self._due(batch):
             self.layers = prove(self.model, self.layers, self.objective, batch, self.measurement, self._draw)
+            if self.say and self._most < 2 <= batch.size:
+                _say_where(self.layers)
             self._most = max(self._most, batch.size)
         return self.layers
 
@@ -96,6 +104,20 @@ class Proof:
         if self.batches is None:  # one of so many, whenever the data ends
             return batch.index > 0 and bool(self._draw.random() < 1 / batch.index)
         return batch.index == self._later
+
+
+def _say_where(layers: dict[str, Layer]) -> None:
+    unusual = {name: layer.layout for name, layer in layers.items() if layer.layout != FIRST}
+    if unusual:
+        name, layout = next(iter(unusual.items()))
+        others = (
+            f", and {len(unusual) - 1} more layers too have them in places of their own" if len(unusual) > 1 else ""
+        )
+        warnings.warn(
+            f"layer {name!r} has its examples {layout}{others}; this was seen on the first batch and is read so.",
+            RowsNote,
+            stacklevel=9,
+        )
 
 
 def prove(

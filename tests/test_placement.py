@@ -1,0 +1,152 @@
+"""The model runs as its user has it: compiled, checkpointed, under autocast; wrappers are refused by name."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+import inflib
+from inflib import CrossEntropy, TrainIndex, ekfac, gauss_newton, hessian, influence, kfac, refine, self_influence
+
+pytestmark = pytest.mark.filterwarnings("ignore::inflib.IndefiniteWarning")
+
+WIDTH, CLASSES = 12, 4
+
+
+class Net(nn.Module):
+    """A network that may checkpoint its first half, and may set an autocast of its own."""
+
+    def __init__(self, reentrant: bool | None = None, autocast: bool = False):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last = nn.Sequential(nn.Linear(6, WIDTH), nn.ReLU()), nn.Linear(WIDTH, CLASSES)
+        self.reentrant, self.autocast = reentrant, autocast
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.autocast or torch.is_autocast_enabled("cpu")):
+            if self.reentrant is None:
+                return self.last(self.first(x))
+            return self.last(checkpoint(self.first, x, use_reentrant=self.reentrant))
+
+
+def data() -> list[tuple[Tensor, Tensor]]:
+    g = torch.Generator().manual_seed(1)
+    return [(torch.randn(7, 6, generator=g), torch.randint(0, CLASSES, (7,), generator=g)) for _ in range(3)]
+
+
+def answers(model: nn.Module, batches: Any) -> dict[str, Tensor]:
+    """One number of every kind that inflib gives."""
+    objective, quiet = CrossEntropy(), {"progress": False}
+    curvature = ekfac(model, objective, batches, **quiet)
+    index = TrainIndex.build(model, objective, batches, curvature, **quiet)
+    refined = refine(curvature, model, objective, batches, steps=3, **quiet)
+    exact = gauss_newton(model, objective, batches, **quiet)
+    return {
+        "ekfac": influence(model, objective, batches, batches[:1], curvature, **quiet),
+        "kfac": influence(model, objective, batches, batches[:1], kfac(model, objective, batches, **quiet), **quiet),
+        "index": index.influence(model, objective, batches[:1]),
+        "self": self_influence(model, objective, batches, curvature, **quiet),
+        "refined": influence(model, objective, batches, batches[:1], refined, **quiet),
+        "exact": influence(model, objective, batches, batches[:1], exact, **quiet),
+        "hessian": hessian(model, objective, batches, **quiet).to_dense(),
+        "solved": curvature.solve(
+            {k: torch.ones(2, *s) for k, s in curvature.shapes.items()}, inflib.damping_of(exact)
+        )[curvature.layers[0]],
+    }
+
+
+def apart(model: nn.Module, batches: Any = None) -> dict[str, float]:
+    """How far each answer is from the plain model's in float32, relative to its size."""
+    plain, came = answers(Net().eval(), data()), answers(model, batches or data())
+    assert {x.dtype for x in came.values()} == {torch.float32}
+    return {name: float((came[name] - x).norm() / x.norm()) for name, x in plain.items()}
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.parametrize("train", [True, False])
+def test_checkpointed_layers_are_as_if_they_were_not(reentrant: bool, train: bool) -> None:
+    model = Net(reentrant).train(train)
+    assert max(apart(model).values()) < 1e-6
+    before = (torch.utils.checkpoint.CheckpointFunction, torch.utils.checkpoint._checkpoint_without_reentrant_generator)
+    answers(model, data())
+    after = (torch.utils.checkpoint.CheckpointFunction, torch.utils.checkpoint._checkpoint_without_reentrant_generator)
+    assert after == before
+    x = data()[0][0].requires_grad_()  # and the user's own checkpoints work again
+    model(x).sum().backward()
+    assert x.grad is not None
+
+
+@pytest.mark.parametrize("fullgraph", [True, False])
+@pytest.mark.parametrize("run", [True, False])
+def test_compiled_models_are_as_if_they_were_not(fullgraph: bool, run: bool) -> None:
+    wrapped = torch.compile(Net().eval(), backend="eager", fullgraph=fullgraph)
+    in_place = Net().eval()
+    in_place.compile(backend="eager", fullgraph=fullgraph)
+    part = Net().eval()
+    part.first = torch.compile(part.first, backend="eager")
+    for model in (wrapped, in_place, part):
+        if run:
+            model(data()[0][0])
+        assert max(apart(model).values()) < 1e-6
+
+
+def test_autocast_is_for_the_model_and_not_for_our_products() -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        around = apart(Net().eval())
+        assert torch.is_autocast_enabled("cpu")
+    inside = apart(Net(autocast=True).eval())
+    assert inside == around  # the same model runs, wherever its user said so
+    # bfloat16 rounds to 0.4%: our own products would add to it what 200 of them cost (up to 12% were seen)
+    assert 1e-4 < max(inside.values()) < 0.02
+    half = copy.deepcopy(Net().eval()).bfloat16()
+    rounded = [(x.bfloat16(), y) for x, y in data()]
+    for name, ask in {
+        "ekfac": lambda m, d: influence(m, CrossEntropy(), d, d[:1], ekfac(m, CrossEntropy(), d, progress=False)),
+        "self": lambda m, d: self_influence(m, CrossEntropy(), d, ekfac(m, CrossEntropy(), d, progress=False)),
+    }.items():
+        plain, came = ask(Net().eval(), data()), ask(half, rounded)
+        assert came.dtype == torch.float32
+        assert float((came - plain).norm() / plain.norm()) < 0.02, name
+
+
+def test_autocast_is_put_back_after_an_error() -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        with pytest.raises(ValueError, match="matches no layer"):
+            ekfac(Net().eval(), CrossEntropy(), data(), layers="absent", progress=False)
+        assert torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
+
+
+def test_a_model_that_is_wrapped_for_several_devices_is_refused_by_the_wrappers_name(tmp_path: Any) -> None:
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        for wrap in (nn.DataParallel, nn.parallel.DistributedDataParallel):
+            model = wrap(Net().eval())
+            fix = rf"wrapped in {wrap.__name__}.*Pass model.module"
+            with pytest.raises(ValueError, match=fix):
+                ekfac(model, CrossEntropy(), data(), progress=False)
+            curvature = ekfac(model.module, CrossEntropy(), data(), progress=False)
+            with pytest.raises(ValueError, match=rf"wrapped in {wrap.__name__}.*model.module"):
+                influence(model, CrossEntropy(), data(), data(), curvature, progress=False)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        (nn.LSTM(6, 6), "is a LSTM.*several matrices step by step.*leave it out"),
+        (nn.GRUCell(6, 6), "is a GRUCell.*leave it out"),
+        (nn.MultiheadAttention(6, 2), "is a MultiheadAttention.*in_proj and out_proj.*leave it out, or build"),
+        (nn.Bilinear(6, 6, 6), r"is a Bilinear.*inflib.register\(Bilinear"),
+    ],
+)
+def test_a_named_module_without_a_single_matrix_says_what_to_do(module: nn.Module, message: str) -> None:
+    model = nn.ModuleDict({"odd": module, "fine": nn.Linear(2, 2)})
+    with pytest.raises(ValueError, match=message):
+        inflib.coverage(model, ["odd", "fine"])
