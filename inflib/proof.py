@@ -133,12 +133,12 @@ def prove(
     recording = forward(model, layers, batch.inputs, batch.size, raw=True)
     _check_recorded(recording, batch)
     objective.check(recording.outputs, batch.targets)
-    _check_alone(model, batch, recording.outputs.detach())
     idle = recording.drop_idle()
     layers = {name: replace(layer, idle=idle[name]) for name, layer in layers.items()}
     some = _some_examples(batch.size, draw)
     seed = _slopes(objective, measurement, recording.outputs, batch.targets, some, draw)
     allowed = _allowed(recording, layers, batch.size, seed, some)
+    _check_alone(model, batch, recording.outputs.detach())
     # powers of two: a model that rounds inside (norms in float32, gradients that are nothing but rounding) then rounds
     # alike in both sums
     weights = torch.from_numpy(2.0 ** draw.integers(-3, 4, batch.size) * draw.choice([-1.0, 1.0], batch.size))  # (B,)
