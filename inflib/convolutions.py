@@ -40,7 +40,7 @@ def patches(module: Any, x: Tensor) -> Tensor:
         x = x.unfold(2 + axis, gap * (cells - 1) + 1, stride)[..., ::gap]
     positions = prod(x.shape[2 : 2 + dimensions])
     x = x.movedim(1, 1 + dimensions)  # (B, *positions, C_in, *kernel)
-    return x.reshape(x.shape[0], positions, -1)
+    return x.reshape(x.shape[0], positions, prod(x.shape[1 + dimensions :]))
 
 
 def padded(module: Any, x: Tensor) -> Tensor:

@@ -88,9 +88,14 @@ def uncovered(model: nn.Module, layers: dict[str, Layer]) -> dict[str, int]:
 def select_and_say(model: nn.Module, layers: LayerSpec) -> dict[str, Layer]:
     """``select``, with a CoverageNote where layers=None leaves parameters out."""
     found, reasons = chosen(model, layers)
-    if layers is None and (text := _note(model, _coverage(model, found), reasons)):
+    text = _note(model, _coverage(model, found), reasons) if layers is None else _left_out(reasons)
+    if text:
         warnings.warn(text, CoverageNote, stacklevel=5)
     return found
+
+
+def _left_out(reasons: list[str]) -> str:
+    return ". ".join(f"Left out: {reason}" for reason in reasons)
 
 
 def _note(model: nn.Module, table: Coverage, reasons: list[str]) -> str:
@@ -98,7 +103,7 @@ def _note(model: nn.Module, table: Coverage, reasons: list[str]) -> str:
     if table.left_out:
         parts.append(
             f"{_count(table.left_out)} are not covered by any chosen layer and count as fixed: {_names(table.left_out)}"
-            + "".join(f". Left out: {reason}" for reason in reasons)
+            + (f". {_left_out(reasons)}" if reasons else "")
         )
     if table.frozen:
         parts.append(

@@ -104,7 +104,7 @@ class Recording:
     def record(self, layers: list[Layer], module: nn.Module, x: Tensor) -> None:
         """Keep what a module was given as the activations of its layers (several for a module in groups)."""
         if self.size is None:
-            layers[0].kind.activations(module, x)  # says so where x is nothing that it reads
+            _check_read(layers[0], module, x)
             kept = x.clone()  # so that a later in-place operation of the model cannot change it
             for layer in layers:
                 self.inputs.setdefault(layer.name, []).append(kept)
@@ -139,10 +139,22 @@ def _reached(name: str, gradient: Tensor | None) -> Tensor:
     return gradient
 
 
+def _check_read(layer: Layer, module: nn.Module, x: Tensor) -> None:
+    """Raise ValueError where x is nothing that the layer's kind reads, in its kind's words."""
+    try:
+        layer.kind.activations(module, x)
+    except ValueError as error:
+        raise ValueError(f"layer {layer.name!r}: {error}") from None
+
+
+class RowsChangedError(ValueError):
+    """A batch's rows do not fit where its layer's examples were seen to be."""
+
+
 def check_rows(layer: Layer, x: Tensor, size: int) -> None:
-    """Raise ValueError where a module's input cannot hold ``size`` examples where the layer's layout says."""
+    """Raise RowsChangedError where a module's input cannot hold ``size`` examples where the layer's layout says."""
     if not layer.layout.fits(x.shape, size):
-        raise ValueError(
+        raise RowsChangedError(
             f"layer {layer.name!r} was given {tuple(x.shape)} for {size} examples; expected the examples "
             f"{layer.layout}, where they were in the batch that was looked at. Rows that come and go with the data "
             f"(routed experts, a weight used in several ways) have no place of one example's own. "
@@ -267,22 +279,12 @@ def forward(model: nn.Module, layers: dict[str, Layer], inputs: Any, size: int, 
     return recording
 
 
-def pairs(
-    model: nn.Module,
-    layers: dict[str, Layer],
-    objective: Objective,
-    inputs: Any,
-    targets: Any,
-    size: int,
-    measurement: Any = None,
-) -> Captured:
-    """One forward and one backward pass → {layer: Pair(a, g)}, for layers whose layout has been shown to hold."""
-    check_batch(objective, inputs, targets)
-    recording = forward(model, layers, inputs, size)
+def pairs(recording: Recording, objective: Objective, targets: Any, measurement: Any = None) -> Captured:
+    """One backward pass through a recording → {layer: Pair(a, g)}."""
     objective.check(recording.outputs, targets)
     seed = output_gradient(values_of(objective, measurement), recording.outputs, targets)
     g = recording.gradients(seed, last=True)
-    found = Captured((name, Pair(recording.activations[name], g[name])) for name in layers)
+    found = Captured((name, Pair(recording.activations[name], g[name])) for name in recording.calls)
     found.lengths = {name: tuple(lengths) for name, lengths in recording.lengths.items()}
     return found
 

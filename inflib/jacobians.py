@@ -66,6 +66,11 @@ def jacobian(fit: Fit, batch: Batch, outputs: Tensor, rows: slice) -> Tensor:
     every = {n: p.detach() for n, p in fit.model.named_parameters()}
     own = {n: every[n] for n in names}
     parts, rebuilt = _examples_of(batch.inputs, batch.size)
+    if not parts:
+        raise ValueError(
+            f"no input has the batch's {batch.size} examples on its first axis; expected one that has: an exact "
+            "Jacobian takes one example after the other. Give inputs (B, ...), and transpose in forward."
+        )
     parts = [x[rows] for x in parts]
 
     def one(parameters: dict[str, Tensor], *parts: Tensor) -> tuple[Tensor, Tensor]:

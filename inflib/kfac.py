@@ -24,13 +24,13 @@ from torch import Tensor, nn
 from .batches import Batch, Data, accumulator, length, walk
 from .coverage import select_and_say
 from .finite import check_finite
-from .hooks import Recording, aligned, forward
+from .hooks import Recording, aligned
 from .layers import Layer, LayerSpec
 from .objectives import Objective, check_objective, label_kind, label_seeds
 from .order import Same
 from .padding import Padding
 from .placement import check_mode, plain_numbers
-from .positions import check_batch, present_means, present_rows
+from .positions import present_means, present_rows
 from .proof import Proof
 from .randomness import check_seed
 
@@ -105,9 +105,7 @@ class Fit:
         check=True has the proof look at batches whose turn it is.
         """
         for batch in walk(self.data, name="train", progress=self.progress, what=what):
-            layers = self.proof.of(batch) if check else self.proof.layers
-            check_batch(self.objective, batch.inputs, batch.targets)
-            recording = forward(self.model, layers, batch.inputs, batch.size)
+            recording = self.proof.recording(batch, look=check)
             self.objective.check(recording.outputs, batch.targets)
             if check and batch.index == 0:
                 check_objective(self.objective, recording.outputs, batch.targets, self.labels)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
@@ -180,7 +181,7 @@ def positions_last(module: nn.Module, x: Tensor) -> Tensor:
             f"a {type(module).__name__} was given an input of shape {tuple(x.shape)}; expected (B, ..., features). "
             "Give batches of examples: DataLoader(dataset, batch_size=...), or x[None] for a single one."
         )
-    return x.reshape(x.shape[0], -1, x.shape[-1])
+    return x.reshape(x.shape[0], prod(x.shape[1:-1]), x.shape[-1])
 
 
 register(nn.Linear, positions_last, positions_last)

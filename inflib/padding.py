@@ -1,10 +1,9 @@
 """Which mask belongs to which layer: a padded position counts nowhere, and no other is left out.
 
-A mask speaks of one sequence. With a single one in the inputs, the layers whose positions are exactly as many (times
-their calls) are that sequence's. With two (an encoder's and a decoder's, a caption beside an image) a length proves
-nothing, so it is tried: the mask is made to hide each row's last token too, and what is hidden is replaced. Activations
-that change there and nowhere else are that sequence's positions; a layer that nothing in the sequence changes is
-another's. Where neither shows, ``with_masks`` says it.
+A mask speaks of one sequence, and of the layers with exactly as many positions (times their calls). But a length proves
+nothing: a decoder's may be its encoder's, an image have as many patches as its caption tokens, a pool as many queries.
+So it is tried on the first padded batch: the sequence is cut by its last token, and the layers that then have fewer
+positions are that sequence's. Where a model cannot be shown a shorter one, ``with_masks`` says which is whose.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from .batches import Batch
@@ -53,9 +51,7 @@ class Padding:
             if name in self.found or _named(name, batch.inputs) is not ...:
                 continue
             fitting = [m for m, mask in masks.items() if _fits(mask, name, recording, batch.size)]
-            if len(fitting) == 1 and len(masks) == 1 and not _foreign(batch.inputs, fitting[0], masks[fitting[0]]):
-                self.found[name] = fitting[0]
-            elif fitting:
+            if fitting:
                 open_[name] = fitting
             elif max(recording.lengths[name]) > 1 and not any(_foreign(batch.inputs, m, masks[m]) for m in masks):
                 apart.append(name)
@@ -63,10 +59,13 @@ class Padding:
             self.said = True
             _say_apart(apart, recording, masks)
         if open_:
-            layers = {name: recording.layers[name] for name in open_}
-            seen = {m: _tried(self.model, layers, batch, m, masks[m]) for m in {m for ms in open_.values() for m in ms}}
+            seen = {}
+            for m in dict.fromkeys(m for fitting in open_.values() for m in fitting):
+                layers = {name: recording.layers[name] for name, fitting in open_.items() if m in fitting}
+                seen[m] = _tried(self.model, layers, batch, m, masks[m])
             for name, fitting in open_.items():
-                self.found[name] = _decided(name, fitting, {m: seen[m][name] for m in fitting}, recording)
+                alone = len(masks) == 1 and not _foreign(batch.inputs, fitting[0], masks[fitting[0]])
+                self.found[name] = _decided(name, fitting, {m: seen[m][name] for m in fitting}, recording, alone)
 
     def _positions(self, name: str, batch: Batch, recording: Recording, masks: dict[str, Tensor]) -> Tensor | None:
         which: Any = _named(name, batch.inputs)
@@ -121,17 +120,19 @@ def _fits(mask: Tensor, name: str, recording: Recording, size: int) -> bool:
 # --- trying a mask -------------------------------------------------------------------------------------------------
 
 
-def _contents(inputs: Mapping[str, Any], name: str, mask: Tensor) -> list[str]:
-    """The inputs that a mask's sequence is made of: its token ids, or without any what has a place for each of them."""
+def _own(inputs: Mapping[str, Any], name: str, mask: Tensor) -> list[str]:
+    """The inputs that have a place for each of a mask's positions, and are of its side: encoder's or decoder's."""
     decodes = name.startswith("decoder_")
-    own = [
+    return [
         key
         for key, x in inputs.items()
-        if isinstance(x, Tensor)
-        and not key.endswith(NOT_CONTENT)
-        and x.shape[: mask.ndim] == mask.shape
-        and key.startswith("decoder_") == decodes
+        if isinstance(x, Tensor) and x.shape[: mask.ndim] == mask.shape and key.startswith("decoder_") == decodes
     ]
+
+
+def _contents(inputs: Mapping[str, Any], name: str, mask: Tensor) -> list[str]:
+    """The inputs that a mask's sequence is made of: its token ids, or without any what has a place for each of them."""
+    own = [key for key in _own(inputs, name, mask) if not key.endswith(NOT_CONTENT)]
     return [key for key in own if inputs[key].ndim == mask.ndim] or own
 
 
@@ -146,54 +147,29 @@ def _foreign(inputs: Mapping[str, Any], name: str, mask: Tensor) -> list[str]:
 
 
 def _tried(model: nn.Module, layers: dict[str, Layer], batch: Batch, name: str, mask: Tensor) -> dict[str, bool | None]:
-    """Whether each layer's positions are this mask's: True and False are shown, None is not."""
-    there = mask != 0
-    last = there & (there.flip(-1).cumsum(-1).flip(-1) == 1) & (there.sum(-1, keepdim=True) > 1)
-    hidden = ~there | last
-    keys = _contents(batch.inputs, name, mask)
-    if not keys or not bool(hidden.any()):
+    """Whether each layer's positions are this mask's, seen from a sequence cut by one; None where it cannot be cut."""
+    keys = [key for key in _own(batch.inputs, name, mask) if key.endswith(NOT_CONTENT)]
+    keys += _contents(batch.inputs, name, mask)
+    short = {key: batch.inputs[key].narrow(mask.ndim - 1, 0, mask.shape[-1] - 1) for key in keys}
+    try:
+        cut = forward(model, layers, {**batch.inputs, **short}, batch.size)
+    except (RuntimeError, ValueError, IndexError, AssertionError):  # in the model's words: its lengths do not fit
         return dict.fromkeys(layers)
-    shut = {**batch.inputs, name: (~hidden).to(mask.dtype)}
-    before = forward(model, layers, shut, batch.size)
-    other = forward(model, layers, shut | {key: _replaced(shut[key], hidden) for key in keys}, batch.size)
-    whole = torch.ones_like(hidden)
-    another = forward(model, layers, shut | {key: _replaced(shut[key], whole) for key in keys}, batch.size)
-    found: dict[str, bool | None] = {}
-    for layer in layers:
-        a = before.activations[layer]
-        rows = _rows(hidden, layers[layer], batch.size).repeat(1, len(before.lengths[layer]))
-        changed = _changed(a, other.activations[layer])
-        if bool(changed.any()) and not bool((changed & ~rows).any()):
-            found[layer] = True
-        else:
-            found[layer] = None if bool(_changed(a, another.activations[layer]).any()) else False
-    return found
+    return {layer: _fits(mask[..., 1:], layer, cut, batch.size) for layer in layers}
 
 
-def _replaced(x: Tensor, where: Tensor) -> Tensor:
-    """x with other contents where it is said: another of its own ids, or other numbers."""
-    where = where.reshape(where.shape + (1,) * (x.ndim - where.ndim))
-    if x.is_floating_point():
-        return torch.where(where, 1 - 2 * x, x)
-    ids = x.unique()
-    first, second = (ids[0], ids[-1]) if len(ids) > 1 else (ids[0], (ids[0] == 0).to(ids))
-    return torch.where(where, torch.where(x == first, second, first), x)
-
-
-def _changed(a: Tensor, b: Tensor) -> Tensor:
-    """The positions (B, T) at which activations differ by more than rounding."""
-    apart = (a - b).abs().amax(-1)
-    return apart > 64 * torch.finfo(a.dtype).eps * a.abs().amax()
-
-
-def _decided(name: str, fitting: list[str], seen: dict[str, bool | None], recording: Recording) -> str | None:
+def _decided(
+    name: str, fitting: list[str], seen: dict[str, bool | None], recording: Recording, alone: bool
+) -> str | None:
     own = [m for m in fitting if seen[m]]
     if len(own) == 1:
         return own[0]
-    if not own and all(seen[m] is False for m in fitting):
+    if all(seen[m] is False for m in fitting):
         return None
+    if alone:  # the only sequence there is
+        return fitting[0]
     raise ValueError(
-        f"layer {name!r} has {recording.lengths[name][0]} positions, as {' and '.join(fitting)}, and the inputs hold "
-        "another sequence too; whose they are did not show when hidden tokens were replaced. Say "
+        f"layer {name!r} has {recording.lengths[name][0]} positions, as many as {' and '.join(fitting)}; whether they "
+        "are the same did not show when the sequence was cut by one. Say "
         f"it: inflib.with_masks(inputs, {{{name!r}: {fitting[0]!r}}}), or None for a layer whose positions all count."
     )

@@ -132,6 +132,12 @@ def _present(name: str, inputs: Mapping[str, Any]) -> Tensor:
     if isinstance(ids, Tensor) and not same:
         raise ValueError(_mask_shape(mask, ids.shape[:2], "the input_ids'", name))
     there = mask != 0
+    if not bool((there == mask).all()):
+        raise ValueError(
+            f"{name} holds other numbers than 0 and 1 ({float(mask.min()):g} to {float(mask.max()):g}); expected 1 "
+            "where a position holds a token and 0 where it is padding. Give that one, and let the model make from it "
+            "what it adds to its scores."
+        )
     if not bool(there.any(-1).all()):
         raise ValueError(
             f"the {name} of sequence {int((~there.any(-1)).nonzero()[0, 0])} of a batch hides every position; "

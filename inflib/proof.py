@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -24,10 +23,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .batches import Batch, batch_size, per_row
+from .batches import Batch, batch_size, mapped, per_row
 from .comparison import compared, weighted_sums
 from .finite import check_finite
-from .hooks import Captured, Pair, Recording, forward, leave_out, pairs, values_of
+from .hooks import Captured, Pair, Recording, RowsChangedError, forward, leave_out, pairs, values_of
 from .layers import Layer, LayerSpec, positions_last
 from .objectives import Objective, per_example
 from .placement import call, plain_numbers
@@ -85,18 +84,27 @@ class Proof:
         self._later = int(self._draw.integers(1, self.batches)) if self.batches and self.batches > 1 else None
 
     def pairs(self, batch: Batch) -> Captured:
-        """``hooks.pairs`` of a batch, which is looked at first where its turn has come."""
-        layers = self.of(batch)
-        return pairs(self.model, layers, self.objective, batch.inputs, batch.targets, batch.size, self.measurement)
+        """Every layer's activations and gradients of a batch, which is looked at first where its turn has come."""
+        return pairs(self.recording(batch), self.objective, batch.targets, self.measurement)
 
-    def of(self, batch: Batch) -> dict[str, Layer]:
-        """The layers as this batch may be read."""
-        if self._due(batch):
-            self.layers = prove(self.model, self.layers, self.objective, batch, self.measurement, self._draw)
-            if self.say and self._most < 2 <= batch.size:
-                _say_where(self.layers)
-            self._most = max(self._most, batch.size)
-        return self.layers
+    def recording(self, batch: Batch, *, look: bool = True) -> Recording:
+        """A forward pass over a batch, its rows read as they were shown to be; look=False in a pass after the first."""
+        check_batch(self.objective, batch.inputs, batch.targets)
+        if look and self._due(batch):
+            self._look(batch)
+        try:
+            return forward(self.model, self.layers, batch.inputs, batch.size)
+        except RowsChangedError:  # tokens flattened into the batch, where all texts so far had one
+            self._look(batch)
+            return forward(self.model, self.layers, batch.inputs, batch.size)
+
+    def _look(self, batch: Batch) -> None:
+        before = self.layers if self._most > 1 else {}
+        found = prove(self.model, self.layers, self.objective, batch, self.measurement, self._draw)
+        self.layers = {name: _agreed(before.get(name, layer), layer, batch.index) for name, layer in found.items()}
+        if self.say and self._most < 2 <= batch.size:
+            _say_where(self.layers)
+        self._most = max(self._most, batch.size)
 
     def _due(self, batch: Batch) -> bool:
         if self._most < 2 and batch.size > self._most:
@@ -104,6 +112,17 @@ class Proof:
         if self.batches is None:  # one of so many, whenever the data ends
             return batch.index > 0 and bool(self._draw.random() < 1 / batch.index)
         return batch.index == self._later
+
+
+def _agreed(before: Layer, now: Layer, batch: int) -> Layer:
+    """The layer in the layout that both batches allow; ValueError where there is none."""
+    one, other = before.layout, now.layout
+    if one.axis != other.axis or (one.order and other.order and one.order != other.order):
+        raise ValueError(
+            f"layer {now.name!r} has its examples {other} in batch {batch}, {one} in a batch before; expected one "
+            f"place in all batches. {leave_out([now.name], [now.name, ''])}"
+        )
+    return replace(now, layout=one if one.order else other)
 
 
 def _say_where(layers: dict[str, Layer]) -> None:
@@ -138,7 +157,7 @@ def prove(
     some = _some_examples(batch.size, draw)
     seed = _slopes(objective, measurement, recording.outputs, batch.targets, some, draw)
     allowed = _allowed(recording, layers, batch.size, seed, some)
-    _check_alone(model, batch, recording.outputs.detach())
+    _check_alone(model, batch, recording.outputs.detach(), draw)
     # powers of two: a model that rounds inside (norms in float32, gradients that are nothing but rounding) then rounds
     # alike in both sums
     weights = torch.from_numpy(2.0 ** draw.integers(-3, 4, batch.size) * draw.choice([-1.0, 1.0], batch.size))  # (B,)
@@ -152,31 +171,30 @@ def _check_recorded(recording: Recording, batch: Batch) -> None:
         check_finite("activations", {k: x[at] for k, x in recording.inputs.items() if len(x) > at}, batch.index)
 
 
-def _check_alone(model: nn.Module, batch: Batch, outputs: Tensor) -> None:
-    """Raise ValueError where the first example's output changes once all others are replaced by copies of it."""
-    if batch.size == 1:
+def _check_alone(model: nn.Module, batch: Batch, outputs: Tensor, draw: np.random.Generator) -> None:
+    """Raise ValueError where an example's output changes once all others are replaced by copies of it."""
+    if batch.size == 1 or not bool(outputs.isfinite().all()):
         return
-    copies = _first_everywhere(batch.inputs, batch.size)
-    with torch.no_grad():
-        again = call(model, copies)
-    apart = float((again[0] - outputs[0]).abs().max()) if again.shape == outputs.shape else math.inf
-    if apart > _ALONE.get(outputs.dtype, 1e-2) * float(outputs[0].abs().max().clamp_min(1e-30)):
-        raise ValueError(
-            f"the output of example 0 changes by {apart:.2g} when the others of its batch are replaced by copies of "
-            "it; expected it to depend on its own input alone. Statistics over the batch, ranks, routing with limited "
-            "room do so: use running statistics (model.eval()), or give batches of one example."
-        )
+    for n in (0, int(draw.integers(1, batch.size))):
+        with torch.no_grad():
+            again = call(model, _everywhere(n, batch.inputs, batch.size))
+        apart = float((again[n] - outputs[n]).abs().max()) if again.shape == outputs.shape else math.inf
+        if not apart <= _ALONE.get(outputs.dtype, 1e-2) * float(outputs[n].abs().max().clamp_min(1e-30)):  # NaN too
+            raise ValueError(
+                f"the output of example {n} changes by {apart:.2g} when the others of its batch are replaced by copies "
+                "of it; expected it to depend on its own input alone. Statistics over the batch, ranks, routing with "
+                "limited room do so: use running statistics (model.eval()), or give batches of one example. An input "
+                f"that has {batch.size} rows by chance is taken for examples: give prototypes or positions as x[None]."
+            )
 
 
-def _first_everywhere(inputs: Any, size: int) -> Any:
-    """Inputs in which every example is the first, where they have examples on their first axis."""
-    if isinstance(inputs, Tensor):
-        return inputs[:1].expand_as(inputs).contiguous() if inputs.ndim and len(inputs) == size else inputs
-    if isinstance(inputs, Mapping):
-        return {key: _first_everywhere(x, size) for key, x in inputs.items()}
-    if isinstance(inputs, (tuple, list)):
-        return type(inputs)([_first_everywhere(x, size) for x in inputs])
-    return inputs
+def _everywhere(n: int, inputs: Any, size: int) -> Any:
+    """Inputs in which every example is the n-th, where they have examples on their first axis."""
+
+    def copies(x: Tensor) -> Tensor:
+        return x[n : n + 1].expand_as(x).contiguous() if x.ndim and len(x) == size else x
+
+    return mapped(inputs, copies)
 
 
 # --- 1: whose rows a loss arrives at -------------------------------------------------------------------------------

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from .layers import Exactly, Layer, LayerSpec, Untied, kind_of
 
+MOST = 16  # names that a message shows
+
 
 def select(model: nn.Module, layers: LayerSpec = None) -> dict[str, Layer]:
     """{name: Layer} in ``named_modules`` order.
@@ -49,7 +51,7 @@ def chosen(model: nn.Module, layers: LayerSpec = None) -> tuple[dict[str, Layer]
     if not is_untied:  # naming one user of a weight names its other users too: a layer is a weight
         weights = {id(_weight(module)) for module in taken.values()}
         taken = {name: module for name, module in supported.items() if id(_weight(module)) in weights}
-    whole, reasons = _tied(model, taken, is_untied, explicit=wanted is not None)
+    whole, reasons = _tied(model, taken, is_untied, explicit=wanted is not None and not callable(wanted))
     found = {part.name: part for layer in whole for part in _parts(layer, taken, groups)}
     if not found:
         raise ValueError(f"layers={layers!r} leaves no layer to fit. " + "; ".join(reasons.values()))
@@ -157,7 +159,9 @@ def _way_on(module: nn.Module) -> str:
 
 
 def _list(supported: Iterable[str]) -> str:
-    return ", ".join(map(repr, supported)) or "no layer of a type inflib understands"
+    names = list(supported)
+    shown = ", ".join(map(repr, names[:MOST])) or "no layer of a type inflib understands"
+    return shown + (f" and {len(names) - MOST} more (see inflib.coverage)" if len(names) > MOST else "")
 
 
 def _tied(

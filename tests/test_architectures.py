@@ -41,13 +41,12 @@ def test_examples_are_found_wherever_a_model_puts_them(name: str) -> None:
     assert max(found.worst, found.activations, found.slopes) < 1e-10
 
 
-OUTPUT = "the output of example"
 NAMED = {  # what a refusal names
     "sorted by length inside forward": "layer 'l'",
     "packed sequences": "layer 'l'",
-    "contrastive logits": OUTPUT,
-    "a graph's nodes": OUTPUT,
-    "batch statistics written by hand": f"layer 'l'|{OUTPUT}",
+    "contrastive logits": "layer 'v'",
+    "a graph's nodes": "layer 'l'",
+    "batch statistics written by hand": "layer 'l'",
     "routed experts": "layer 'experts.0'",
     "one expert for every example": "layer 'a'",
     "a weight used outside its module in later batches": "layer 'l'",

@@ -135,16 +135,16 @@ def test_padding_of_both_changes_nothing() -> None:
 class Caption(nn.Module):
     """A text and an image with as many patches as the text has tokens."""
 
-    def __init__(self, mix: bool = False) -> None:
+    def __init__(self, fixed: bool = False) -> None:
         super().__init__()
         torch.manual_seed(0)
         self.words, self.text, self.patches = nn.Embedding(WORDS, WIDTH), nn.Linear(WIDTH, WIDTH), nn.Linear(2, WIDTH)
-        self.out, self.mix = nn.Linear(WIDTH, 3), mix
+        self.out, self.fixed = nn.Linear(WIDTH, 3), fixed
+        self.place = nn.Parameter(torch.randn(4, WIDTH))
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, pixel_values: Tensor) -> Tensor:
-        text, image = self.text(self.words(input_ids)).tanh(), pixel_values
-        if self.mix:  # every patch sees every token, hidden or not
-            image = image + text.sum((1, 2))[:, None, None]
+        text, image = self.words(input_ids), pixel_values
+        text = self.text(text + self.place if self.fixed else text).tanh()  # fixed: it takes four tokens and no others
         pooled = (text * attention_mask[..., None]).sum(1) / attention_mask.sum(1, keepdim=True)
         return self.out(pooled * self.patches(image).mean(1))
 
@@ -165,8 +165,10 @@ def test_a_captions_mask_is_not_laid_over_an_images_patches() -> None:
 
 
 def test_where_nothing_shows_whose_positions_they_are_it_has_to_be_said() -> None:
-    model, (inputs, targets) = Caption(mix=True).eval(), captioned()
-    with pytest.raises(ValueError, match=r"layer 'patches' has 4 positions, as attention_mask.*with_masks\(inputs, \{"):
+    model, (inputs, targets) = Caption(fixed=True).eval(), captioned()
+    with pytest.raises(
+        ValueError, match=r"layer 'text' has 4 positions, as many as attention_mask.*with_masks\(inputs, \{"
+    ):
         moments(model, [(inputs, targets)], objective=CrossEntropy())
     said = with_masks(inputs, {"patches": None, "*": "attention_mask"})
     found = moments(model, [(said, targets)], objective=CrossEntropy(), layers=["text", "patches"])
@@ -253,3 +255,46 @@ def test_the_masks_of_several_texts_an_example_are_laid_over_their_own_rows() ->
         assert same.positions == found.positions
         assert_close(same.A("mix"), found.A("mix"), 1e-13)
         assert_close(same.S("mix"), found.S("mix"), 1e-13)
+
+
+class Pool(nn.Module):
+    """As many learned queries as a padded text happens to have tokens: their positions are no tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.words, self.queries = nn.Embedding(WORDS, WIDTH), nn.Parameter(torch.randn(4, WIDTH))
+        self.key, self.after, self.out = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 3)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        x = self.words(input_ids)
+        weights = (self.queries @ self.key(x).mT).masked_fill(attention_mask[:, None] == 0, -torch.inf).softmax(-1)
+        return self.out(self.after(weights @ x).tanh().mean(1))
+
+
+class Blank(nn.Module):
+    """Padding is set to 0 and then sees what came before it: its positions are tokens all the same."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.words, self.mix, self.out = nn.Embedding(WORDS, WIDTH), nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 3)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        x = (self.words(input_ids) * attention_mask[..., None]).cumsum(1)
+        return self.out((self.mix(x).tanh() * attention_mask[..., None]).sum(1))
+
+
+@pytest.mark.parametrize(("model", "expected"), [(Pool, {"key": 9, "after": 12}), (Blank, {"mix": 9})])
+def test_one_mask_is_for_positions_that_grow_with_its_sequence(model: type[nn.Module], expected: dict) -> None:
+    inputs, targets = captioned()
+    inputs.pop("pixel_values")
+    found = moments(model().eval(), [(inputs, targets)], objective=CrossEntropy())
+    assert found.positions == expected | {"out": 3}
+
+
+def test_a_mask_that_is_added_to_scores_is_refused() -> None:
+    inputs, targets = captioned()
+    inputs["attention_mask"] = (inputs["attention_mask"] - 1) * 1e9
+    with pytest.raises(ValueError, match=r"attention_mask holds other numbers than 0 and 1 \(-1e\+09 to 0\)"):
+        moments(Caption().eval(), [(inputs, targets)], objective=CrossEntropy())
