@@ -5,6 +5,7 @@
 
 PYTHON ?= python3
 LAB_ARGS ?=
+DEMO_ARGS ?=
 TEST_ARGS ?=
 BENCH_ARGS ?=
 ONLY ?=
@@ -20,7 +21,7 @@ AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help lab test notebooks format bench peers data clean
+.PHONY: help lab demo test notebooks format bench peers data clean
 
 help: ## list these commands
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -29,6 +30,11 @@ lab: $(VENV)/.course ## set up .venv, open your copy of the course in JupyterLab
 	@$(BIN)/python notebooks/reading_copy.py
 	$(BIN)/jupyter lab $(AS_ROOT) --ServerApp.root_dir='$(CURDIR)' --LabApp.app_settings_dir='$(SETTINGS)' \
 	    --LabApp.default_url=/lab/tree/$(FIRST) $(LAB_ARGS)
+
+demo: $(VENV)/.course ## a page to draw on, and what the model learned it from; no code (DEMO_ARGS="--no-browser")
+	$(BIN)/jupyter lab $(AS_ROOT) --ServerApp.root_dir='$(CURDIR)/demo' --LabApp.app_settings_dir='$(CURDIR)/demo/settings' \
+	    --LabApp.extra_labextensions_path='$(CURDIR)/demo/labextensions' \
+	    --LabApp.default_url=/doc/workspaces/inflib-demo/tree/digits.ipynb $(DEMO_ARGS)
 
 test: $(VENV)/.dev ## set up .venv, run every check, one summary at the end (TEST_ARGS="lint unit" for some of them)
 	@$(BIN)/python .ci/check.py $(TEST_ARGS)

@@ -32,7 +32,10 @@ POSITIVE, NEGATIVE = "#D55E00", "#2A8BCB"
 
 STYLE = """<style>
 .inflib-panel { color: var(--jp-ui-font-color1, #222); font-family: var(--jp-ui-font-family, system-ui, sans-serif);
-  font-size: 13px; line-height: 1.4; max-width: 1060px; }
+  font-size: 13px; line-height: 1.4; max-width: 1060px; container-type: inline-size; }
+.inflib-panel .widget-inline-hbox { min-width: 0; max-width: calc(100% - 4px); }
+.inflib-panel .widget-html-content { min-width: 0; max-width: 100%; }
+@container (max-width: 560px) { .inflib-panel .widget-hbox { flex-wrap: wrap; row-gap: 4px; } }
 .inflib-panel .widget-html-content { line-height: 1.4; }
 .inflib-panel .inflib-heading { font-weight: 600; }
 .inflib-panel .inflib-note { line-height: 28px; padding-left: 6px; }

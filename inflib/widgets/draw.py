@@ -179,7 +179,7 @@ def _prediction_html(subject: Picture | None) -> str:
     name, p = subject.predictions[0]
     return (
         f'<div class="inflib-prediction"><div class="inflib-heading" role="status">The model says {escape(name)} '
-        f'({p:.1%})</div><div style="display:flex;gap:20px;align-items:center;margin:4px 0">'
+        f'({p:.1%})</div><div style="display:flex;flex-wrap:wrap;gap:4px 20px;align-items:center;margin:4px 0">'
         f'<figure style="margin:0;flex:none"><img src="{picture(subject.image)}" width="84" height="84" '
         'alt="the drawing, centred and scaled as MNIST was"><figcaption class="inflib-quiet" '
         f'style="text-align:center">what it reads</figcaption></figure>{_columns(subject)}</div></div>'
@@ -194,14 +194,15 @@ def _columns(subject: Picture) -> str:
     """The probabilities as columns: the model's answer is in bold, what is asked about has a mark below its name."""
     numbers, bars, names, marks = "", "", "", ""
     for name, p in _by_class(subject):
-        cell = "padding:0;width:42px;text-align:center;" + "font-weight:700;" * (name == subject.predicted)
-        bar = f"height:{max(1, round(48 * p))}px;width:22px;margin:auto;background:{_BAR}"
-        numbers += f'<td style="{cell}font-size:11px">{p:.1%}</td>'
+        cell = "padding:0;text-align:center;" + "font-weight:700;" * (name == subject.predicted)
+        bar = f"height:{max(1, round(48 * p))}px;width:52%;margin:auto;background:{_BAR}"
+        numbers += f'<td style="{cell}font-size:10px">{p:.1%}</td>'
         bars += f'<td style="{cell}height:50px;vertical-align:bottom"><div style="{bar}"></div></td>'
         names += f'<td style="{cell}border-top:1px solid {_BAR}">{escape(name)}</td>'
         marks += f'<td style="{cell}line-height:8px">{"▴" if name == subject.label else ""}</td>'
     rows = "".join(f'<tr style="background:none">{cells}</tr>' for cells in (numbers, bars, names, marks))
-    return f'<table style="border-collapse:collapse;margin:0" aria-label="probabilities">{rows}</table>'
+    size = f"width:{42 * len(subject.predictions)}px;max-width:100%;table-layout:fixed"
+    return f'<table style="{size};border-collapse:collapse;margin:0" aria-label="probabilities">{rows}</table>'
 
 
 _BAR = "#7A8793"  # neither of the two colours that mean a sign

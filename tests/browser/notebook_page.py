@@ -81,6 +81,16 @@ class Notebook:
         light = "false" if "Dark" in name else "true"
         self.page.wait_for_function("l => document.body.dataset.jpThemeLight === l", arg=light)
 
+    def cut_off(self, what: Locator) -> list[str]:
+        """The parts of an element that reach beyond its right side, those that scroll or are only spoken left out."""
+        return list(
+            what.evaluate(
+                """whole => [...whole.querySelectorAll('*')].filter(e => e.getClientRects().length
+                    && e.getBoundingClientRect().right > whole.getBoundingClientRect().right + 1
+                    && !e.closest('.inflib-spoken')).map(e => e.outerHTML.slice(0, 120))"""
+            )
+        )
+
     def shot(self, name: str, what: Locator | None = None) -> Path:
         """Save a picture of the page, or of one element, where git does not look."""
         SHOTS.mkdir(exist_ok=True)

@@ -6,6 +6,19 @@ They run after the notebook and its solutions, so a solution can be spoilt in pl
 from __future__ import annotations
 
 WRONG: dict[str, list[tuple[str, str]]] = {
+    "00_start_here": [
+        ("check_together(-together)", "minus what they contribute"),
+        ("check_together(4500 * together)", "a removal is a step"),
+        ("check_together(together / 2)", "are they ten"),
+        ("check_worst(int(index.influence(model, objective, misclassified).sum(0).argmax()))", "helps most"),
+        ("check_worst(int(index.influence(model, objective, misclassified).argmin()) % 4500)", "ONE query"),
+        ("check_worst(0)", "the lowest total is"),
+        ("check_closeness(lambda damping: 1.0)", "from the same method"),
+        ("check_closeness(lambda damping: 0.9)", "in the limit"),
+        ("check_contributed(1)", "the contribution is score/N"),
+        ("check_contributed(-0.5)", "it is a proponent"),
+        ("check_contributed(2)", "N is 2"),
+    ],
     "01_influence_functions": [
         ("check_flipped(lambda n: -flipped(n))", "the other way"),
         ("check_flipped(lambda n: flipped(n) / 2)", "removing one label or adding the other"),
