@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from measure import Cost
 
-from inflib import CrossEntropy, TrainIndex, load
-from inflib.lab import Stroke, as_mnist, ink_of_strokes, load_checkpoint, mlp, mnist_5k, shipped_checkpoint
+from inflib import CrossEntropy, TrainIndex, ekfac, load
+from inflib.lab import DigitData, Stroke, as_mnist, ink_of_strokes, load_checkpoint, mlp, mnist_5k, shipped_checkpoint
 from inflib.widgets import DrawDigit, ImageBrowser, three_methods
 from inflib.widgets.passages import HeatedText, Passages
 
@@ -54,14 +54,15 @@ def main() -> None:
     sheet = DrawDigit(model, objective, index, digits.train, curvatures=methods)
     timed("a drawing as the model reads it", lambda: as_mnist(ink_of_strokes(SEVEN)))
     timed("a drawing, 4,500 digits", lambda: sheet.draw(SEVEN))
-    timed("a drawing, 60,000 digits", by_sixty_thousand(model, digits, curvature))
+    timed("a drawing, 60,000 digits", by_sixty_thousand(model, digits))
     print(f"{TEXTS} texts of {CHARACTERS} characters in the page {drawn_in_page():8.0f} ms")
 
 
-def by_sixty_thousand(model: torch.nn.Module, digits, curvature) -> Callable[[], object]:
+def by_sixty_thousand(model: torch.nn.Module, digits: DigitData) -> Callable[[], object]:
     """The shipped digits over and over, in float32, stand for all of MNIST."""
     many = digits.train[np.arange(60_000) % len(digits.train)]
     single = deepcopy(model).float()
+    curvature = ekfac(single, CrossEntropy(), digits.train.batches())
     index = TrainIndex.build(single, CrossEntropy(), many.batches(2000), curvature)
     sheet = DrawDigit(single, CrossEntropy(), index, many)
     return lambda: sheet.draw(SEVEN)

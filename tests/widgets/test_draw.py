@@ -315,7 +315,8 @@ def test_a_drawing_is_answered_by_sixty_thousand(shipped) -> None:
     """The shipped digits over and over, in float32, stand for all of MNIST."""
     rows = np.arange(60_000) % len(shipped.digits.train)
     many, model = shipped.digits.train[rows], deepcopy(shipped.model).float()
-    index = TrainIndex.build(model, shipped.objective, many.batches(2000), shipped.index.curvature, progress=False)
+    curvature = ekfac(model, shipped.objective, shipped.digits.train.batches(), progress=False)
+    index = TrainIndex.build(model, shipped.objective, many.batches(2000), curvature, progress=False)
     panel = DrawDigit(model, shipped.objective, index, many)
     from_the_browser(panel, SEVEN)
     assert panel.answer.subject.predicted == "7"
