@@ -129,6 +129,16 @@ def flattened_strides() -> Case:
     return classified(model, points((3, 5, WIDTH), (4, 4, WIDTH), (5, 2, WIDTH)))
 
 
+@kind("tokens flattened with the batch running fastest, a batch of one last")
+def flattened_strides_before_one() -> Case:
+    return classified(flattened_strides().model, points((3, 5, WIDTH), (1, 4, WIDTH)))
+
+
+@kind("tokens flattened with the batch running fastest, one token each last")
+def flattened_strides_before_short() -> Case:
+    return classified(flattened_strides().model, points((3, 5, WIDTH), (3, 1, WIDTH)))
+
+
 def windows(x: Tensor, first: bool) -> Tensor:
     """(B, 4, 4, d) → (B · 4, 4, d) or, windows running slowest, (4 · B, 4, d)."""
     B, _, _, d = x.shape
