@@ -272,8 +272,11 @@ def _allowed(
 
 
 def _candidates(layer: Layer, inputs: list[Tensor], size: int) -> list[Layout]:
-    any_axis = layer.kind.activations is positions_last
-    return list(candidates([x.shape for x in inputs], size, any_axis=any_axis))
+    """The layout that held so far, where it fits, before others: a last batch of one example would allow them all."""
+    shapes, any_axis = [x.shape for x in inputs], layer.kind.activations is positions_last
+    found = list(candidates(shapes, size, any_axis=any_axis))
+    held = [layer.layout] if all(layer.layout.fits(shape, size) for shape in shapes) else []
+    return held + [layout for layout in found if layout != layer.layout]
 
 
 def _touched(layout: Layout, gradient: Tensor) -> Tensor:

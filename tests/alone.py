@@ -1,9 +1,8 @@
 """What a model's gradients are, one example at a time: an oracle for models too large to be built as dense matrices.
 
-Each example is a batch of one, without its padding; its loss is a formula written here, and autograd's
-gradient of it in every covered weight is its gradient. No
-layout of rows, no mask and no loss of the library takes part. A
-``Case`` is a model with its batches; ``examine`` says how far the library is from the oracle, or in what words it refuses.
+Each example is a batch of one, without its padding; its loss is a formula written here, and autograd's gradient of it in
+every covered weight is its gradient. No layout of rows, no mask and no loss of the library takes part. A ``Case`` is a
+model with its batches; ``examine`` says how far the library is from the oracle, or in what words it refuses.
 """
 
 from __future__ import annotations
@@ -169,6 +168,19 @@ def _keep(rows: list[tuple[Tensor, Tensor]], spot: _Spot) -> Callable[..., None]
         rows.append((a, output))
 
     return hook
+
+
+Catalogue = dict[str, Callable[[], Case]]
+
+
+def enter(catalogue: Catalogue, name: str) -> Callable[[Callable[[], Case]], Callable[[], Case]]:
+    """Decorates what builds a case: ``catalogue`` then holds it by name."""
+
+    def add(build: Callable[[], Case]) -> Callable[[], Case]:
+        catalogue[name] = build
+        return build
+
+    return add
 
 
 def run(model: nn.Module, inputs: Any) -> Tensor:

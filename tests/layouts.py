@@ -10,23 +10,15 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from alone import Batch, Case, class_loss, squared_loss, token_loss
+from alone import Batch, Case, Catalogue, class_loss, enter, squared_loss, token_loss
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from inflib import CrossEntropy, NextToken, SquaredError
 
-RIGHT: dict[str, Callable[[], Case]] = {}
-MIXED: dict[str, Callable[[], Case]] = {}
+RIGHT: Catalogue = {}
+MIXED: Catalogue = {}
 WIDTH, CLASSES = 6, 3
-
-
-def kind(name: str, of: dict[str, Callable[[], Case]] = RIGHT) -> Callable[[Any], Any]:
-    def add(build: Callable[[], Case]) -> Callable[[], Case]:
-        of[name] = build
-        return build
-
-    return add
 
 
 def built(model: Callable[..., nn.Module], *args: Any) -> nn.Module:
@@ -64,27 +56,27 @@ class BatchSecond(nn.Module):
         return self.head(seen.mean(1))
 
 
-@kind("batch-second encoder layer")
+@enter(RIGHT, "batch-second encoder layer")
 def batch_second() -> Case:
     return classified(built(BatchSecond), points((3, 5, WIDTH), (4, 5, WIDTH), (5, 4, WIDTH)))
 
 
-@kind("batch-second encoder layer, as long as the batch")
+@enter(RIGHT, "batch-second encoder layer, as long as the batch")
 def batch_second_square() -> Case:
     return classified(built(BatchSecond), points((4, 4, WIDTH), (4, 4, WIDTH)))
 
 
-@kind("batch-second encoder layer, square in the first batch only")
+@enter(RIGHT, "batch-second encoder layer, square in the first batch only")
 def batch_second_at_first() -> Case:
     return classified(built(BatchSecond), points((4, 4, WIDTH), (3, 5, WIDTH), (5, 3, WIDTH)))
 
 
-@kind("batch-second encoder layer, square in a later batch only")
+@enter(RIGHT, "batch-second encoder layer, square in a later batch only")
 def batch_second_later() -> Case:
     return classified(built(BatchSecond), points((3, 5, WIDTH), (4, 4, WIDTH), (5, 3, WIDTH)))
 
 
-@kind("batch-first encoder layer")
+@enter(RIGHT, "batch-first encoder layer")
 def batch_first() -> Case:
     return classified(built(BatchSecond, True), points((3, 5, WIDTH), (4, 4, WIDTH)))
 
@@ -101,32 +93,42 @@ class Reordered(nn.Module):
         return self.head(self.after(torch.tanh(self.l(self.before(x))), x).mean(1))
 
 
-@kind("batch third")
+@enter(RIGHT, "batch third")
 def batch_third() -> Case:
     """(B, T, P, d) is seen as (T, P, B, d)."""
     model = built(Reordered, lambda x: x.permute(1, 2, 0, 3), lambda z, x: z.permute(2, 0, 1, 3).flatten(1, 2))
     return classified(model, points((3, 2, 4, WIDTH), (4, 2, 4, WIDTH), (2, 2, 4, WIDTH)))
 
 
-@kind("tokens flattened into the batch")
+@enter(RIGHT, "tokens flattened into the batch")
 def flattened() -> Case:
     model = built(Reordered, lambda x: x.flatten(0, 1), lambda z, x: z.reshape(x.shape))
     return classified(model, points((3, 5, WIDTH), (4, 4, WIDTH), (5, 2, WIDTH), (1, 3, WIDTH)))
 
 
-@kind("tokens flattened into the batch, a batch of one first")
+@enter(RIGHT, "tokens flattened into the batch, a batch of one first")
 def flattened_after_one() -> Case:
     model = built(Reordered, lambda x: x.flatten(0, 1), lambda z, x: z.reshape(x.shape))
     return classified(model, points((1, 5, WIDTH), (4, 4, WIDTH), (5, 2, WIDTH)))
 
 
-@kind("tokens flattened with the batch running fastest")
+@enter(RIGHT, "tokens flattened with the batch running fastest")
 def flattened_strides() -> Case:
     def back(z: Tensor, x: Tensor) -> Tensor:
         return z.reshape(x.shape[1], x.shape[0], -1).transpose(0, 1)
 
     model = built(Reordered, lambda x: x.transpose(0, 1).flatten(0, 1), back)
     return classified(model, points((3, 5, WIDTH), (4, 4, WIDTH), (5, 2, WIDTH)))
+
+
+@enter(RIGHT, "tokens flattened with the batch running fastest, a batch of one last")
+def flattened_strides_before_one() -> Case:
+    return classified(flattened_strides().model, points((3, 5, WIDTH), (1, 4, WIDTH)))
+
+
+@enter(RIGHT, "tokens flattened with the batch running fastest, one token each last")
+def flattened_strides_before_short() -> Case:
+    return classified(flattened_strides().model, points((3, 5, WIDTH), (3, 1, WIDTH)))
 
 
 def windows(x: Tensor, first: bool) -> Tensor:
@@ -136,13 +138,13 @@ def windows(x: Tensor, first: bool) -> Tensor:
     return (split if first else split.transpose(0, 1)).reshape(B * 4, 4, d)
 
 
-@kind("windows of an image")
+@enter(RIGHT, "windows of an image")
 def windowed() -> Case:
     model = built(Reordered, lambda x: windows(x, True), lambda z, x: z.reshape(len(x), 16, -1))
     return classified(model, points((3, 4, 4, WIDTH), (4, 4, 4, WIDTH), (16, 4, 4, WIDTH)))
 
 
-@kind("windows before the batch")
+@enter(RIGHT, "windows before the batch")
 def windowed_slowest() -> Case:
     model = built(
         Reordered, lambda x: windows(x, False), lambda z, x: z.reshape(4, len(x), 4, -1).transpose(0, 1).flatten(1, 2)
@@ -150,7 +152,7 @@ def windowed_slowest() -> Case:
     return classified(model, points((3, 4, 4, WIDTH), (4, 4, 4, WIDTH), (5, 4, 4, WIDTH)))
 
 
-@kind("a convolution on windows")
+@enter(RIGHT, "a convolution on windows")
 def windowed_convolution() -> Case:
     class Windowed(nn.Module):
         def __init__(self) -> None:
@@ -179,7 +181,7 @@ class Choices(nn.Module):
         return self.head(torch.tanh(self.l(x.flatten(0, 1)))).reshape(x.shape[:2])
 
 
-@kind("choices of a question")
+@enter(RIGHT, "choices of a question")
 def choices() -> Case:
     return classified(built(Choices), points((4, 3, WIDTH), (3, 3, WIDTH), (5, 3, WIDTH)))
 
@@ -217,12 +219,12 @@ def preferences(together: Callable[[Tensor, Tensor], Tensor]) -> Case:
     return Case(built(Preferred, together), SquaredError(), squared_loss, data)
 
 
-@kind("chosen and rejected, one after the other")
+@enter(RIGHT, "chosen and rejected, one after the other")
 def chosen_then_rejected() -> Case:
     return preferences(one_after_the_other)
 
 
-@kind("chosen beside rejected")
+@enter(RIGHT, "chosen beside rejected")
 def chosen_beside_rejected() -> Case:
     return preferences(beside)
 
@@ -240,12 +242,12 @@ class Checkpointed(nn.Module):
         return self.head(checkpoint(self.body, x.detach().requires_grad_(), use_reentrant=self.reentrant).mean(1))
 
 
-@kind("activation checkpointing")
+@enter(RIGHT, "activation checkpointing")
 def checkpointed() -> Case:
     return classified(built(Checkpointed, False), points((3, 5, WIDTH), (4, 4, WIDTH)))
 
 
-@kind("activation checkpointing, reentrant")
+@enter(RIGHT, "activation checkpointing, reentrant")
 def checkpointed_reentrant() -> Case:
     return classified(built(Checkpointed, True), points((3, 5, WIDTH), (4, 4, WIDTH)))
 
@@ -253,7 +255,7 @@ def checkpointed_reentrant() -> Case:
 # --- no row of its own ----------------------------------------------------------------------------------------------------
 
 
-@kind("sorted by length inside forward", MIXED)
+@enter(MIXED, "sorted by length inside forward")
 def sorted_inside() -> Case:
     class Sorted(nn.Module):
         def __init__(self) -> None:
@@ -271,7 +273,7 @@ def sorted_inside() -> Case:
     return classified(built(Sorted), data)
 
 
-@kind("packed sequences", MIXED)
+@enter(MIXED, "packed sequences")
 def packed() -> Case:
     """torch's own packing: positions in turn, the longest sequence first."""
 
@@ -290,7 +292,7 @@ def packed() -> Case:
     return classified(built(Packed), data)
 
 
-@kind("contrastive logits", MIXED)
+@enter(MIXED, "contrastive logits")
 def contrastive() -> Case:
     class Contrastive(nn.Module):
         def __init__(self) -> None:
@@ -304,7 +306,7 @@ def contrastive() -> Case:
     return classified(built(Contrastive), data, together=True)
 
 
-@kind("a graph's nodes", MIXED)
+@enter(MIXED, "a graph's nodes")
 def graph() -> Case:
     class Graph(nn.Module):
         def __init__(self) -> None:
@@ -318,7 +320,7 @@ def graph() -> Case:
     return classified(built(Graph), points((5, WIDTH), (4, WIDTH)), together=True)
 
 
-@kind("batch statistics written by hand", MIXED)
+@enter(MIXED, "batch statistics written by hand")
 def batch_statistics() -> Case:
     class Normed(nn.Module):
         def __init__(self) -> None:
@@ -351,12 +353,12 @@ class Experts(nn.Module):
         return self.head(torch.tanh(out).reshape(x.shape).mean(1))
 
 
-@kind("routed experts", MIXED)
+@enter(MIXED, "routed experts")
 def experts() -> Case:
     return classified(built(Experts), points((4, 6, WIDTH), (3, 6, WIDTH), (4, 6, WIDTH), seed=2))
 
 
-@kind("one expert for every example", MIXED)
+@enter(MIXED, "one expert for every example")
 def routed_examples() -> Case:
     """Whole examples are routed: three to one, one to the other, in a batch of four."""
 
@@ -373,7 +375,7 @@ def routed_examples() -> Case:
     return classified(built(Routed), points((4, WIDTH), (4, WIDTH), (5, WIDTH)))
 
 
-@kind("a weight used outside its module in later batches", MIXED)
+@enter(MIXED, "a weight used outside its module in later batches")
 def outside_later() -> Case:
     class Outside(nn.Module):
         def __init__(self) -> None:
@@ -389,7 +391,7 @@ def outside_later() -> Case:
     return classified(built(Outside), points((4, 3, WIDTH), *(((4, 5, WIDTH),) * 4)))
 
 
-@kind("rows in order in the first batch only", MIXED)
+@enter(MIXED, "rows in order in the first batch only")
 def ordered_at_first() -> Case:
     class Ordered(nn.Module):
         def __init__(self) -> None:
@@ -404,7 +406,7 @@ def ordered_at_first() -> Case:
     return classified(built(Ordered), [(x[x[:, 0].argsort()], y), *later])
 
 
-@kind("a loss over the batch", MIXED)
+@enter(MIXED, "a loss over the batch")
 def batch_loss() -> Case:
     class CentredError(SquaredError):
         def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -433,7 +435,7 @@ class FlatTokens(nn.Module):
         return self.unembed(x)
 
 
-@kind("tokens flattened into the batch, padded")
+@enter(RIGHT, "tokens flattened into the batch, padded")
 def flat_tokens() -> Case:
     g = torch.Generator().manual_seed(1)
     data = []
