@@ -42,6 +42,7 @@ from .coverage import CoverageNote, coverage
 from .curvature import Curvature, Facts, IndefiniteWarning, damping_of, relative
 from .dense import BlockDense, Dense
 from .exact import gauss_newton, hessian
+from .finite import RoundingNote
 from .hooks import Pair
 from .implicit import Implicit, refine
 from .index import TrainIndex
@@ -84,6 +85,7 @@ __all__ = [
     "Pair",
     "PixelCrossEntropy",
     "Poisson",
+    "RoundingNote",
     "RowsNote",
     "SquaredError",
     "TrainIndex",

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from .batches import BYTE_BUDGET, Data, length, walk
 from .contractions import own_scorer
+from .finite import check_numbers
 from .kronecker import identity
 from .layers import LayerSpec
 from .objectives import Measurement, Objective
@@ -64,7 +65,9 @@ def gradient_cosine(
     for batch in walk(queries, name="queries", progress=False):
         norms.append(squares(proof.pairs(batch)).sum(-1).sqrt())
     lengths = torch.cat(norms)[:, None] * own  # (Q, N)
-    return torch.where(lengths > 0, dots / lengths, 0)
+    cosines = torch.where(lengths > 0, dots / lengths, 0)
+    check_numbers("cosines", {", ".join(plain.layers): cosines})
+    return cosines
 
 
 def tracin(

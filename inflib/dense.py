@@ -24,6 +24,7 @@ from .curvature import (
     resolve_damping,
     unflatten,
 )
+from .finite import check_numbers
 from .hooks import Matrices
 from .placement import plain_numbers
 
@@ -36,6 +37,10 @@ class Dense:
     shapes: dict[str, tuple[int, int]]
     facts: Facts
     default_damping: float | Relative | None = A_TENTH  # None: damping must be given
+
+    def __post_init__(self) -> None:
+        parts = self.matrix.split([o * i for o, i in self.shapes.values()])
+        check_numbers("rows of the matrix", dict(zip(self.shapes, parts, strict=True)))
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -60,7 +65,9 @@ class Dense:
         damped = self.matrix.clone()
         rows = [self.matrix.new_full((o * i,), numbers[k]) for k, (o, i) in self.shapes.items()]
         damped.diagonal().add_(torch.cat(rows))
-        return unflatten(_solve(damped, flatten(v, self.shapes).T.to(damped), self.facts.method).T, self.shapes)
+        solved = unflatten(_solve(damped, flatten(v, self.shapes).T.to(damped), self.facts.method).T, self.shapes)
+        check_numbers("solution (C + λ)⁻¹ v", solved)
+        return solved
 
     def to_dense(self) -> Tensor:
         """The matrix itself, (D, D)."""
@@ -78,6 +85,9 @@ class BlockDense:
     shapes: dict[str, tuple[int, int]]
     facts: Facts
     default_damping: float | Relative | None = A_TENTH
+
+    def __post_init__(self) -> None:
+        check_numbers("block", self.blocks)
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -103,6 +113,7 @@ class BlockDense:
             damped.diagonal().add_(numbers[name])
             flat = _solve(damped, v[name].flatten(1).T.to(block), f"{self.facts.method}, layer {name!r}").T
             found[name] = flat.reshape(v[name].shape)
+        check_numbers("solution (C + λ)⁻¹ v", found)
         return found
 
     def to_dense(self) -> Tensor:

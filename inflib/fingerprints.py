@@ -43,7 +43,7 @@ _HASHED: WeakKeyDictionary[nn.Module, dict[str, tuple[bytes, bytes]]] = WeakKeyD
 def hash_tensor(digest: Any, tensor: Tensor) -> None:
     """Add a tensor's dtype, shape and bytes to a hashlib digest; its strides and device are no part of it."""
     digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
-    if tensor.numel():
+    if tensor.numel() and not tensor.is_meta:
         digest.update(_bytes(tensor).cpu().numpy().data)
 
 

@@ -37,6 +37,7 @@ from .curvature import (
 )
 from .exact import gauss_newton_product
 from .fingerprints import hash_weights
+from .finite import check_numbers
 from .hooks import Matrices
 from .kronecker import diagonal
 from .layers import Exactly
@@ -84,7 +85,9 @@ class Implicit:
     def solve_with_residual(self, v: Matrices, damping: Damping = None) -> Solution:
         """``solve`` with the relative residual ‖v − (C + diag λ) x‖ / ‖v‖ it reached for each vector, (K,)."""
         check_stacks(self, v)
-        return self.solver(self, v, resolve_damping(self, damping))
+        solution = self.solver(self, v, resolve_damping(self, damping))
+        check_numbers("solution (C + λ)⁻¹ v", solution.x)
+        return solution
 
     @plain_numbers
     def to_dense(self) -> Tensor:

@@ -32,7 +32,7 @@ from .batches import (
 from .contractions import contract, inner_products, kept, own_layer, weighted
 from .curvature import Curvature, Damping
 from .ekfac import rotate, rotated_gradients
-from .finite import check_finite
+from .finite import check_finite, check_numbers
 from .hooks import Pair, forward
 from .kronecker import Kronecker
 from .objectives import Measurement, Objective
@@ -147,6 +147,7 @@ class TrainIndex:
         for name, inverse in curvature.inverse_eigenvalues(damping).items():
             training = self.held[name] if rows is None else take(self.held[name], rows)
             each.append(-_layer_scores(prepared[name], training, inverse, max_bytes))
+            check_numbers("scores", {name: each[-1]})
         return torch.stack(each, dim=-1) if axes.layer else sum(each)  # type: ignore[return-value]
 
     def influence(
@@ -170,14 +171,18 @@ class TrainIndex:
     def self_influence(self, curvature: Kronecker | None = None, damping: Damping = None) -> Tensor:
         """∇ℓ_nᵀ (C + λ)⁻¹ ∇ℓ_n of every training example, (N,)."""
         inverse = self._in_basis(curvature).inverse_eigenvalues(damping)
-        return sum(_own(self.held[k], values) for k, values in inverse.items())  # type: ignore[return-value]
+        each = {k: _own(self.held[k], values) for k, values in inverse.items()}
+        check_numbers("self-influences", each)
+        return sum(each.values())  # type: ignore[return-value]
 
     @plain_numbers
     def norms(self, layers: Iterable[str] | None = None) -> Tensor:
         """‖∇ℓ_n‖ of every training example in all layers, or in those named, (N,)."""
         names = self.curvature.layers if layers is None else [layers] if isinstance(layers, str) else list(layers)
         ones = {k: torch.ones_like(self.curvature.eigenvalues[k]) for k in self.curvature.restrict(names).layers}
-        return sum(_own(self.held[k], one) for k, one in ones.items()).sqrt()  # type: ignore[union-attr]
+        each = {k: _own(self.held[k], one) for k, one in ones.items()}
+        check_numbers("squared norms", each)
+        return sum(each.values()).sqrt()  # type: ignore[union-attr]
 
     def _in_basis(self, curvature: Kronecker | None) -> Kronecker:
         """The curvature, if the index's pairs are its eigenbasis coordinates."""

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from .batches import Data, accumulator, double
 from .curvature import A_TENTH, Damping, Facts, Relative, check_known, check_stacks, describe, facts_of, resolve_damping
 from .ekfac import corrected_eigenvalues, eigenbasis
+from .finite import check_inverse, check_numbers, note_rounding
 from .hooks import Matrices
 from .kfac import Fit, accumulate_moments
 from .layers import LayerSpec
@@ -33,6 +34,9 @@ class Kronecker:
     Q_A: dict[str, Tensor]  # (i, i)
     facts: Facts
     default_damping: float | Relative = A_TENTH
+
+    def __post_init__(self) -> None:
+        check_numbers("eigenvalues Λ", self.eigenvalues)
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -75,7 +79,9 @@ class Kronecker:
         """(C + diag λ)⁻¹ v for stacks {layer: (K, o, i)}; see ``resolve_damping`` for what damping may be."""
         check_stacks(self, v)
         inverse = self.inverse_eigenvalues(damping)
-        return self.rotate_back({k: x * inverse[k] for k, x in self.rotate(v).items()})
+        solved = self.rotate_back({k: x * inverse[k] for k, x in self.rotate(v).items()})
+        check_numbers("solution (C + λ)⁻¹ v", solved)
+        return solved
 
     def inverse_eigenvalues(self, damping: Damping = None) -> dict[str, Tensor]:
         """1 / (Λ + λ), (o, i) per layer; ValueError where λ = 0 meets a Λ that is singular to rounding."""
@@ -87,15 +93,18 @@ class Kronecker:
         low, high = float(values.min()), float(values.max())
         if number == 0 and high == 0:
             raise ValueError(
-                f"layer {name!r}: all its eigenvalues are 0 (no gradient reaches it), so relative damping is 0 too; "
-                "expected damping > 0. Give it as a number, or leave the layer out with layers=."
+                f"layer {name!r}: all its eigenvalues are 0 (no gradient reaches it, or their squares underflow "
+                f"{values.dtype}), so relative damping is 0 too; expected damping > 0. Give it as a number, or "
+                "leave the layer out with layers=, or use float64."
             )
         if number == 0 and low <= 10 * high * torch.finfo(values.dtype).eps:
             raise ValueError(
                 f"layer {name!r}: damping 0 with a singular curvature (smallest eigenvalue {low:.3g}, largest "
                 f"{high:.3g}); expected damping > 0. Leave it at None (0.1 · mean eigenvalue) or use relative(0.01)."
             )
-        return 1 / (values + number)
+        inverse = 1 / (values + number)
+        check_inverse(name, inverse, values, number)
+        return inverse
 
     @plain_numbers
     def to_dense(self) -> Tensor:
@@ -142,7 +151,7 @@ def ekfac(
     fit = Fit.of(model, objective, train, layers, labels, draws, seed, progress, sharing)
     basis = eigenbasis(accumulate_moments(fit))
     squares = corrected_eigenvalues(fit, basis)
-    return Kronecker(squares.means(), basis.Q_S, basis.Q_A, facts_of(fit, "EK-FAC", squares.examples))
+    return _noted(Kronecker(squares.means(), basis.Q_S, basis.Q_A, facts_of(fit, "EK-FAC", squares.examples)))
 
 
 @plain_numbers
@@ -166,7 +175,7 @@ def kfac(
     moments = accumulate_moments(fit)
     basis = eigenbasis(moments)
     values = {name: torch.outer(basis.lambda_S[name], basis.lambda_A[name]) for name in fit.layers}
-    return Kronecker(values, basis.Q_S, basis.Q_A, facts_of(fit, "K-FAC", moments.examples))
+    return _noted(Kronecker(values, basis.Q_S, basis.Q_A, facts_of(fit, "K-FAC", moments.examples)))
 
 
 @plain_numbers
@@ -183,7 +192,7 @@ def diagonal(
     """The curvature's diagonal, Λ = E[Dθ²], exact under ``labels``. One pass. Arguments as for ``ekfac``."""
     fit = Fit.of(model, objective, train, layers, labels, draws, seed, progress)
     squares = corrected_eigenvalues(fit, None, check=True)
-    return Kronecker(squares.means(), {}, {}, facts_of(fit, "diagonal", squares.examples))
+    return _noted(Kronecker(squares.means(), {}, {}, facts_of(fit, "diagonal", squares.examples)))
 
 
 @plain_numbers
@@ -203,3 +212,9 @@ def identity(
         k: layer.weight.new_ones(layer.shape, dtype=accumulator(layer.weight.dtype)) for k, layer in fit.layers.items()
     }
     return Kronecker(values, {}, {}, facts_of(fit, "identity", 0), default_damping=0.0)
+
+
+def _noted(curvature: Kronecker) -> Kronecker:
+    """The curvature, with a note where it is rounding noise."""
+    note_rounding(curvature.eigenvalues)
+    return curvature

@@ -127,7 +127,7 @@ def _sum_of_examples(inputs: Any, targets: Any, size: int) -> int:
     """Σ_n hash(example n) mod 2⁶⁴: the same in any order, and however the examples are batched and padded."""
     each = np.zeros(size, dtype=np.uint64)
     for tensor, mask in _with_masks(inputs, targets):
-        if tensor.shape[:1] == (size,):
+        if tensor.shape[:1] == (size,) and not tensor.is_meta:
             each = _mixed(each + _hash_rows(tensor, mask))
         else:  # no row an example: it must be the same in every batch
             each = _mixed(each + np.frombuffer(checksum(tensor)[:8], dtype=np.uint64))

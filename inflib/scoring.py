@@ -14,10 +14,10 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor, nn
 
-from .batches import BYTE_BUDGET, Batch, Data, chunks, length, walk
+from .batches import BYTE_BUDGET, Batch, Data, accumulator, chunks, length, walk
 from .contractions import Pairs, contract, join, kept, own_scorer
 from .curvature import Curvature, Damping, layers_of
-from .finite import check_finite
+from .finite import check_finite, check_numbers, note_underflow
 from .hooks import Matrices, Pair
 from .kronecker import Kronecker
 from .layers import Layer
@@ -70,7 +70,7 @@ def influence(
             found = proof.pairs(batch)
             columns.append(-contract(P, found, axes, max_bytes))  # one minus sign for −∇ℓ
             if not bool(columns[-1].isfinite().all()):
-                check_pairs(found, batch.index)
+                _say_where(P, found, columns[-1], max_bytes, batch.index)
             del found  # or it would be held while the next batch is recorded
         scores.append(join(columns, axes))
         del P
@@ -103,6 +103,7 @@ def self_influence(
         parts.append(own(found))
         if not bool(parts[-1].isfinite().all()):
             check_pairs(found, batch.index)
+            check_numbers("self-influences", dict(zip(layers, parts[-1].T, strict=True)))
         del found
     scores = torch.cat(parts)  # (N, L)
     return scores if split else scores.sum(-1)
@@ -147,6 +148,9 @@ def gather(
     for batch in walk(data, name=name, progress=progress, what=name):
         found.append(proof.pairs(batch))
         check_pairs(found[-1], batch.index)
+        largest = {name: pair.g.abs().amax((1, 2)) for name, pair in found[-1].items()}
+        dtype = accumulator(next(iter(found[-1].values())).g.dtype)
+        note_underflow(f"{name}: example", largest, dtype, batch.start)
     return list(merge(found))
 
 
@@ -217,6 +221,14 @@ def passes(
 
 def _length(found: Pairs) -> int:
     return len(next(iter(found.values())).a)
+
+
+def _say_where(P: Matrices, found: Pairs, scores: Tensor, max_bytes: int, batch: int) -> None:
+    """Raise FloatingPointError for scores that are not finite, with the layer that made them so."""
+    check_pairs(found, batch)
+    for name in P:
+        check_numbers("scores", {name: contract({name: P[name]}, {name: found[name]}, max_bytes=max_bytes)})
+    check_numbers("summed scores", {", ".join(P): scores})
 
 
 def check_pairs(found: Pairs, batch: int) -> None:

@@ -23,7 +23,7 @@ from .batches import BYTE_BUDGET, Batch, Data, chunks, tensors, walk
 from .contractions import Keep, join
 from .curvature import Curvature, Damping
 from .exact import bytes_of_a_product
-from .finite import check_finite
+from .finite import check_numbers
 from .hooks import Matrices, checked_outputs
 from .jacobians import as_parameters, matrices_of, plain_attention
 from .kfac import Fit
@@ -144,7 +144,7 @@ def _per_token(
                 with plain_attention():
                     parts.append(-vmap(lambda one, batch=batch: along(fit, batch, one))(directions))  # (Q'', B, T)
             columns.append(torch.cat(parts))
-            check_finite("influences", {"tokens": columns[-1]}, batch.index)
+            check_numbers("token influences", {", ".join(layers): columns[-1]})
         scores.append(join(columns, Keep(token=True)))
         del P
     return torch.cat(scores)

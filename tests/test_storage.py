@@ -35,7 +35,7 @@ from inflib import (
     save,
     untied,
 )
-from inflib.storage import read_safetensors, write_safetensors
+from inflib.storage import read_safetensors, seal, write_safetensors
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -223,7 +223,7 @@ def test_a_file_of_the_other_kind_says_how_to_read_it(tmp_path: Path) -> None:
     save(curvature, tmp_path / "curvature")
     save(TrainIndex.build(case.model, case.objective, case.train, curvature, progress=False), tmp_path / "index")
     with pytest.raises(
-        ValueError, match=r"'inflib curvature 1'; expected 'inflib index 1'. Read it with inflib.load\."
+        ValueError, match=r"'inflib curvature 2'; expected 'inflib index 2'. Read it with inflib.load\."
     ):
         load_index(tmp_path / "curvature", case.model)
     with pytest.raises(ValueError, match=r"Read it with inflib.load_index\."):
@@ -314,7 +314,7 @@ def test_a_file_of_another_format_is_refused(saved: Path) -> None:
     tensors, metadata = read_safetensors(saved)
     write_safetensors(tensors, {**metadata, "format": "inflib curvature 0"}, saved)
     with pytest.raises(
-        ValueError, match=r"of format 'inflib curvature 0'; expected 'inflib curvature 1'. Fit and save"
+        ValueError, match=r"of format 'inflib curvature 0'; expected 'inflib curvature 2'. Fit and save"
     ):
         load(saved, make().model)
     write_safetensors({"weight": torch.ones(3)}, {}, saved)
@@ -341,3 +341,200 @@ def test_only_factored_curvatures_are_saved(tmp_path: Path) -> None:
     case = make()
     with pytest.raises(TypeError, match=r"save got a Dense; expected a Kronecker curvature"):
         save(gauss_newton(case.model, case.objective, case.train, progress=False), tmp_path / "f")  # type: ignore[arg-type]
+
+
+# --- what comes in is whole -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["curvature", "index of pairs", "index of matrices"])
+def whole(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, nn.Module, Any]:
+    case = zoo("tokens") if request.param == "index of matrices" else make()
+    value: Any = ekfac(case.model, case.objective, case.train, progress=False)
+    if request.param != "curvature":
+        value = TrainIndex.build(case.model, case.objective, case.train, value, progress=False)
+    save(value, tmp_path / "f")
+    return tmp_path / "f", case.model, load if request.param == "curvature" else load_index
+
+
+def test_one_bit_that_changes_anywhere_is_noticed(whole: Any) -> None:
+    path, model, read = whole
+    data = path.read_bytes()
+    header = 8 + int.from_bytes(data[:8], "little")
+    read(path, model)
+    places = [*range(0, header, 3), *range(header, len(data), max(1, (len(data) - header) // 60)), len(data) - 1]
+    for place in places:
+        flipped = bytearray(data)
+        flipped[place] ^= 1 << (place % 8)
+        path.write_bytes(flipped)
+        with pytest.raises(ValueError, match=r"^\S*f (is damaged|is of format|has|lacks)"):
+            read(path, model)
+
+
+Change = Any
+ALTERED: dict[str, tuple[Change, str]] = {
+    "a tensor missing": (lambda t, m: t.pop("Q_A/fc1"), r"lacks the tensor 'Q_A/fc1'; expected 6 tensors"),
+    "all of a kind missing": (lambda t, m: [t.pop(f"Q_S/fc{k}") for k in (0, 1)], r"lacks the tensor 'Q_S/fc0'"),
+    "no eigenvalues": (lambda t, m: t.pop("eigenvalues/fc0"), r"lacks the tensor 'eigenvalues/fc0'"),
+    "a tensor too many": (lambda t, m: t.update({"Q_S/fc7": torch.eye(2)}), r"has the tensor 'Q_S/fc7' of no layer"),
+    "swapped": (
+        lambda t, m: t.update({"Q_S/fc0": t["Q_S/fc1"], "Q_S/fc1": t["Q_S/fc0"]}),
+        r"has 'Q_S/fc0' of shape \(3, 3\); expected \(4, 4\)",
+    ),
+    "transposed": (
+        lambda t, m: t.update({"eigenvalues/fc1": t["eigenvalues/fc1"].T.contiguous()}),
+        r"of shape \(5, 3\)",
+    ),
+    "not a number": (
+        lambda t, m: t["Q_A/fc0"].__setitem__((0, 0), torch.nan),
+        r"NaN or infinity in 'Q_A/fc0'",
+    ),
+    "infinite": (lambda t, m: t["eigenvalues/fc1"].__setitem__((0, 0), torch.inf), r"NaN or infinity in 'eigenvalues"),
+    "negative": (lambda t, m: t["eigenvalues/fc1"].neg_(), r"has the negative eigenvalue -\S+ in 'eigenvalues/fc1'"),
+    "not orthogonal": (lambda t, m: t["Q_S/fc0"].mul_(1.001), r"'Q_S/fc0', which is not orthogonal"),
+    "one number of Q": (lambda t, m: t["Q_A/fc1"][0, 1].add_(1e-9), r"'Q_A/fc1', which is not orthogonal"),
+    "two dtypes": (
+        lambda t, m: t.update({"Q_S/fc0": t["Q_S/fc0"].float()}),
+        r"torch.float32, torch.float64; expected one",
+    ),
+    "whole numbers": (
+        lambda t, m: t.update({k: x.long() for k, x in t.items()}),
+        r"holds torch.int64; expected one float",
+    ),
+    "facts that are no JSON": (lambda t, m: m.update(facts="{"), r"has '{' for 'facts', which is no JSON"),
+    "facts that are a list": (lambda t, m: m.update(facts="[]"), r"has \[\] for 'facts'; expected a JSON object"),
+    "no facts": (lambda t, m: m.pop("facts"), r"has no 'facts' in its metadata; expected facts, layers and damping"),
+    "no layers": (lambda t, m: m.pop("layers"), r"has no 'layers'"),
+    "empty layers": (lambda t, m: m.update(layers="{}"), r"has the layers {}; expected {layer: \[o, i\]}"),
+    "a layer of one axis": (lambda t, m: m.update(layers='{"fc0": [4]}'), r"has the layers {'fc0': \[4\]}"),
+    "a fact missing": (lambda t, m: _facts(m, examples=None), r"lacks the fact 'examples'; expected method, labels"),
+    "a newer fact": (
+        lambda t, m: _facts(m, processes=4),
+        r"has the fact 'processes', unknown to this inflib.*wrote it",
+    ),
+    "a fact of another type": (lambda t, m: _facts(m, seed="0"), r"has '0' as its fact 'seed'; expected .* type int"),
+    "damping that is negative": (lambda t, m: m.update(damping="-1"), r"has the damping -1; expected a number"),
+    "damping that is a word": (lambda t, m: m.update(damping='{"absolute": 1}'), r"has the damping {'absolute': 1}"),
+    "damping that is not a number": (lambda t, m: m.update(damping='{"relative": NaN}'), r"has the damping"),
+}
+
+
+def _facts(metadata: dict, **changes: Any) -> None:
+    facts = json.loads(metadata["facts"]) | changes
+    metadata["facts"] = json.dumps({k: v for k, v in facts.items() if v is not None})
+
+
+@pytest.mark.parametrize("change", ALTERED)
+def test_a_file_that_is_not_whole_is_refused_though_its_checksum_fits(saved: Path, change: str) -> None:
+    tensors, metadata = read_safetensors(saved)
+    alter, message = ALTERED[change]
+    alter(tensors, metadata)
+    write_safetensors(tensors, seal(tensors, metadata), saved)
+    with pytest.raises(ValueError, match=rf"factors.safetensors .*{message}"):
+        load(saved, make().model)
+
+
+def test_facts_with_defaults_may_be_missing(saved: Path) -> None:
+    tensors, metadata = read_safetensors(saved)
+    _facts(metadata, untied=None, sharing=None)
+    write_safetensors(tensors, seal(tensors, metadata), saved)
+    assert load(saved, make().model).facts.sharing == "expand"
+
+
+INDEX_ALTERED: dict[str, tuple[Change, str]] = {
+    "a layer missing": (lambda t: [t.pop(f"index/{part}/fc1") for part in "ag"], r"lacks the tensor 'index/a/fc1'"),
+    "one side missing": (lambda t: t.pop("index/g/fc0"), r"lacks the tensor 'index/g/fc0'"),
+    "fewer examples": (lambda t: t.update({"index/g/fc1": t["index/g/fc1"][:3].clone()}), r"of shape \(3, 1, 3\)"),
+    "both kinds": (lambda t: t.update({"index/G/fc0": torch.ones(7, 4, 4)}), r"has the tensor 'index/a/fc0' of no"),
+    "not a number": (lambda t: t["index/a/fc0"].fill_(torch.nan), r"NaN or infinity in 'index/a/fc0'"),
+    "two dtypes": (lambda t: t.update({"index/a/fc0": t["index/a/fc0"].bfloat16()}), r"torch.bfloat16, torch.float64"),
+}
+
+
+@pytest.mark.parametrize("change", INDEX_ALTERED)
+def test_an_index_that_is_not_whole_is_refused(change: str, tmp_path: Path) -> None:
+    case = make()
+    curvature = ekfac(case.model, case.objective, case.train, progress=False)
+    save(TrainIndex.build(case.model, case.objective, case.train, curvature, progress=False), tmp_path / "f")
+    tensors, metadata = read_safetensors(tmp_path / "f")
+    alter, message = INDEX_ALTERED[change]
+    alter(tensors)
+    write_safetensors(tensors, seal(tensors, metadata), tmp_path / "f")
+    with pytest.raises(ValueError, match=message):
+        load_index(tmp_path / "f", case.model)
+
+
+def test_a_file_without_a_checksum_is_refused(saved: Path) -> None:
+    tensors, metadata = read_safetensors(saved)
+    del metadata["checksum"]
+    write_safetensors(tensors, metadata, saved)
+    with pytest.raises(ValueError, match=r"is damaged: its numbers or facts are not those that were written"):
+        load(saved, make().model)
+
+
+# --- what goes out --------------------------------------------------------------------------------------------------------------
+
+KILLED = """
+import os, signal, sys, safetensors.torch, torch
+from pathlib import Path
+from inflib.storage import write_safetensors
+def dies(_, to, *rest):
+    Path(to).with_name(".tmpABC").write_bytes(b"half")
+    os.kill(os.getpid(), signal.SIGKILL)
+safetensors.torch.save_file = dies
+write_safetensors({"a": torch.ones(2)}, {}, Path(sys.argv[1]))
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="locks are POSIX's")
+def test_what_a_killed_process_left_is_removed_by_the_next_save_to_that_name(saved: Path) -> None:
+    before, root = saved.read_bytes(), str(Path(__file__).resolve().parent.parent)
+    subprocess.run([sys.executable, "-c", KILLED, saved], check=False, cwd=root, timeout=120)
+    (saved.parent / f"{saved.name}.1234.part").write_bytes(b"of an older inflib")
+    (saved.parent / "another.1234.part").write_bytes(b"somebody else's")
+    assert saved.read_bytes() == before
+    assert len(list(saved.parent.glob("factors.safetensors.*.part"))) == 2
+    save(load(saved, make().model), saved)
+    assert sorted(p.name for p in saved.parent.iterdir()) == ["another.1234.part", saved.name]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="locks are POSIX's")
+def test_what_another_process_is_writing_is_left_alone(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, inner = safetensors.torch.save_file, load(saved, make().model)
+
+    def saves_meanwhile(*args: Any) -> None:
+        monkeypatch.setattr("safetensors.torch.save_file", plain)
+        save(inner, saved)  # as from another process, while this one has its folder open
+        plain(*args)
+
+    monkeypatch.setattr("safetensors.torch.save_file", saves_meanwhile)
+    save(inner, saved)
+    load(saved, make().model)
+    assert [p.name for p in saved.parent.iterdir()] == [saved.name]
+
+
+def test_a_disk_that_is_full_says_which_path_and_how_many_bytes(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    curvature, before = load(saved, make().model), saved.read_bytes()
+    size = 8 * (4 * 4 + 4 * 4 + 4 * 4 + 3 * 5 + 3 * 3 + 5 * 5)
+
+    def full(*_: Any) -> None:
+        raise safetensors.SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    with pytest.raises(
+        OSError, match=rf"cannot write \S*factors.safetensors \(.*No space left.*with {size} bytes free"
+    ):
+        save(curvature, saved)
+    assert saved.read_bytes() == before
+    assert [p.name for p in saved.parent.iterdir()] == [saved.name]
+
+
+def test_a_folder_that_may_not_be_written_to_says_so(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    curvature, before = load(saved, make().model), saved.read_bytes()
+
+    def refuses(self: Path, *_: Any, **__: Any) -> None:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "mkdir", refuses)  # root may write anywhere: nothing else stands in its way
+    with pytest.raises(PermissionError, match=r"cannot write .*Permission denied.*save elsewhere. The file that was"):
+        save(curvature, saved)
+    assert saved.read_bytes() == before
