@@ -58,7 +58,7 @@ def eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class Squares:
-    """Sums of squared rotated gradients with their count; ``+`` merges two shards of the data."""
+    """Sums of squared rotated gradients with their count."""
 
     sums: dict[str, Tensor]  # (o, i) per layer
     examples: int
@@ -66,9 +66,6 @@ class Squares:
     def means(self) -> dict[str, Tensor]:
         """Λ per layer, (o, i)."""
         return {name: total / self.examples for name, total in self.sums.items()}
-
-    def __add__(self, other: Squares) -> Squares:
-        return Squares({k: v + other.sums[k] for k, v in self.sums.items()}, self.examples + other.examples)
 
 
 def corrected_eigenvalues(fit: Fit, basis: Eigenbasis | None, *, check: bool = False) -> Squares:

@@ -35,6 +35,7 @@ from .jacobians import (
 )
 from .kfac import Fit
 from .layers import Exactly, LayerSpec
+from .memory import check_dense
 from .objectives import Objective, check_curved, check_objective, from_hessian, label_seeds
 from .objectives.derivatives import root
 from .placement import call, check_mode, plain_numbers
@@ -63,6 +64,7 @@ def gauss_newton(
     """
     fit = Fit.of(model, objective, train, layers, labels or "expected", draws, seed, progress)
     _refuse_untied(fit)
+    check_dense(fit.layers, blocks)
     sizes = {name: o * i for name, (o, i) in shapes_of(fit).items()}
     spans = sizes if blocks else {"": sum(sizes.values())}
     sums: dict[str, Tensor] = {}
@@ -98,6 +100,7 @@ def hessian(
         raise ValueError(f"labels={labels!r} for hessian; expected None: the Hessian is that of the data's own loss.")
     fit = Fit.of(model, objective, train, layers, "observed", draws, seed, progress)
     _refuse_untied(fit)
+    check_dense(fit.layers, blocks=False)
     theta = torch.cat([m.flatten() for m in matrices_of(fit).values()])  # (D,)
     total, examples = theta.new_zeros(len(theta), len(theta), dtype=accumulator(theta.dtype)), 0
     for batch in walk(train, name="train", progress=progress, what="Hessian"):

@@ -26,6 +26,7 @@ from .coverage import select_and_say
 from .finite import check_finite
 from .hooks import Recording, aligned
 from .layers import Layer, LayerSpec
+from .memory import check_factors
 from .objectives import Objective, check_objective, label_kind, label_seeds
 from .order import Same
 from .padding import Padding
@@ -167,7 +168,8 @@ def second_moments(
 
 
 def accumulate_moments(fit: Fit) -> Moments:
-    """``second_moments`` of a Fit: pass 0 over its data."""
+    """``second_moments`` of a Fit: pass 0 over its data. Raises MemoryError where the factors would not fit."""
+    check_factors(fit.layers)
     A: dict[str, Tensor] = {}
     S: dict[str, Tensor] = {}
     positions = dict.fromkeys(fit.layers, 0)
