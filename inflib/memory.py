@@ -1,7 +1,7 @@
 """Is there room? What a fit will hold, layer by layer, is compared with the memory there is before any of it is made.
 
-K-FAC's factors grow with the square of a layer's sides: an unembedding of 50,000 tokens has an S of 50,000 × 50,000, that
-no allocator grants, and none says why. So it is said here, with the layer's name and what leaves it out.
+K-FAC's factors grow with the square of a layer's sides: an unembedding of 50,000 tokens has an S of 50,000 × 50,000,
+which no allocator grants, and none says why. So it is said here, with the layer's name and what leaves it out.
 """
 
 from __future__ import annotations

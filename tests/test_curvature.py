@@ -304,3 +304,25 @@ def test_curvatures_are_values_that_cannot_be_changed() -> None:
         C.default_damping = 0.0  # type: ignore[misc]
     assert C.default_damping == Relative(0.1)
     assert inflib.relative(0.1) == Relative(0.1)
+
+
+def test_some_of_the_layers_keep_the_models_order_which_is_not_the_alphabets() -> None:
+    case = make(widths=(2,) + (3,) * 11 + (2,), n=3)
+    C = fitted(case, "EK-FAC")
+    assert C.restrict(["fc10", "fc2", "fc9"]).layers == ("fc2", "fc9", "fc10")
+    assert C.restrict({"fc10", "fc2"}).shapes == {"fc2": (3, 4), "fc10": (3, 4)}
+
+
+@pytest.mark.parametrize("blocks", [False, True])
+def test_a_matrix_that_is_singular_to_rounding_is_refused_though_it_has_a_cholesky_factor(blocks: bool) -> None:
+    facts = Facts("exact", "expected", 1, 0, 3, "w")
+
+    def held(low: float) -> Any:
+        matrix = torch.diag(torch.tensor([1.0, low]))
+        assert int(torch.linalg.cholesky_ex(matrix).info) == 0
+        return BlockDense({"a": matrix}, {"a": (1, 2)}, facts) if blocks else Dense(matrix, {"a": (1, 2)}, facts)
+
+    v = {"a": torch.ones(1, 1, 2)}
+    with pytest.raises(ValueError, match=r"the damped matrix is singular \(eigenvalues from 1e-17 to 1\)"):
+        held(1e-17).solve(v, 0.0)
+    assert torch.allclose(held(1e-12).solve(v, 0.0)["a"], torch.tensor([[[1.0, 1e12]]]))

@@ -14,7 +14,7 @@ from test_kfac import EXACT
 from torch import Tensor, nn
 
 from inflib import diagonal, ekfac, gauss_newton, influence, kfac, register
-from inflib.ekfac import Eigenbasis, corrected_eigenvalues, eigenbasis
+from inflib.ekfac import Eigenbasis, corrected_eigenvalues, eigenbasis, eigh
 from inflib.kfac import Fit, second_moments
 from inflib.kronecker import Kronecker
 from inflib.layers import _KINDS, positions_last
@@ -388,3 +388,29 @@ def test_a_model_that_is_one_bare_layer_is_fitted() -> None:
     found = ekfac(case.model, case.objective, case.train, progress=False)
     assert found.layers == ("",)
     assert_close(found.to_dense(), case.problem.gauss_newton(), 1e-10)
+
+
+# --- numbers -----------------------------------------------------------------------------------------------------------------
+
+
+def test_eigenvectors_of_a_float32_factor_are_found_in_float64() -> None:
+    """In float32 the small eigenvalues of a matrix of wide range are rounding; in float64 they come out right."""
+    torch.manual_seed(0)
+    Q = torch.linalg.qr(torch.randn(8, 8, dtype=torch.float64))[0]
+    matrix = (Q * torch.logspace(-6, 0, 8, dtype=torch.float64)) @ Q.T
+    single = matrix.float()
+    values, vectors = eigh(single)
+    exact, basis = torch.linalg.eigh(single.double())
+    assert values.dtype == vectors.dtype == torch.float32
+    torch.testing.assert_close(values.double(), exact.clamp_min(0), rtol=1e-7, atol=0)
+    torch.testing.assert_close((vectors.double() * basis).sum(0).abs(), torch.ones(8).double(), rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("animal", ["tokens", "convolution", "residual"])
+def test_draws_are_averaged_also_in_layers_at_several_positions(animal: str) -> None:
+    case = zoo(animal)
+    for draws in (1, 3):
+        options = {"labels": "sampled", "draws": draws, "seed": 5, "progress": False}
+        found = diagonal(case.model, case.objective, case.train, layers=case.layers, **options)
+        exact = gauss_newton(case.model, case.objective, case.train, layers=case.layers, **options)
+        assert_close(found.to_dense().diagonal(), exact.to_dense().diagonal(), 1e-12)

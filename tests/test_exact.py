@@ -17,6 +17,7 @@ import inflib.exact
 from inflib import IndefiniteWarning, gauss_newton, hessian, influence, register
 from inflib.dense import BlockDense, Dense
 from inflib.exact import gauss_newton_product
+from inflib.jacobians import plain_attention
 from inflib.layers import _KINDS, positions_last
 
 pytestmark = pytest.mark.usefixtures("float64", "conv1d")
@@ -243,3 +244,18 @@ def test_targets_out_of_range_are_refused() -> None:
     for fit in (gauss_newton, hessian):
         with pytest.raises(ValueError, match=r"targets from 2 to 4; expected 0 to 2"):
             fit(case.model, case.objective, bad, progress=False)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_fused_attention_is_put_back_as_it_was_also_after_an_error(fused: bool) -> None:
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(fused)
+    try:
+        with plain_attention():
+            assert not torch.backends.mha.get_fastpath_enabled()
+        assert torch.backends.mha.get_fastpath_enabled() is fused
+        with pytest.raises(ZeroDivisionError), plain_attention():
+            raise ZeroDivisionError
+        assert torch.backends.mha.get_fastpath_enabled() is fused
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)

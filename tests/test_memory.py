@@ -14,7 +14,6 @@ from torch import nn
 
 import inflib.memory
 from inflib import CrossEntropy, diagonal, ekfac, gauss_newton, hessian, identity, kfac
-from inflib.ekfac import eigh
 from inflib.kfac import second_moments
 from inflib.memory import _available, _left_of, check_factors, free_bytes
 from inflib.selection import select
@@ -38,9 +37,7 @@ def test_an_unembedding_of_many_rows_is_refused_by_name_with_its_size_and_what_l
     monkeypatch.setattr(inflib.memory, "LIMIT", 8 * 2**30)
     model = Words().eval()
     monkeypatch.setattr(model, "forward", lambda x: pytest.fail("the model was run"))
-    with pytest.raises(
-        MemoryError, match=r"layer 'unembed' .*\(50,000, 4\) takes 93.1 GiB .*at most 8.0 GiB"
-    ) as error:
+    with pytest.raises(MemoryError, match=r"layer 'unembed' .*\(50,000, 4\) takes 93.1 GiB .*at most 8.0 GiB") as error:
         fit(model, CrossEntropy(), DATA, progress=False)
     advice = re.search(r"layers=(lambda .*?\]), or", str(error.value))
     assert advice is not None
@@ -109,16 +106,3 @@ def test_free_memory_is_read_where_the_machine_tells_it(tmp_path: Path) -> None:
     assert free_bytes(torch.device("meta")) is None
     here = free_bytes(torch.device("cpu"))
     assert here is None or here > 2**20
-
-
-def test_eigenvectors_of_a_float32_factor_are_found_in_float64() -> None:
-    """In float32 the small eigenvalues of a matrix of wide range are rounding; in float64 they come out right."""
-    torch.manual_seed(0)
-    Q = torch.linalg.qr(torch.randn(8, 8, dtype=torch.float64))[0]
-    matrix = (Q * torch.logspace(-6, 0, 8, dtype=torch.float64)) @ Q.T
-    single = matrix.float()
-    values, vectors = eigh(single)
-    exact, basis = torch.linalg.eigh(single.double())
-    assert values.dtype == vectors.dtype == torch.float32
-    torch.testing.assert_close(values.double(), exact.clamp_min(0), rtol=1e-7, atol=0)
-    torch.testing.assert_close((vectors.double() * basis).sum(0).abs(), torch.ones(8).double(), rtol=0, atol=1e-7)

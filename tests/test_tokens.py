@@ -183,3 +183,14 @@ def test_a_query_of_another_length_is_asked_as_well() -> None:
     C = ekfac(case.model, case.objective, case.train, **QUIET)
     queries = cut(case.queries, [0, 0], [1, 1])
     assert_close(asked(output_tokens, case, C, queries=queries), asked(output_tokens, case, C), 1e-11)
+
+
+@pytest.mark.parametrize("of", [output_tokens, input_tokens])
+def test_queries_may_be_pushed_through_together_or_one_by_one(of: Any) -> None:
+    case = language(queries=(4, 3, 5, 2, 4))
+    curvature = ekfac(case.model, case.objective, case.train, layers=case.layers, progress=False)
+    arguments = (case.model, case.objective, case.train, case.asked, curvature)
+    whole = of(*arguments, progress=False)
+    assert len(whole) == 5
+    for max_bytes in (1, 20_000, 60_000):
+        assert_close(of(*arguments, max_bytes=max_bytes, progress=False), whole, 1e-12)
