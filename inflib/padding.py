@@ -30,69 +30,82 @@ class PaddingNote(UserWarning):
 
 @dataclass
 class Padding:
-    """For one pass: which mask each layer goes by, found where two sequences leave it open and kept from then on."""
+    """For one pass: which mask each layer goes by, as batches have shown."""
 
     model: nn.Module
-    found: dict[str, str | None] = field(default_factory=dict)  # layer → name of a mask; None: all its positions count
+    follows: dict[tuple[str, str], bool | None] = field(default_factory=dict)  # (layer, mask) → what a trial showed
     said: bool = False
 
     def present(self, batch: Batch, recording: Recording) -> dict[str, Tensor | None]:
         """For each layer the positions (B, T) of its activations that are there; None where all of them are."""
-        masks = masks_of(batch.inputs)
-        if not masks or (all(bool(mask.all()) for mask in masks.values()) and not isinstance(batch.inputs, Masked)):
+        masks = {name: mask for name, mask in masks_of(batch.inputs).items() if not bool(mask.all())}
+        if not masks and not isinstance(batch.inputs, Masked):
             return dict.fromkeys(recording.layers)
-        self._find(batch, recording, masks)
-        return {name: self._positions(name, batch, recording, masks) for name in recording.layers}
-
-    def _find(self, batch: Batch, recording: Recording, masks: dict[str, Tensor]) -> None:
-        """Decide for the layers that a mask fits and that nothing was seen of before."""
-        open_, apart = {}, []
+        open_ = [name for name in recording.layers if _named(name, batch.inputs) is ...]
+        fitting = {name: [m for m in masks if _runs(masks[m], name, recording, batch.size)] for name in open_}
+        self._try(batch, recording, masks, fitting)
+        self._say_apart([name for name in open_ if not fitting[name]], batch, recording, masks)
+        found: dict[str, Tensor | None] = {}
         for name in recording.layers:
-            if name in self.found or _named(name, batch.inputs) is not ...:
-                continue
-            fitting = [m for m, mask in masks.items() if _fits(mask, name, recording, batch.size)]
-            if fitting:
-                open_[name] = fitting
-            elif max(recording.lengths[name]) > 1 and not any(_foreign(batch.inputs, m, masks[m]) for m in masks):
-                apart.append(name)
-        if apart and not self.said:
-            self.said = True
-            _say_apart(apart, recording, masks)
-        if open_:
-            seen = {}
-            for m in dict.fromkeys(m for fitting in open_.values() for m in fitting):
-                layers = {name: recording.layers[name] for name, fitting in open_.items() if m in fitting}
-                seen[m] = _tried(self.model, layers, batch, m, masks[m])
-            for name, fitting in open_.items():
-                alone = len(masks) == 1 and not _foreign(batch.inputs, fitting[0], masks[fitting[0]])
-                self.found[name] = _decided(name, fitting, {m: seen[m][name] for m in fitting}, recording, alone)
+            which = _named(name, batch.inputs)
+            if which is ...:
+                which = self._own(name, fitting[name], batch, recording)
+            found[name] = _laid(which, name, batch, recording)
+        return found
 
-    def _positions(self, name: str, batch: Batch, recording: Recording, masks: dict[str, Tensor]) -> Tensor | None:
-        which: Any = _named(name, batch.inputs)
-        which = self.found.get(name) if which is ... else which
-        mask = which if isinstance(which, Tensor) else masks.get(which) if which else None
-        if mask is None:
+    def _try(self, batch: Batch, recording: Recording, masks: dict[str, Tensor], fitting: dict[str, list[str]]) -> None:
+        """See for every layer that a mask fits whether it is the layer's, where that was not tried before."""
+        for m, mask in masks.items():
+            layers = {k: recording.layers[k] for k, ms in fitting.items() if m in ms and (k, m) not in self.follows}
+            if layers:
+                seen = _tried(self.model, layers, batch, m, mask)
+                self.follows |= {(name, m): seen[name] for name in layers}
+
+    def _own(self, name: str, fitting: list[str], batch: Batch, recording: Recording) -> str | None:
+        """The mask that a layer goes by, of those that fit it; None where none does."""
+        own = [m for m in fitting if self.follows[name, m]]
+        if len(own) == 1:
+            return own[0]
+        if all(self.follows[name, m] is False for m in fitting):
             return None
-        if not _fits(mask, name, recording, batch.size):
-            if _named(name, batch.inputs) is ...:
-                return None  # after pooling, say: its positions are no tokens
-            raise ValueError(
-                f"with_masks: layer {name!r} has {recording.lengths[name]} positions (a number for each call), its "
-                f"mask {tuple(mask.shape)}; expected as many. Name None for a layer whose positions all count."
-            )
-        rows = _rows(mask, recording.layers[name], batch.size) != 0
-        return None if bool(rows.all()) else rows.repeat(1, len(recording.lengths[name]))
+        masks = masks_of(batch.inputs)
+        if len(masks) == 1 and not _foreign(batch.inputs, fitting[0], masks[fitting[0]]):  # the only sequence there is
+            return fitting[0]
+        raise ValueError(
+            f"layer {name!r} has {sum(recording.lengths[name])} positions, as many as {' and '.join(fitting)}; whether "
+            "they are the same did not show when the sequence was cut by one. Say it: inflib.with_masks(inputs, "
+            f"{{{name!r}: {fitting[0]!r}}}), or None for a layer whose positions all count."
+        )
+
+    def _say_apart(self, layers: list[str], batch: Batch, recording: Recording, masks: dict[str, Tensor]) -> None:
+        """Note once that layers have several positions which no mask fits, though there is but one sequence."""
+        layers = [name for name in layers if sum(recording.lengths[name]) > 1]
+        if self.said or not layers or any(_foreign(batch.inputs, m, mask) for m, mask in masks.items()):
+            return
+        self.said = True
+        others = f" and {len(layers) - 1} others" if len(layers) > 1 else ""
+        warnings.warn(
+            f"layer {layers[0]!r}{others} has {sum(recording.lengths[layers[0]])} positions an example, "
+            f"{' and '.join(f'{name} {mask.shape[-1]}' for name, mask in masks.items())}: all of its positions count, "
+            "those made from padding too. Give it a mask of its own length: inflib.with_masks(inputs, {layer: mask}).",
+            PaddingNote,
+            stacklevel=7,
+        )
 
 
-def _say_apart(layers: list[str], recording: Recording, masks: dict[str, Tensor]) -> None:
-    others = f" and {len(layers) - 1} others" if len(layers) > 1 else ""
-    warnings.warn(
-        f"layer {layers[0]!r}{others} has {recording.lengths[layers[0]][0]} positions an example, "
-        f"{' and '.join(f'{name} {mask.shape[-1]}' for name, mask in masks.items())}: all of its positions count, "
-        "those made from padding too. Give it a mask of its own length: inflib.with_masks(inputs, {layer: mask}).",
-        PaddingNote,
-        stacklevel=7,
-    )
+def _laid(which: Any, name: str, batch: Batch, recording: Recording) -> Tensor | None:
+    """A mask, given by itself or by name, over a layer's positions (B, T); None where it hides none of them."""
+    mask = masks_of(batch.inputs)[which] if isinstance(which, str) else which
+    if mask is None:
+        return None
+    runs = _runs(mask, name, recording, batch.size)
+    if not runs:
+        raise ValueError(
+            f"with_masks: layer {name!r} has {recording.lengths[name]} positions (a number for each call), its "
+            f"mask {tuple(mask.shape)}; expected as many. Name None for a layer whose positions all count."
+        )
+    rows = _rows(mask, recording.layers[name], batch.size) != 0
+    return None if bool(rows.all()) else rows.repeat(1, runs)
 
 
 def _named(layer: str, inputs: Any) -> Any:
@@ -111,22 +124,29 @@ def _rows(mask: Tensor, layer: Layer, size: int) -> Tensor:
     return layer.layout.examples(positions_last, None, mask[..., None], size)[..., 0]
 
 
-def _fits(mask: Tensor, name: str, recording: Recording, size: int) -> bool:
-    if len(mask) % size or (len(mask) > size > 1 and recording.layers[name].layout.order is None):
-        return False
-    return all(length * size == mask.numel() for length in recording.lengths[name])
+def _runs(mask: Tensor, name: str, recording: Recording, size: int) -> int:
+    """How often a layer's positions run over a mask's: once a call, or in calls of one each; 0 where they do not."""
+    lengths, several = recording.lengths[name], len(mask) > size
+    if len(mask) % size or (several and size > 1 and recording.layers[name].layout.order is None):
+        return 0
+    each = mask.numel() // size
+    if set(lengths) == {each}:
+        return len(lengths)
+    return len(lengths) // each if set(lengths) == {1} and len(lengths) % each == 0 else 0
 
 
 # --- trying a mask -------------------------------------------------------------------------------------------------
 
 
 def _own(inputs: Mapping[str, Any], name: str, mask: Tensor) -> list[str]:
-    """The inputs that have a place for each of a mask's positions, and are of its side: encoder's or decoder's."""
-    decodes = name.startswith("decoder_")
+    """The inputs that have a place for each of a mask's positions, and are named as it is: decoder_, context_, ..."""
+    prefixes = [m.removesuffix("attention_mask") for m in (*masks_of(inputs), "decoder_attention_mask")]
     return [
         key
         for key, x in inputs.items()
-        if isinstance(x, Tensor) and x.shape[: mask.ndim] == mask.shape and key.startswith("decoder_") == decodes
+        if isinstance(x, Tensor)
+        and x.shape[: mask.ndim] == mask.shape
+        and max((p for p in prefixes if key.startswith(p)), key=len, default="") == name.removesuffix("attention_mask")
     ]
 
 
@@ -155,21 +175,4 @@ def _tried(model: nn.Module, layers: dict[str, Layer], batch: Batch, name: str, 
         cut = forward(model, layers, {**batch.inputs, **short}, batch.size)
     except (RuntimeError, ValueError, IndexError, AssertionError):  # in the model's words: its lengths do not fit
         return dict.fromkeys(layers)
-    return {layer: _fits(mask[..., 1:], layer, cut, batch.size) for layer in layers}
-
-
-def _decided(
-    name: str, fitting: list[str], seen: dict[str, bool | None], recording: Recording, alone: bool
-) -> str | None:
-    own = [m for m in fitting if seen[m]]
-    if len(own) == 1:
-        return own[0]
-    if all(seen[m] is False for m in fitting):
-        return None
-    if alone:  # the only sequence there is
-        return fitting[0]
-    raise ValueError(
-        f"layer {name!r} has {recording.lengths[name][0]} positions, as many as {' and '.join(fitting)}; whether they "
-        "are the same did not show when the sequence was cut by one. Say "
-        f"it: inflib.with_masks(inputs, {{{name!r}: {fitting[0]!r}}}), or None for a layer whose positions all count."
-    )
+    return {layer: bool(_runs(mask[..., 1:], layer, cut, batch.size)) for layer in layers}

@@ -104,8 +104,17 @@ def masks_of(inputs: Any) -> dict[str, Tensor]:
     """
     if not isinstance(inputs, Mapping):
         return {}
-    names = [*MASKS, *(m for m in getattr(inputs, "masks", {}).values() if isinstance(m, str) and m not in MASKS)]
+    said = [m for m in getattr(inputs, "masks", {}).values() if isinstance(m, str)]
+    names = dict.fromkeys((*(key for key in inputs if _is_mask(key, inputs)), *said))
     return {name: _present(name, inputs) for name in names if inputs.get(name) is not None}
+
+
+def _is_mask(key: str, inputs: Mapping[str, Any]) -> bool:
+    """Whether an input is the mask of a sequence: the text's, or one that is named as what it masks (context_ids)."""
+    if key in MASKS or not key.endswith("attention_mask"):
+        return key in MASKS
+    prefix = key.removesuffix("attention_mask")
+    return any(other.startswith(prefix) and other != key for other in inputs)
 
 
 def positions_present(inputs: Any) -> Tensor | None:

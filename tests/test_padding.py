@@ -298,3 +298,82 @@ def test_a_mask_that_is_added_to_scores_is_refused() -> None:
     inputs["attention_mask"] = (inputs["attention_mask"] - 1) * 1e9
     with pytest.raises(ValueError, match=r"attention_mask holds other numbers than 0 and 1 \(-1e\+09 to 0\)"):
         moments(Caption().eval(), [(inputs, targets)], objective=CrossEntropy())
+
+
+class Recurrent(nn.Module):
+    """A cell written by hand: a call for each token."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.words, self.cell, self.out = nn.Embedding(WORDS, WIDTH), nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 3)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        h, x = torch.zeros(len(input_ids), WIDTH), self.words(input_ids)
+        for t in range(x.shape[1]):
+            h = torch.where(attention_mask[:, t, None] == 1, self.cell(x[:, t] + h).tanh(), h)
+        return self.out(h)
+
+
+def test_a_layer_called_once_a_token_has_the_tokens_for_positions() -> None:
+    inputs, targets = captioned()
+    inputs.pop("pixel_values")
+    found = moments(Recurrent().eval(), [(inputs, targets)], objective=CrossEntropy())
+    assert found.positions == {"cell": 9, "out": 3}
+
+
+class Context(nn.Module):
+    """A question and a context, each with a mask named as it is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.words, self.ask, self.look = nn.Embedding(WORDS, WIDTH), nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.out = nn.Linear(WIDTH, 3)
+
+    def pooled(self, layer: nn.Module, ids: Tensor, mask: Tensor) -> Tensor:
+        return (layer(self.words(ids)).tanh() * mask[..., None]).sum(1)
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, context_ids: Tensor, context_attention_mask: Tensor
+    ) -> Tensor:
+        ask = self.pooled(self.ask, input_ids, attention_mask)
+        return self.out(ask * self.pooled(self.look, context_ids, context_attention_mask))
+
+
+def test_a_mask_under_a_name_of_its_own_is_for_what_is_named_so() -> None:
+    question, context = there(4, 2, 3, of=4), there(1, 4, 2, of=4)
+    for one, other in ((question, context), (question, torch.ones_like(context)), (torch.ones_like(question), context)):
+        inputs, targets = translation(one, other)
+        renamed = {
+            "input_ids": inputs["input_ids"],
+            "attention_mask": one,
+            "context_ids": inputs["decoder_input_ids"],
+            "context_attention_mask": other,
+        }
+        found = moments(Context().eval(), [(renamed, torch.tensor([0, 1, 2]))], objective=CrossEntropy())
+        assert found.positions == {"ask": int(one.sum()), "look": int(other.sum()), "out": 3}
+    # beside what it marks no mask of another meaning is taken for one
+    inputs, targets = captioned()
+    globally = {"input_ids": inputs["input_ids"], "global_attention_mask": torch.zeros(3, 4)}
+    found = moments(Globally().eval(), [(globally, targets)], objective=CrossEntropy())
+    assert found.positions == {"text": 12}
+
+
+class Globally(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.text = nn.Embedding(WORDS, WIDTH), nn.Linear(WIDTH, 3)
+
+    def forward(self, input_ids: Tensor, global_attention_mask: Tensor) -> Tensor:
+        return self.text(self.words(input_ids)).sum(1)
+
+
+def test_a_mask_is_decided_when_it_first_hides_something() -> None:
+    """First only the source is padded, then only the target: each is tried in its own batch."""
+    model = EncoderDecoder().eval()
+    first = translation(there(4, 2, 3, of=4), there(4, 4, 4, of=4))
+    second = translation(there(4, 4, 4, of=4), there(4, 1, 2, of=4), seed=2)
+    found = moments(model, [first, second])
+    assert [found.positions[name] for name in ("enc_q", "cross_v")] == [9 + 12] * 2
+    assert [found.positions[name] for name in ("dec_q", "out")] == [12 + 7] * 2

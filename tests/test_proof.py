@@ -188,12 +188,12 @@ def test_an_input_that_is_not_of_the_batch_may_have_any_number_of_rows() -> None
 
 
 def test_a_loss_that_mixes_its_examples_is_refused() -> None:
-    class BatchCentred(SquaredError):
+    class CentredSquaredError(SquaredError):
         def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
             return 0.5 * (outputs - outputs.mean(0) - targets).square().sum(1)
 
     with pytest.raises(ValueError, match="the loss of one example depends on the outputs of others"):
-        capture(Linear().eval(), BatchCentred(), *data(4)[0])
+        capture(Linear().eval(), CentredSquaredError(), *data(4)[0])
     mixing = lambda f, y: (f - f.mean(0)).sum(1)  # noqa: E731
     with pytest.raises(ValueError, match="the measurement of one example depends on the outputs of others"):
         capture(Linear().eval(), SquaredError(), *data(4)[0], measurement=mixing)
