@@ -3,6 +3,7 @@
 downloads   files that others publish, found on this machine or downloaded once
 data        the digits that ship with the repository, with a split that never changes, and all of MNIST
 handwriting a drawing or a photograph as MNIST would hold it
+oddities    what is odd about a drawing: too small, of two shapes, unlike all training digits
 text        vocabularies and corpora; letters and digits in turn
 facts       invented facts told in several wordings, where it is known which sentence taught what
 shakespeare the plays, two of which ship, cut in sequences that know their speaker and line
@@ -23,6 +24,7 @@ from .handwriting import NoDigitError, Stroke, as_mnist, ink_of_picture, ink_of_
 from .language_models import corpus_of, language_model, learning_rate
 from .models import cnn, mlp
 from .networks import network
+from .oddities import Familiar, oddities
 from .shakespeare import shakespeare, two_plays
 from .text import Corpus, Vocabulary, alternating, characters, words
 from .training import (
@@ -44,6 +46,7 @@ __all__ = [
     "Digits",
     "Fact",
     "FactData",
+    "Familiar",
     "History",
     "NoDigitError",
     "Stroke",
@@ -69,6 +72,7 @@ __all__ = [
     "mnist_full",
     "network",
     "normalise",
+    "oddities",
     "save_checkpoint",
     "shakespeare",
     "shipped_checkpoint",

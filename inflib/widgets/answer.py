@@ -1,8 +1,9 @@
 """What the image browser shows, as plain values, and the same as text, as HTML and as a table.
 
 An ``Answer`` is about one picture. A query's lists the training pictures that raised its measurement (proponents) and
-those that lowered it (opponents); a training picture's lists the queries that it raised and lowered most. Nothing here
-knows of controls: the widget and its still are both drawn from this.
+those that lowered it (opponents); a training picture's lists the queries that it raised and lowered most. Three classes
+are told apart everywhere: a picture's *label*, what the *model* says, and the *class* asked about. Nothing here knows
+of controls: the widget and its still are both drawn from this.
 """
 
 from __future__ import annotations
@@ -13,23 +14,23 @@ from html import escape
 
 import numpy as np
 
-from .base import NEGATIVE, POSITIVE, csv_text, picture, signed
-from .ranking import Ranking, Scored
+from .base import NEGATIVE, POSITIVE, csv_text, picture
+from .ranking import OWN_LABEL, PREDICTED, Ranking, Scored
 
 QUERY, TRAINING, DRAWING = "query", "training digit", "drawing"
 
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """A labelled image of either side, or one of neither, and what the model makes of it."""
+    """An image of either side, or one of neither, and what the model makes of it."""
 
     side: str  # QUERY, TRAINING or DRAWING
     position: int  # its row on that side; -1 for a drawing
-    index: int | None  # in the data set that both sides were taken from; None for a drawing
+    source: str  # the data set that both sides were taken from
+    index: int | None  # in that data set; None for a drawing
     image: np.ndarray  # (H, W) uint8
-    label: str  # a drawing has none of its own: the one that is asked about
+    label: str | None  # None for a drawing
     predictions: tuple[tuple[str, float], ...]  # classes and their probabilities, the likeliest first: two at least
-    label_probability: float
 
     @property
     def predicted(self) -> str:
@@ -37,11 +38,16 @@ class Picture:
 
     @property
     def wrong(self) -> bool:
-        return self.predicted != self.label
+        return self.label is not None and self.predicted != self.label
+
+    @property
+    def number(self) -> str:
+        """Where it is in its data set: MNIST #2209."""
+        return f"{self.source} #{self.index}"
 
     @property
     def name(self) -> str:
-        return self.side if self.index is None else f"{self.side} #{self.index}"
+        return self.side if self.index is None else f"{self.side}, {self.number}"
 
     @property
     def file_name(self) -> str:
@@ -49,13 +55,21 @@ class Picture:
         kind = self.side.split()[0]
         return kind if self.index is None else f"{kind}_{self.index}"
 
+    def probability(self, name: str) -> float:
+        """What the model gives this class."""
+        return dict(self.predictions)[name]
+
+    def asked(self, asked: str) -> str:
+        """The class that this stands for: itself, the picture's label, or the model's prediction."""
+        own = self.predicted if self.label is None else self.label
+        return {OWN_LABEL: own, PREDICTED: self.predicted}.get(asked, asked)
+
     def describe(self) -> tuple[str, ...]:
         """What it is, its label, the model's prediction, each a line."""
-        model = ", ".join(f"{name} ({p:.0%})" for name, p in self.predictions[:2])
-        if self.index is None:
-            return self.name, f"asked about: label {self.label} ({self.label_probability:.2%})", f"model: {model}"
-        outcome = "misclassified" if self.wrong else "classified correctly"
-        return self.name, f"label {self.label}", f"model: {model}", outcome
+        model = "model: " + ", ".join(f"{name} ({p:.0%})" for name, p in self.predictions[:2])
+        if self.label is None:
+            return self.name, model
+        return self.name, f"label {self.label}", model, "misclassified" if self.wrong else "classified correctly"
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -72,76 +86,120 @@ class Answer(Ranking[Ranked]):
     subject: Picture
 
     @property
+    def asked(self) -> str | None:
+        """The class asked about; None where that differs from query to query."""
+        if self.about_query:
+            return self.subject.asked(self.settings.asked)
+        return None if self.settings.asked in (OWN_LABEL, PREDICTED) else self.settings.asked
+
+    @property
     def about_query(self) -> bool:
         """Whether the lists hold training digits; else they hold the queries that a training digit influences."""
         return self.subject.side != TRAINING
 
+    def describe(self) -> tuple[str, ...]:
+        """The subject, and how likely the model finds the class asked about, each a line."""
+        if self.asked is None or not self.about_query:
+            return self.subject.describe()
+        return *self.subject.describe(), f"asked about: class {self.asked}, p = {self._probability():.2g}"
+
+    def _probability(self) -> float:
+        return self.subject.probability(self.subject.asked(self.settings.asked))
+
+    def _whose(self) -> str:
+        """Of which class the measurement is, in words."""
+        if self.asked is not None:
+            return f"of class {self.asked}"
+        return "of their label" if self.settings.asked == OWN_LABEL else "of the class that the model says"
+
     def titles(self) -> tuple[str, str]:
         """A heading for each list."""
-        quantity = self.settings.quantity
+        what = f"the {self.settings.quantity} {self._whose()}"
         if self.about_query:
-            what = f"the {quantity} of label {self.subject.label}"
             return f"+ Proponents: training on them raised {what}", f"− Opponents: training on them lowered {what}"
         return (
-            f"+ Queries it helps: training on it raised the {quantity} of their label",
-            f"− Queries it hurts: training on it lowered the {quantity} of their label",
+            f"+ Queries it helps: training on it raised {what}",
+            f"− Queries it hurts: training on it lowered {what}",
         )
 
     def explanation(self) -> str:
         """What the numbers mean, in words."""
-        s = self.settings
         if not self.calibrated:
             return (
-                "Numbers are gradient dot products. They have no unit: only their signs and their order say something. "
+                "Gradient dot products have no unit: only their signs and their order say something. "
                 "Damping plays no role in them."
             )
-        whose = f"of label {self.subject.label}" if self.about_query else "of the query's label"
         which = "that digit" if self.about_query else "this training digit"
         return (
-            f"Numbers are score ÷ {self.n_train:,}, in {s.unit}: how far the {s.quantity} {whose} is predicted to fall "
-            f"(+) or rise (−) if {which} alone is left out of training. A first-order prediction: trust signs "
-            "and order before sizes."
+            f"A contribution is score ÷ {self.n_train:,}, in {self.scale.words}: what the {self.settings.quantity} "
+            f"{self._whose()} is predicted to lose (+), or to gain (−), if {which} alone is left out of training. "
+            "A first-order prediction: trust signs and order before sizes."
         )
 
     def warning(self) -> str:
         """A remark where the picture would mislead, else empty: the longest bar is as long however small its number."""
-        if self.about_query and self.subject.label_probability > 0.999:
+        if self.about_query and self._probability() > 0.999:
             return (
-                f"The model is all but certain here (p = {self.subject.label_probability:.5f}), so that no single "
-                "digit matters much: read the numbers, not the bars."
+                f"The model is all but certain here (p = {self._probability():.5f}), so that no single digit matters "
+                "much: read the numbers, not the bars."
             )
         return ""
+
+    def captions(self, ranked: Ranked) -> tuple[tuple[str, bool], ...]:
+        """Lines under a picture, and whether each is in bold: where it is a query, with p of the class asked about."""
+        one = ranked.picture
+        lines = [(f"label {one.label}", False), (f"model {one.predicted}", one.wrong), (f"#{one.index}", False)]
+        if not self.about_query:
+            name = one.asked(self.settings.asked)
+            lines.append((f"p({name}) {_percent(one.probability(name))}", False))
+        return tuple(lines)
 
     # --- the same, as text, as HTML, as a table ----------------------------------------------------------------
 
     def as_text(self) -> str:
         """A few lines; deterministic."""
-        lines = ["; ".join(self.subject.describe()), self.method()]
+        lines = ["; ".join(self.describe()), self.method(), self.numbers()]
         for title, note, few in zip(self.titles(), self.notes(), self.lists, strict=True):
             lines.append(f"{title} ({note})")
             lines += [
-                f"{signed(r.shown):>12}  #{r.picture.index:<6} label {r.picture.label}, model {r.picture.predicted}"
+                f"{self.scale.number(r.shown):>12}  #{r.picture.index:<6} "
+                f"label {r.picture.label}, model {r.picture.predicted}"
                 for r in few
             ]
         return "\n".join(lines)
 
     def as_html(self) -> str:
         """Tables and pictures only; readable also where inline styles are taken out."""
-        name, *about = self.subject.describe()
+        name, *about = self.describe()
         subject = (
             f'<img src="{picture(self.subject.image)}" width="112" height="112" alt="{escape(name)}" '
             f'style="image-rendering:pixelated"><br><b>{escape(name)}</b><br>' + "<br>".join(map(escape, about))
         )
         lists = "".join(
-            f"<p><b>{escape(title)}</b><br><small>{escape(note)}</small></p>{_still_row(few)}"
+            f"<p><b>{escape(title)}</b><br><small>{escape(note)}</small></p>{self._still_row(few)}"
             for title, note, few in zip(self.titles(), self.notes(), self.lists, strict=True)
         )
         remarks = " ".join(text for text in (self.explanation(), self.warning()) if text)
         return (
-            f"<p>{escape(self.method())}</p>"
+            f"<p>{escape(self.method())}<br>{escape(self.numbers())}</p>"
             f"<table><tr><td {_LEFT}>{subject}</td><td {_LEFT}>{lists}</td></tr>"
             f"</table><p><small>{escape(remarks)}</small></p>"
         )
+
+    def _still_row(self, few: Sequence[Ranked]) -> str:
+        """The pictures of one list, side by side."""
+        cells = []
+        for r in few:
+            colour, width = (POSITIVE if r.shown > 0 else NEGATIVE), max(2, round(56 * r.share))
+            lines = [f"<b>{escape(text)}</b>" if strong else escape(text) for text, strong in self.captions(r)]
+            cells.append(
+                f'<td {_CENTRE}><img src="{picture(r.picture.image)}" width="56" height="56" '
+                f'alt="{escape(r.picture.side)} {r.picture.index}" style="image-rendering:pixelated"><br>'
+                f"<b>{self.scale.number(r.shown)}</b>"
+                f'<div style="height:5px;width:{width}px;margin:auto;background:{colour}"></div>'
+                f"<small>{'<br>'.join(lines)}</small></td>"
+            )
+        return f"<table><tr>{''.join(cells)}</tr></table>" if cells else ""
 
     def table(self) -> list[dict[str, object]]:
         """One row for each picture in the two lists, with all that says how its score was made."""
@@ -154,18 +212,21 @@ class Answer(Ranking[Ranked]):
 
     def _table_row(self, which: str, place: int, ranked: Ranked) -> dict[str, object]:
         one = ranked.picture
+        asked = self.subject if self.about_query else one  # the query of the two
         return {
             "about": self.subject.side,
             "about_index": "" if self.subject.index is None else self.subject.index,
-            "about_label": self.subject.label,
+            "about_label": "" if self.subject.label is None else self.subject.label,
             "about_prediction": self.subject.predicted,
+            "asked_class": asked.asked(self.settings.asked),
+            "asked_probability": asked.probability(asked.asked(self.settings.asked)),
             "list": which,
             "rank": place,
             "index": one.index,
             "label": one.label,
             "prediction": one.predicted,
             "score": ranked.score,
-            "predicted_change_if_removed": "" if ranked.change is None else ranked.change,
+            "contribution": "" if ranked.contribution is None else ranked.contribution,
             **self.how(),
         }
 
@@ -175,17 +236,5 @@ _LEFT = 'valign="top" align="left" style="vertical-align:top;text-align:left"'
 _CENTRE = 'valign="top" align="center" style="vertical-align:top;text-align:center"'
 
 
-def _still_row(few: Sequence[Ranked]) -> str:
-    """The pictures of one list, side by side."""
-    cells = []
-    for r in few:
-        colour, width = (POSITIVE if r.shown > 0 else NEGATIVE), max(2, round(56 * r.share))
-        model = f"model {escape(r.picture.predicted)}"
-        cells.append(
-            f'<td {_CENTRE}><img src="{picture(r.picture.image)}" width="56" height="56" '
-            f'alt="{escape(r.picture.side)} {r.picture.index}" style="image-rendering:pixelated"><br>'
-            f'<b>{signed(r.shown)}</b><div style="height:5px;width:{width}px;margin:auto;background:{colour}"></div>'
-            f"<small>label {escape(r.picture.label)}<br>{f'<b>{model}</b>' if r.picture.wrong else model}"
-            f"<br>#{r.picture.index}</small></td>"
-        )
-    return f"<table><tr>{''.join(cells)}</tr></table>" if cells else ""
+def _percent(p: float) -> str:
+    return "<0.1%" if p < 0.0005 else f"{p:.1%}"

@@ -41,7 +41,7 @@ class Asking(Panel):
             min=DAMPINGS[0],
             max=DAMPINGS[1],
             step=0.25,
-            readout_format=".2g",
+            readout_format=".3",
             description="Damping",
             **WIDE,
         )
@@ -63,6 +63,10 @@ class Asking(Panel):
     def setting_controls(self) -> tuple[W.Widget, ...]:
         """The controls whose change asks the same question anew."""
         return self.count, self.method, self.damping, self.layer, self.measurement
+
+    @property
+    def shows(self) -> bool:
+        return getattr(self, "answer", None) is not None
 
     def table(self) -> list[dict[str, object]]:
         """What is shown, a row for each example: index, label, prediction, score, and how it was made."""

@@ -63,6 +63,8 @@ STYLE = """<style>
 @media (prefers-reduced-motion: reduce) { .inflib-panel .inflib-busy::before { animation: none; } }
 .inflib-panel .inflib-error { border-left: 4px solid var(--jp-error-color1, #b00020); padding: 4px 10px;
   background: var(--jp-layout-color2, #eee); }
+.inflib-panel.inflib-stale > .inflib-status ~ *, .inflib-panel.inflib-stale .inflib-prediction {
+  opacity: 0.4; filter: grayscale(1); }
 .inflib-panel .inflib-error pre { max-height: 220px; overflow: auto; font-size: 11px; margin: 4px 0; }
 .inflib-panel :focus-visible { outline: 2px solid var(--jp-brand-color1, #1976d2); outline-offset: 1px; }
 .inflib-panel img { image-rendering: pixelated; }
@@ -128,11 +130,21 @@ class Panel(W.VBox):
         finally:
             self._working = False
             self.busy.value = ""
+            self.draw_stale()
 
     @property
     def shows(self) -> bool:
         """Whether there is an answer on show."""
         return True
+
+    @property
+    def stale(self) -> bool:
+        """Whether what is shown answers another question than the controls now ask."""
+        return False
+
+    def draw_stale(self) -> None:
+        """Grey out an answer that belongs to no question."""
+        (self.add_class if self.shows and self.stale else self.remove_class)("inflib-stale")
 
     def as_text(self) -> str:
         """What is shown, in a few lines of plain text; deterministic."""

@@ -8,6 +8,7 @@ what is shown.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from html import escape
 
 import ipywidgets as W
@@ -21,7 +22,7 @@ from .asking import NARROW, STYLE, WIDE, WRAP, Asking
 from .base import picture
 from .image_influence import ImageInfluence, Images
 from .image_lists import ImageLists
-from .ranking import Settings
+from .ranking import OWN_LABEL, PREDICTED, Settings
 
 ANY_LABEL = "any"
 
@@ -32,6 +33,8 @@ class ImageBrowser(Asking):
     index:      a ``TrainIndex`` of the training images; its own curvature sets the unit of damping.
     curvatures: {name: curvature} to choose from, see ``three_methods``; None for the index's own alone.
     query, method, damping, count: what is shown first. Afterwards the controls decide, or ``ask`` and ``ask_back``.
+    asked:      the class asked about: each query's own label, the model's prediction, or a class: "why not 6?".
+    source:     the name of the data set that the pictures' ``index`` counts in.
 
     ``answer`` is what is shown, as plain values; ``table()`` and ``to_csv(path)`` hand it out.
     """
@@ -49,20 +52,31 @@ class ImageBrowser(Asking):
         method: str | None = None,
         damping: float = 0.1,
         count: int = 8,
+        asked: str | int = OWN_LABEL,
+        source: str = "MNIST",
     ) -> None:
-        self.influence = ImageInfluence(model, objective, index, train, queries, curvatures)
-        first = Settings(method or next(iter(self.influence.curvatures)), damping, count=count)
+        self.influence = ImageInfluence(model, objective, index, train, queries, curvatures, source)
+        method = method or next(iter(self.influence.curvatures))
+        first = Settings(method, damping, count=count, asked=self.influence.check_asked(asked))
         super().__init__("ImageBrowser", "inflib-browser", self.influence, first)
         self.answer: Answer
         self._queries = [self.influence.picture(QUERY, row) for row in range(len(queries.labels))]
         self._matching = list(range(len(self._queries)))  # rows of the queries that the filters let through
         self._query = query  # the last one asked about: where "back" leads
-        self._make_query_controls()
+        self._make_query_controls(first.asked)
         self._make_view()
         self._watch_controls()
         self.ask(query)
 
     # --- from Python --------------------------------------------------------------------------------------------
+
+    @property
+    def settings(self) -> Settings:
+        return replace(super().settings, asked=self.asked.value)
+
+    @property
+    def setting_controls(self) -> tuple[W.Widget, ...]:
+        return *super().setting_controls, self.asked
 
     def ask(self, query: int) -> Answer:
         """Show the proponents and opponents of the query in this row; filters that hide it are lifted."""
@@ -79,6 +93,11 @@ class ImageBrowser(Asking):
         with self.working():
             return self._draw(self.influence.ask_back(training, self.settings))
 
+    @property
+    def stale(self) -> bool:
+        there = self._matching[self.position.value - 1] if self._matching else None
+        return there != self._query or self.settings != self.answer.settings
+
     def as_text(self) -> str:
         return f"ImageBrowser: {self.answer.as_text()}"
 
@@ -87,13 +106,21 @@ class ImageBrowser(Asking):
 
     # --- controls -----------------------------------------------------------------------------------------------
 
-    def _make_query_controls(self) -> None:
-        labels = sorted({one.label for one in self._queries}, key=lambda label: (len(label), label))
-        self.position = W.IntSlider(min=0, max=len(self._queries) - 1, description="Query", **WIDE)
+    def _make_query_controls(self, asked: str) -> None:
+        labels = sorted({str(one.label) for one in self._queries}, key=lambda label: (len(label), label))
+        self.position = W.IntSlider(min=1, max=len(self._queries), description="Query", **WIDE)
         self.previous = W.Button(description="◀ previous", layout=W.Layout(width="96px"))
         self.next = W.Button(description="next ▶", layout=W.Layout(width="96px"))
         self.matches = W.HTML()
         self.label_filter = W.Dropdown(options=[ANY_LABEL, *labels], description="Label", style=STYLE, layout=NARROW)
+        classes = self.influence.classes
+        self.asked = W.Dropdown(
+            options=[(OWN_LABEL,) * 2, ("what the model says", PREDICTED), *zip(classes, classes, strict=True)],
+            value=asked,
+            description="Ask about",
+            style=STYLE,
+            layout=ASKED,
+        )
         self.misclassified = W.Checkbox(description="only the misclassified", indent=False, layout=NARROW)
 
     def _make_view(self) -> None:
@@ -106,6 +133,7 @@ class ImageBrowser(Asking):
             self.position,
             W.HBox([indent, self.previous, self.next, self.matches]),
             W.HBox([self.label_filter, self.misclassified]),
+            self.asked,
             self.count,
         ]
         left = W.VBox([self.subject, self.back], layout=W.Layout(flex="0 0 172px"))
@@ -136,7 +164,7 @@ class ImageBrowser(Asking):
 
     def _move(self, steps: int) -> None:
         """The query so many steps from where the slider is."""
-        at = min(max(self.position.value + steps, 0), len(self._matching) - 1)
+        at = min(max(self.position.value - 1 + steps, 0), len(self._matching) - 1)
         self.ask(self._matching[at])
 
     def _refilter(self) -> None:
@@ -170,20 +198,29 @@ class ImageBrowser(Asking):
         n, there = len(self._matching), self._query in self._matching
         for control in (self.position, self.previous, self.next):
             control.disabled = not n
+        where = f"0 of {len(self._queries):,} match"
         if there:
-            at = self._matching.index(self._query)
+            at = self._matching.index(self._query) + 1
             self.position.max = max(self.position.max, at)  # a value may never be above its maximum
-            self.position.value, self.position.max = at, n - 1
-            self.previous.disabled, self.next.disabled = at == 0, at == n - 1
-        found = f"{n} match" if n != 1 else "1 matches"
-        self.matches.value = f'<div class="inflib-quiet inflib-note">{found}</div>'
+            self.position.value, self.position.max = at, n
+            self.previous.disabled, self.next.disabled = at == 1, at == n
+            where = f"{at} of {n:,}{self._filters()}, {self._queries[self._query].number}"
+        self.matches.value = f'<div class="inflib-quiet inflib-note">{escape(where)}</div>'
+
+    def _filters(self) -> str:
+        """Which queries are stepped through, in words; empty for all."""
+        wrong, label = self.misclassified.value, self.label_filter.value
+        return " misclassified" * wrong + f" with label {label}" * (label != ANY_LABEL)
+
+
+ASKED = {"width": "262px"}
 
 
 def _subject_html(answer: Answer) -> str:
     """The picture asked about, large, and what is known of it."""
-    name, label, model, outcome = map(escape, answer.subject.describe())
-    outcome = f"<b>{outcome}</b>" if answer.subject.wrong else outcome
+    name, *about = map(escape, answer.describe())
+    lines = "".join(f"<div>{'<b>misclassified</b>' if line == 'misclassified' else line}</div>" for line in about)
     return (
         f'<div class="inflib-subject"><img src="{picture(answer.subject.image)}" width="140" height="140" alt="">'
-        f'<div class="inflib-heading">{name}</div><div>{label}</div><div>{model}</div><div>{outcome}</div></div>'
+        f'<div class="inflib-heading">{name}</div>{lines}</div>'
     )

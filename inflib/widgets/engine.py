@@ -19,7 +19,7 @@ from ..index import TrainIndex
 from ..kfac import second_moments
 from ..kronecker import Kronecker, identity
 from ..objectives import Objective
-from ..scoring import predicted_change
+from ..scoring import contribution
 from .ranking import ALL_LAYERS, Settings
 
 
@@ -86,9 +86,9 @@ class Engine:
         numbers = damping_of(self.index.curvature, settings.damping)
         return {name: numbers[name] for name in layers}
 
-    def changes(self, scores: np.ndarray, settings: Settings) -> list[float | None]:
-        """What removal of each training example is predicted to do to the measurement, where scores have its unit."""
+    def contributions(self, scores: np.ndarray, settings: Settings) -> list[float | None]:
+        """What the measurement is expected to lose without each training example, where scores have its unit."""
         if settings.unit_norm or not self.calibrated(settings.method):
             return [None] * len(scores)
-        changes: list[float | None] = predicted_change(torch.from_numpy(scores).double(), len(self.index)).tolist()
-        return changes
+        found: list[float | None] = contribution(torch.from_numpy(scores).double(), len(self.index)).tolist()
+        return found

@@ -7,7 +7,7 @@ step on a line under the text says the sign without colour, solid for + and dott
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 from itertools import groupby
@@ -82,7 +82,7 @@ def heat_css(selector: str) -> str:
     return "\n".join(rules)
 
 
-def heat_html(pieces: Sequence[str], values: np.ndarray, limit: float) -> str:
+def heat_html(pieces: Sequence[str], values: np.ndarray, limit: float, number: Callable[[float], str] = signed) -> str:
     """The text for a still: where styles are taken out, proponents are still underlined and opponents in italics."""
     parts = []
     for run in runs(pieces, values, limit):
@@ -91,22 +91,22 @@ def heat_html(pieces: Sequence[str], values: np.ndarray, limit: float) -> str:
         if run.step == 0:
             parts.append(text)
         elif abs(run.step) < UNDERLINED:
-            parts.append(f'<span title="{signed(run.total)}" style="background:{shade(run.step)}">{text}</span>')
+            parts.append(f'<span title="{number(run.total)}" style="background:{shade(run.step)}">{text}</span>')
         else:
             tag, style = ("ins", "") if run.step > 0 else ("i", "font-style:normal;")
             style += f"background:{shade(run.step)};text-decoration:{_line(run.step)}"
-            parts.append(f'<{tag} title="{signed(run.total)}" style="{style}">{text}</{tag}>')
+            parts.append(f'<{tag} title="{number(run.total)}" style="{style}">{text}</{tag}>')
     return "".join(parts)
 
 
-def scale_html(limit: float, unit: str) -> str:
-    """The shades from −limit to +limit, side by side."""
+def scale_html(lowest: str, highest: str, unit: str) -> str:
+    """The shades from the lowest number to the highest, side by side."""
     swatches = "".join(
         f'<span style="display:inline-block;width:13px;height:9px;background:{shade(step) if step else "transparent"}">'
         "</span>"
         for step in range(-STEPS, STEPS + 1)
     )
-    return f"{signed(-limit)} {swatches} {signed(limit)}{escape(f' {unit}' if unit else '')}"
+    return f"{lowest} {swatches} {highest}{escape(f' {unit}' if unit else '')}"
 
 
 def _line(step: int) -> str:

@@ -19,7 +19,7 @@ from ..kronecker import Kronecker
 from ..objectives import Objective
 from .answer import DRAWING, QUERY, TRAINING, Answer, Picture, Ranked
 from .engine import Engine
-from .ranking import Settings, two_lists
+from .ranking import OWN_LABEL, PREDICTED, Settings, two_lists
 
 
 class Images(Protocol):
@@ -36,6 +36,7 @@ class ImageInfluence(Engine):
 
     index:      of the training images, in their order; its own curvature sets the unit of damping.
     queries:    None where only pictures that are in no data set will be asked about.
+    source:     the name of the data set that both were taken from, and that their ``index`` counts in.
     curvatures: {name: curvature}, each in the index's eigenbasis or an identity; None for the index's own alone.
 
     Raises ValueError where index and training images differ in number.
@@ -49,6 +50,7 @@ class ImageInfluence(Engine):
         train: Images,
         queries: Images | None = None,
         curvatures: Mapping[str, Kronecker] | None = None,
+        source: str = "MNIST",
     ) -> None:
         if len(index) != len(train.labels):
             raise ValueError(
@@ -58,11 +60,26 @@ class ImageInfluence(Engine):
         super().__init__(model, objective, index, curvatures)
         self.sides = {TRAINING: train} if queries is None else {TRAINING: train, QUERY: queries}
         self.probabilities = {side: _probabilities(model, images.inputs) for side, images in self.sides.items()}
-        self._prepared: dict[str, Side] = {}
+        self.source = source
+        self._prepared: dict[tuple[str, str], Side] = {}
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes that a question may be about."""
+        return tuple(map(str, range(self.probabilities[TRAINING].shape[1])))
+
+    def check_asked(self, asked: str | int) -> str:
+        """The class asked about as a setting; ValueError for one that the model does not have."""
+        if str(asked) not in (OWN_LABEL, PREDICTED, *self.classes):
+            raise ValueError(
+                f"class {asked} was asked about; expected one from 0 to {len(self.classes) - 1}, {OWN_LABEL!r} or "
+                f"{PREDICTED!r}."
+            )
+        return str(asked)
 
     def scores(self, side: str, position: int, settings: Settings) -> np.ndarray:
         """(N,) influence of every training image on a query, or (Q,) of a training image on every query."""
-        prepared, examples = self._prepare(settings.measurement), None
+        prepared, examples = self._prepare(settings.measurement, settings.asked), None
         if side == QUERY:
             one = slice(position, position + 1)
             prepared = {name: take(held, one) for name, held in prepared.items()}
@@ -75,12 +92,14 @@ class ImageInfluence(Engine):
         scores = self.index.scores(prepared, curvature, damping, layers=list(damping), examples=examples)
         return scores.flatten().cpu().numpy()
 
-    def _prepare(self, measurement: str) -> Side:
-        """All queries, captured once for each measurement."""
-        if measurement not in self._prepared:
-            queries = self.sides[QUERY]
-            self._prepared[measurement] = self._capture(queries.inputs, queries.labels, measurement)
-        return self._prepared[measurement]
+    def _prepare(self, measurement: str, asked: str) -> Side:
+        """All queries, captured once for each measurement and class asked about."""
+        key = measurement, asked
+        if key not in self._prepared:
+            queries = [self.picture(QUERY, row) for row in range(len(self.sides[QUERY].labels))]
+            classes = torch.tensor([int(one.asked(self.check_asked(asked))) for one in queries])
+            self._prepared[key] = self._capture(self.sides[QUERY].inputs, classes, measurement)
+        return self._prepared[key]
 
     def _capture(self, inputs: Tensor, labels: Tensor, measurement: str) -> Side:
         weight = next(self.model.parameters())
@@ -91,18 +110,14 @@ class ImageInfluence(Engine):
         """The proponents and opponents of the query in this row."""
         return self._answer(QUERY, query, settings)
 
-    def ask_about(self, image: np.ndarray, inputs: Tensor, settings: Settings, label: int | None = None) -> Answer:
-        """The proponents and opponents of a picture that is in no data set.
+    def ask_about(self, image: np.ndarray, inputs: Tensor, settings: Settings) -> Answer:
+        """The proponents and opponents of a picture that is in no data set, and whose own label nobody knows.
 
-        image:  (H, W) uint8, to look at; inputs: (1, ...), what the model reads of it.
-        label:  the class whose measurement is asked about; None for the one that the model chooses.
+        image: (H, W) uint8, to look at; inputs: (1, ...), what the model reads of it.
         """
-        p = _probabilities(self.model, inputs)[0]  # (C,)
-        label = _likeliest(p)[0] if label is None else label
-        if not 0 <= label < len(p):
-            raise ValueError(f"label {label} was asked about; expected a class from 0 to {len(p) - 1}.")
-        prepared = self._capture(inputs, torch.tensor([label]), settings.measurement)
-        subject = _picture(DRAWING, -1, None, image, label, p)
+        subject = _picture(DRAWING, -1, self.source, None, image, None, _probabilities(self.model, inputs)[0])
+        asked = int(subject.asked(self.check_asked(settings.asked)))
+        prepared = self._capture(inputs, torch.tensor([asked]), settings.measurement)
         return self._rank(subject, self._scores(prepared, settings), TRAINING, settings)
 
     def ask_back(self, training: int, settings: Settings) -> Answer:
@@ -121,10 +136,10 @@ class ImageInfluence(Engine):
 
         def ranked(rows: tuple[int, ...]) -> tuple[Ranked, ...]:
             few = scores[list(rows)]
-            found = zip(rows, few.tolist(), self.changes(few, settings), strict=True)
+            found = zip(rows, few.tolist(), self.contributions(few, settings), strict=True)
             return tuple(
-                Ranked(picture=self.picture(other, n), score=score, change=change, share=abs(score) / lists.largest)
-                for n, score, change in found
+                Ranked(picture=self.picture(other, n), score=score, contribution=part, share=abs(score) / lists.largest)
+                for n, score, part in found
             )
 
         return Answer(
@@ -142,19 +157,14 @@ class ImageInfluence(Engine):
         """The image in this row, with its label and what the model makes of it."""
         images, p = self.sides[side], self.probabilities[side][position]
         index, label = int(images.index[position]), int(images.labels[position])
-        return _picture(side, position, index, np.asarray(images.images[position]), label, p)
+        return _picture(side, position, self.source, index, np.asarray(images.images[position]), str(label), p)
 
 
-def _picture(side: str, position: int, index: int | None, image: np.ndarray, label: int, p: np.ndarray) -> Picture:
-    return Picture(
-        side=side,
-        position=position,
-        index=index,
-        image=image,
-        label=str(label),
-        predictions=tuple((str(c), float(p[c])) for c in _likeliest(p)),
-        label_probability=float(p[label]),
-    )
+def _picture(
+    side: str, position: int, source: str, index: int | None, image: np.ndarray, label: str | None, p: np.ndarray
+) -> Picture:
+    predictions = tuple((str(c), float(p[c])) for c in _likeliest(p))
+    return Picture(side, position, source, index, image, label, predictions)
 
 
 def _likeliest(p: np.ndarray) -> list[int]:

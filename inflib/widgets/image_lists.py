@@ -9,7 +9,7 @@ from typing import Any
 import ipywidgets as W
 
 from .answer import Answer, Ranked
-from .base import csv_link, picture, signed
+from .base import csv_link, picture
 from .strip import Card, Line, Strip
 
 
@@ -18,9 +18,9 @@ class ImageLists:
 
     def __init__(self) -> None:
         self.headings, self.strips = (W.HTML(), W.HTML()), (Strip(), Strip())
-        self.explanation, self.csv = W.HTML(), W.HTML()
+        self.numbers, self.explanation, self.csv = W.HTML(), W.HTML(), W.HTML()
         both = [W.VBox(pair) for pair in zip(self.headings, self.strips, strict=True)]
-        self.box = W.VBox(both, layout=W.Layout(flex="1 1 400px"))
+        self.box = W.VBox([self.numbers, *both], layout=W.Layout(flex="1 1 400px"))
         self.remarks = (self.explanation, self.csv)
 
     def on_choose(self, handler: Callable[[int], Any]) -> None:
@@ -30,30 +30,40 @@ class ImageLists:
 
     def show(self, answer: Answer, then: str) -> None:
         """Draw the answer's lists; ``then`` says what choosing a picture does."""
+        self.numbers.value = f'<div class="inflib-quiet">{escape(answer.numbers())}</div>'
         for heading, strip, title, note, few in zip(
             self.headings, self.strips, answer.titles(), answer.notes(), answer.lists, strict=True
         ):
             heading.value = (
                 f'<div class="inflib-heading">{escape(title)}</div><div class="inflib-quiet">{escape(note)}</div>'
             )
-            strip.show([_card(ranked, then) for ranked in few], title)
+            strip.show([_card(answer, ranked, then) for ranked in few], title)
         remarks = (answer.explanation(), answer.warning())
         self.explanation.value = "".join(f'<div class="inflib-quiet">{escape(text)}</div>' for text in remarks if text)
         self.csv.value = csv_link(
             answer.table(), f"influence_{answer.subject.file_name}.csv", "Save what is shown as CSV"
         )
 
+    def clear(self) -> None:
+        """Show no answer."""
+        for part in (self.numbers, *self.headings, *self.remarks):
+            part.value = ""
+        for strip in self.strips:
+            strip.show([], "")
 
-def _card(ranked: Ranked, then: str) -> Card:
+
+def _card(answer: Answer, ranked: Ranked, then: str) -> Card:
     """A picture of one of the lists."""
-    one, number = ranked.picture, signed(ranked.shown)
+    one, number = ranked.picture, answer.scale.number(ranked.shown)
+    lines = tuple(Line(text, strong=strong) for text, strong in answer.captions(ranked))
+    said = ", ".join((one.name, *(line.text for line in lines if not line.text.startswith("#")), number))
     return Card(
         key=one.position,
         picture=picture(one.image),
         number=number,
         share=ranked.share,
         positive=ranked.shown > 0,
-        lines=(Line(f"label {one.label}"), Line(f"model {one.predicted}", strong=one.wrong), Line(f"#{one.index}")),
-        tip=f"{one.side} #{one.index}: a click {then}",
-        spoken=f"{one.side} {one.index}, label {one.label}, the model says {one.predicted}, {number}; {then}",
+        lines=lines,
+        tip=f"{one.name}: a click {then}",
+        spoken=f"{said}; {then}",
     )

@@ -100,7 +100,7 @@ class Ladder(Panel):
             options=[ALL_LAYERS, *first.curvatures[first.exact].layers], description="Layer", **_FORM
         )
         self.damping = W.FloatLogSlider(
-            value=damping, min=-3, max=2, step=0.25, readout_format=".2g", description="Damping", **_WIDE
+            value=damping, min=-3, max=2, step=0.25, readout_format=".3", description="Damping", **_WIDE
         )
         self.rung = W.Dropdown(
             options=others, value="EK-FAC" if "EK-FAC" in others else others[0], description="Scores of", **_FORM

@@ -1,18 +1,24 @@
 """From one score for each training example to two lists: what raised the measurement most, and what lowered it most.
 
 What the image browser and the text browser share of what they show, as plain values: how it was asked (``Settings``),
-which rows stand in which list (``two_lists``), and how much of the whole the lists hold (``Ranking``).
+which rows stand in which list (``two_lists``), how much of the whole the lists hold (``Ranking``), and the one unit of
+all its numbers (``Scale``). A number is a contribution, score / N: what the measurement is expected to lose if the
+example is removed, positive for proponents; where scores have no unit it is the score itself, which has the same sign.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 import numpy as np
 
+from .base import signed
+
 ALL_LAYERS = "all layers"
+OWN_LABEL, PREDICTED = "its label", "predicted"  # the class asked about, where it is not one for all pictures
 PHRASES = {  # of each measurement: its name in words, its unit
     "log_likelihood": ("log-likelihood", "nats"),
     "margin": ("log odds", "nats"),
@@ -30,7 +36,8 @@ class Settings:
     measurement: str = "log_likelihood"
     count: int = 8
     unit_norm: bool = False  # scores divided by the norm of the training gradient
-    heat: str = "position"  # what the colour of a token of text means, see ``text_answer.HEATS``
+    heat: str = "output"  # what the colour of a token of text means, see ``text_answer.HEATS``
+    asked: str = OWN_LABEL  # the class whose measurement is asked about, of pictures: its name, OWN_LABEL or PREDICTED
 
     @property
     def quantity(self) -> str:
@@ -72,18 +79,50 @@ def _part(few: np.ndarray, all_: np.ndarray) -> float:
     return float(few.sum() / all_.sum()) if len(all_) else 0.0
 
 
+@dataclass(frozen=True)
+class Scale:
+    """The unit of all numbers of one answer: 10^power of the measurement's own, so that six characters hold each."""
+
+    power: int
+    unit: str  # the measurement's; empty where there is none
+
+    @classmethod
+    def of(cls, largest: float, unit: str) -> Scale:
+        """For numbers up to ``largest`` in size: 10⁰ where that reads well, else a power of a thousand."""
+        if largest == 0 or not math.isfinite(largest):
+            return cls(0, unit)
+        exponent = math.floor(math.log10(float(f"{largest:.2e}")))  # as shown: 999.9 is 1,000
+        return cls(0 if -1 <= exponent < 3 else 3 * (exponent // 3), unit)
+
+    @property
+    def words(self) -> str:
+        """10⁻³ nats; nats; empty for no unit and no power."""
+        power = f"10{str(self.power).translate(_RAISED)}" if self.power else ""
+        return " ".join(filter(None, (power, self.unit)))
+
+    def number(self, value: float) -> str:
+        """A value in this unit, with its sign: three digits, no more than three of them behind the point."""
+        value = value / 10.0**self.power
+        if not 0 < abs(value) < 0.0995:
+            return signed(value)
+        return f"{'+' if value > 0 else '−'}{abs(value):.3f}"
+
+
+_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Scored:
     """A training example, or a query, in one of the two lists."""
 
     score: float  # dm/dε, the unit of ``inflib.influence``
-    change: float | None  # ``predicted_change`` of the measurement on removal; None where scores have no unit
+    contribution: float | None  # ``inflib.contribution`` to the measurement; None where scores have no unit
     share: float  # |score| as a share of the largest in either list: the bar
 
     @property
     def shown(self) -> float:
-        """The number beside it: what its removal costs the measurement, which has the score's sign."""
-        return self.score if self.change is None else -self.change
+        """The number beside it; it has the score's sign."""
+        return self.score if self.contribution is None else self.contribution
 
 
 Row = TypeVar("Row", bound=Scored)
@@ -112,6 +151,20 @@ class Ranking(Generic[Row]):
         norm = ", per unit of gradient norm" if s.unit_norm else ""
         return f"{s.method}, {damping}, {s.layer}, {s.quantity}{norm}"
 
+    @property
+    def scale(self) -> Scale:
+        """One unit for every number shown."""
+        largest = max((abs(row.shown) for few in self.lists for row in few), default=0.0)
+        return Scale.of(largest, "" if self.settings.unit_norm or not self.calibrated else self.settings.unit)
+
+    def numbers(self) -> str:
+        """What the numbers are and in which unit, said once above both lists."""
+        what = "Contributions" if self.calibrated else "Gradient dot products"
+        if self.settings.unit_norm:
+            what = f"{'Scores' if self.calibrated else what} per unit of gradient norm"
+        words = self.scale.words
+        return f"{what}, in {words}" if words else what
+
     def notes(self) -> tuple[str, ...]:
         """Under each heading: how much of the whole is shown."""
         signs = ("positive", "negative")
@@ -133,4 +186,5 @@ class Ranking(Generic[Row]):
             "damping": s.damping if self.calibrated else "",
             "layers": s.layer,
             "measurement": s.measurement,
+            "unit": "" if s.unit_norm or not self.calibrated else s.unit,
         }

@@ -40,12 +40,15 @@ function paint(canvas, size, paper, strokes) {
     context.drawImage(sheet, 0, 0, size, size);
   }
   context.lineCap = context.lineJoin = "round";
+  context.fillStyle = "#000";
   for (const { points, width } of strokes) {
     context.lineWidth = width;
     context.beginPath();
-    context.moveTo(...points[0]);
     points.forEach(point => context.lineTo(...point));
     context.stroke();
+    context.beginPath();  // a line of no length is not drawn: a dot is
+    context.arc(...points[0], width / 2, 0, 2 * Math.PI);
+    context.fill();
   }
 }
 

@@ -115,9 +115,9 @@ class TextAnswer(Ranking[RankedText]):
         if not self.calibrated:
             return f"Numbers are gradient dot products. {order} Damping plays no role in them."
         return (
-            f"Numbers are score ÷ {self.n_train:,}, in {s.unit}: how far the {s.quantity} of the completion is "
-            "predicted to fall (+) or rise (−) if that sequence alone is left out of training. A first-order "
-            "prediction: trust signs and order before sizes."
+            f"A contribution is score ÷ {self.n_train:,}, in {self.scale.words}: what the {s.quantity} of the "
+            "completion is predicted to lose (+), or to gain (−), if that sequence alone is left out of training. "
+            "A first-order prediction: trust signs and order before sizes."
         )
 
     def legend(self) -> str:
@@ -127,9 +127,9 @@ class TextAnswer(Ranking[RankedText]):
             "with dots: −. It grows with the square root, on one scale for all texts shown."
         )
 
-    def scale(self) -> str:
+    def colour_scale(self) -> str:
         """What the colours mean, as HTML: from the largest opponent token to the largest proponent one."""
-        return scale_html(self.limit, "" if self.settings.unit_norm or not self.calibrated else self.settings.unit)
+        return scale_html(self.scale.number(-self.limit), self.scale.number(self.limit), self.scale.words)
 
     def bars(self) -> list[tuple[str, float, float, bool]]:
         """(layer, its positive part, its negative part, chosen) of the sum of all |scores| over layers, in order."""
@@ -144,10 +144,13 @@ class TextAnswer(Ranking[RankedText]):
     def as_text(self) -> str:
         """A few lines; deterministic."""
         q = self.question
-        lines = [f"“{visible(q.prompt)}” → “{visible(q.completion)}”; {q.describe()}", self.method()]
+        lines = [f"“{visible(q.prompt)}” → “{visible(q.completion)}”; {q.describe()}", self.method(), self.numbers()]
         for title, note, few in zip(self.titles(), self.notes(), self.lists, strict=True):
             lines.append(f"{title} ({note})")
-            lines += [f"{signed(r.shown):>12}  {r.passage.place}: {visible(_short(r.passage.text, 70))}" for r in few]
+            lines += [
+                f"{self.scale.number(r.shown):>12}  {r.passage.place}: {visible(_short(r.passage.text, 70))}"
+                for r in few
+            ]
         return "\n".join(lines)
 
     def as_html(self) -> str:
@@ -159,17 +162,17 @@ class TextAnswer(Ranking[RankedText]):
         )
         return (
             f"<p><code>{escape(visible(q.prompt))}</code> → <code><b>{escape(visible(q.completion))}</b></code><br>"
-            f"{escape(q.describe())}<br>{escape(self.method())}</p>"
+            f"{escape(q.describe())}<br>{escape(self.method())}<br>{escape(self.numbers())}</p>"
             f"<table><tr><td {_LEFT}>{self._still_bars()}</td><td {_LEFT}>{lists}</td></tr></table>"
-            f"<p><small>{self.scale()}<br>{escape(self.legend())} Where colours are taken out, + is underlined and − "
-            f"in italics. {escape(self.explanation())}</small></p>"
+            f"<p><small>{self.colour_scale()}<br>{escape(self.legend())} Where colours are taken out, + is underlined "
+            f"and − in italics. {escape(self.explanation())}</small></p>"
         )
 
     def _still_rows(self, few: Sequence[RankedText]) -> str:
         limit = self.limit
         rows = "".join(
-            f"<tr><td {_RIGHT}><b>{signed(r.shown)}</b>{_bar(r.share, r.shown > 0, 56)}</td>"
-            f"<td {_LEFT}>{heat_html(r.passage.pieces, r.shown_tokens, limit)}"
+            f"<tr><td {_RIGHT}><b>{self.scale.number(r.shown)}</b>{_bar(r.share, r.shown > 0, 56)}</td>"
+            f"<td {_LEFT}>{heat_html(r.passage.pieces, r.shown_tokens, limit, self.scale.number)}"
             f"<br><small>{escape(r.passage.place)}</small></td></tr>"
             for r in few
         )
@@ -198,7 +201,7 @@ class TextAnswer(Ranking[RankedText]):
                 "place": r.passage.place,
                 "text": r.passage.text,
                 "score": r.score,
-                "predicted_change_if_removed": "" if r.change is None else r.change,
+                "contribution": "" if r.contribution is None else r.contribution,
                 **{f"score in {name}": float(part) for name, part in zip(self.layers, r.layers, strict=True)},
                 **self.how(),
                 "divided_by_norm": self.settings.unit_norm,

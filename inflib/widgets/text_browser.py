@@ -21,7 +21,7 @@ from ..index import TrainIndex
 from ..kronecker import Kronecker
 from ..objectives import Objective
 from .asking import STYLE, WRAP, Asking
-from .base import InputError, csv_link, csv_text, signed
+from .base import InputError, csv_link, csv_text
 from .heat import steps, token_name, visible
 from .layer_bars import LayerBar, LayerBars
 from .passages import HeatedText, Passages
@@ -64,7 +64,7 @@ class TextBrowser(Asking):
         damping: float = 0.1,
         count: int = 8,
         unit_norm: bool = False,
-        heat: str = "position",
+        heat: str = "output",
     ) -> None:
         if not queries:
             raise ValueError("queries is empty; expected at least one (prompt, completion) pair: the one shown first.")
@@ -115,6 +115,11 @@ class TextBrowser(Asking):
         path.write_text(csv_text(self.token_table() if tokens else self.table()), encoding="utf-8")
         return path
 
+    @property
+    def stale(self) -> bool:
+        q = self.answer.question
+        return (self._asked() != (q.prompt, q.completion)) or self.settings != self.answer.settings
+
     def as_text(self) -> str:
         return f"TextBrowser: {self.answer.as_text()}"
 
@@ -132,7 +137,7 @@ class TextBrowser(Asking):
         self.fits = W.HTML(layout=W.Layout(width="270px"))
 
     def _make_view(self) -> None:
-        self.subject, self.explanation, self.csv = W.HTML(), W.HTML(), W.HTML()
+        self.subject, self.numbers, self.explanation, self.csv = W.HTML(), W.HTML(), W.HTML(), W.HTML()
         self.bars, self.bars_title = LayerBars(), W.HTML(_LAYERS)
         self.headings, self.lists = (W.HTML(), W.HTML()), (Passages(), Passages())
         indent = W.HTML(layout=W.Layout(width="82px"))
@@ -140,7 +145,7 @@ class TextBrowser(Asking):
         how = [*self.how, W.HBox([self.heat, self.unit_norm], layout=W.Layout(grid_gap="10px")), self.count]
         left = W.VBox([self.bars_title, self.bars], layout=W.Layout(flex="0 0 290px"))
         both = [W.VBox(pair) for pair in zip(self.headings, self.lists, strict=True)]
-        right = W.VBox(both, layout=W.Layout(flex="1 1 480px", min_width="0"))
+        right = W.VBox([self.numbers, *both], layout=W.Layout(flex="1 1 480px", min_width="0"))
         self.arrange(
             [W.HBox([W.VBox(ask), W.VBox(how)], layout=WRAP)],
             [self.subject, W.HBox([left, right], layout=WRAP), self.explanation, self.csv],
@@ -157,8 +162,12 @@ class TextBrowser(Asking):
         )
         self.watch(self.ready, self._ask_ready)
         for box in (self.prompt, self.completion):
-            box.observe(lambda _: self._draw_fits(), "value")
+            box.observe(lambda _: self._type(), "value")
         self.bars.on_choose(lambda name: self.attempt(lambda: self._toggle(name)))
+
+    def _asked(self) -> tuple[str, str]:
+        """What stands in the boxes: a prompt and a completion."""
+        return _typed(self.prompt.value), _typed(self.completion.value)
 
     def _ask_typed(self) -> None:
         self.ask(self.prompt.value, self.completion.value)
@@ -185,6 +194,12 @@ class TextBrowser(Asking):
         pair = (_typed(prompt), _typed(completion))
         self.ready.value = self._queries.index(pair) if pair in self._queries else -1
 
+    def _type(self) -> None:
+        """While typing: say what fits; the answer on show belongs to another question."""
+        self._draw_fits()
+        if not self._working:
+            self.draw_stale()
+
     def _draw_fits(self) -> None:
         """While typing: how many tokens of how many, or what is wrong."""
         try:
@@ -201,6 +216,7 @@ class TextBrowser(Asking):
         self.draw_damping()
         self.subject.value = _subject_html(answer)
         self.bars.show(*_bars(answer))
+        self.numbers.value = f'<div class="inflib-quiet">{escape(answer.numbers())}</div>'
         limit = answer.limit
         for heading, view, title, note, few in zip(
             self.headings, self.lists, answer.titles(), answer.notes(), answer.lists, strict=True
@@ -208,11 +224,11 @@ class TextBrowser(Asking):
             heading.value = (
                 f'<div class="inflib-heading">{escape(title)}</div><div class="inflib-quiet">{escape(note)}</div>'
             )
-            view.show([_heated(ranked, limit, answer.settings.heat) for ranked in few], title)
+            view.show([_heated(answer, ranked, limit) for ranked in few], title)
         remarks = "".join(
             f'<div class="inflib-quiet">{escape(text)}</div>' for text in (answer.legend(), answer.explanation())
         )
-        self.explanation.value = f'<div class="inflib-scale">{answer.scale()}</div>{remarks}'
+        self.explanation.value = f'<div class="inflib-scale">{answer.colour_scale()}</div>{remarks}'
         self.csv.value = csv_link(answer.table(), "influence_text.csv", "Save what is shown as CSV")
         return answer
 
@@ -263,24 +279,24 @@ def _bars(answer: TextAnswer) -> tuple[list[LayerBar], str]:
     return found, "parts of all influence, by layer"
 
 
-def _heated(ranked: RankedText, limit: float, heat: str) -> HeatedText:
+def _heated(answer: TextAnswer, ranked: RankedText, limit: float) -> HeatedText:
     """A sequence of one of the lists."""
-    one, number, values = ranked.passage, signed(ranked.shown), ranked.shown_tokens
+    one, number, values = ranked.passage, answer.scale.number, ranked.shown_tokens
     names = [token_name(piece) for piece in one.pieces]
-    if heat == "position":  # reads one, predicts the next
+    if answer.settings.heat == "position":  # reads one, predicts the next
         names = [*(f"{read} → {said}" for read, said in pairwise(names)), names[-1]]
     return HeatedText(
         key=one.position,
-        number=number,
+        number=number(ranked.shown),
         share=ranked.share,
         positive=ranked.shown > 0,
         place=one.place,
         pieces=tuple(map(visible, one.pieces)),
         names=tuple(names),
         steps=tuple(steps(values, limit).tolist()),
-        numbers=tuple("no value" if math.isnan(value) else signed(value) for value in values.tolist()),
+        numbers=tuple("no value" if math.isnan(value) else number(value) for value in values.tolist()),
         text=visible(one.text, lines=True),
         before=visible(one.before, lines=True),
         after=visible(one.after, lines=True),
-        spoken=f"{one.place}, {number}; arrow keys read its tokens",
+        spoken=f"{one.place}, {number(ranked.shown)}; arrow keys read its tokens",
     )

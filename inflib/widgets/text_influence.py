@@ -203,10 +203,12 @@ class TextInfluence(Engine):
                 tokens=values,
                 layers=parts[n],
                 score=score,
-                change=change,
+                contribution=part,
                 share=abs(score) / lists.largest,
             )
-            for n, values, score, change in zip(rows, tokens, few.tolist(), self.changes(few, settings), strict=True)
+            for n, values, score, part in zip(
+                rows, tokens, few.tolist(), self.contributions(few, settings), strict=True
+            )
         ]
         return TextAnswer(
             question=question,

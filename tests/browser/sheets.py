@@ -57,6 +57,16 @@ class SheetPage(PanelPage):
             "for (let k = 0; k < p.length; k += 4) n += 255 - p[k]; return n / (255 * p.length / 4); }"
         )
 
+    def clear(self) -> None:
+        """Take everything off the sheet: the answer goes with it, and nothing went wrong."""
+        self.button("Clear").click()
+        expect(self.cards).to_have_count(0)
+        expect(self.prediction).to_have_text("What the model says will stand here.")
+        expect(self.error).to_have_count(0)
+        assert self.ink() == 0
+        expect(self.root.get_by_text("draw a digit here")).to_be_visible()
+        self.settled()
+
     def upload(self, name: str, data: bytes) -> None:
         self.root.locator("input[type=file]").set_input_files({"name": name, "mimeType": "", "buffer": data})
 
@@ -87,6 +97,7 @@ def use_every_control(page: SheetPage) -> None:
     clear_and_undo(page)
     draw_by_keyboard(page)
     draw_by_touch(page)
+    tap_a_dot(page)
     save_as_csv(page)
     in_the_dark(page)
 
@@ -101,7 +112,7 @@ def change_the_label(page: SheetPage) -> None:
     page.changes(page.root.get_by_role("button", name="2", exact=True).click)
     assert strips.all_inner_texts() != before
     assert page.pixels()[0] == drawn
-    expect(page.root.get_by_text("raised the log-likelihood of label 2")).to_be_visible()
+    expect(page.root.get_by_text("raised the log-likelihood of class 2")).to_be_visible()
     expect(page.prediction.get_by_text("▴")).to_have_count(1)
     page.changes(own.click)
     assert strips.all_inner_texts() == before
@@ -174,19 +185,21 @@ def upload_pictures(page: SheetPage) -> None:
 
 
 def clear_and_undo(page: SheetPage) -> None:
-    page.refuses(page.button("Clear").click, "Nothing is drawn yet")
-    assert page.ink() == 0
-    expect(page.root.get_by_text("draw a digit here")).to_be_visible()
+    """A cleared sheet has no answer, and that is no error; undo brings both back."""
+    before = page.text()
+    page.clear()
+    page.nb.shot(f"{page.name}-cleared", page.root)
     page.button("Undo").click()
-    expect(page.error).to_have_count(0)
+    expect(page.cards).to_have_count(20)
     assert page.ink() > 0.01
     page.settled()
+    assert page.text() == before
 
 
 def draw_by_keyboard(page: SheetPage) -> None:
     """Arrow keys and Space draw a 1; JupyterLab keeps its own keys to itself."""
     cells = page.page.locator(".jp-Notebook .jp-Cell").count()
-    page.refuses(page.button("Clear").click, "Nothing is drawn yet")
+    page.clear()
     keys = page.page.keyboard
     page.sheet.focus()
     for _ in range(2):
@@ -219,11 +232,23 @@ def draw_a_bar(keys) -> None:
 
 
 def draw_by_touch(page: SheetPage) -> None:
-    page.refuses(page.button("Clear").click, "Nothing is drawn yet")
+    page.clear()
     page.touch([(140 + 80 * np.cos(a), 140 - 100 * np.sin(a)) for a in np.linspace(0, 2 * np.pi, 30)])
     expect(page.error).to_have_count(0)
     expect(page.prediction).to_contain_text("The model says 0")
     page.settled()
+
+
+def tap_a_dot(page: SheetPage) -> None:
+    """What is seen is what is read: a tap is a disc as wide as the pen; it is odd, and that is said quietly."""
+    page.clear()
+    page.stroke([(140, 140)])
+    expect(page.cards).to_have_count(20)
+    disc = np.pi * 12**2 / 280**2  # the pen is 24 wide
+    assert abs(page.ink() / disc - 1) < 0.05, f"the tap drew {page.ink():.5f} of the sheet, expected {disc:.5f}"
+    expect(page.root.locator(".inflib-odd")).to_have_text("enlarged 8 ×; unlike all training digits")
+    page.settled()
+    page.nb.shot(f"{page.name}-dot", page.root)
 
 
 def save_as_csv(page: SheetPage) -> None:

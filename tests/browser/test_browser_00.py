@@ -39,7 +39,7 @@ def test_the_browser_opens_and_answers_every_control(page: Page) -> None:
     assert page.nb.run_all(), page.nb.errors()
     expect(page.cards).to_have_count(16)
     page.root.scroll_into_view_if_needed()
-    expect(page.subject).to_contain_text("query #2209")
+    expect(page.subject).to_contain_text("query, MNIST #2209")
     page.nb.shot("00-light", page.root)
 
     choose_a_query(page)
@@ -57,24 +57,27 @@ def test_the_browser_opens_and_answers_every_control(page: Page) -> None:
 
 def choose_a_query(page: Page) -> None:
     """The slider, the buttons, the two filters."""
-    assert page.readout("Query") == "225"
-    page.changes(lambda: page.slide("Query", "ArrowRight"))
-    assert page.readout("Query") == "226"
-    page.changes(page.button("next").click)
-    assert page.readout("Query") == "227"
-    page.changes(page.button("previous").click)
-    assert page.readout("Query") == "226"
+    expect(page.root.get_by_text("226 of 500, MNIST #2209", exact=True)).to_be_visible()
+    for act, at in (
+        (lambda: page.slide("Query", "ArrowRight"), "227"),
+        (page.button("next").click, "228"),
+        (page.button("previous").click, "227"),
+    ):
+        page.changes(act)
+        assert page.readout("Query") == at
+        number = page.subject.locator(".inflib-heading").inner_text().split(", ")[1]
+        expect(page.root.get_by_text(f"{at} of 500, {number}", exact=True)).to_be_visible()
 
-    page.changes(lambda: page.root.get_by_label("only the misclassified").check(), pixels=False)  # 226 is one
-    expect(page.root.get_by_text("33 match")).to_be_visible()
+    page.changes(lambda: page.root.get_by_label("only the misclassified").check(), pixels=False)  # 227 is one
+    expect(page.root.get_by_text("of 33 misclassified, MNIST #")).to_be_visible()
     expect(page.subject).to_contain_text("misclassified")
     page.changes(lambda: page.select("Label", "4"))
     expect(page.subject).to_contain_text("label 4")
-    expect(page.root.get_by_text("3 match", exact=True)).to_be_visible()
+    expect(page.root.get_by_text("1 of 3 misclassified with label 4, MNIST #")).to_be_visible()
     page.changes(lambda: page.root.get_by_label("only the misclassified").uncheck(), pixels=False)
-    expect(page.root.get_by_text("50 match")).to_be_visible()
+    expect(page.root.get_by_text("of 50 with label 4, MNIST #")).to_be_visible()
     page.select("Label", "any")
-    expect(page.root.get_by_text("500 match")).to_be_visible()
+    expect(page.root.get_by_text("of 500, MNIST #")).to_be_visible()
     page.settled()
 
 
@@ -84,19 +87,20 @@ def choose_how(page: Page) -> None:
     page.changes(page.root.get_by_role("button", name="K-FAC", exact=True).click)
     expect(page.root.get_by_role("button", name="K-FAC", exact=True)).to_have_attribute("aria-pressed", "true")
     page.changes(page.button("gradient dot product").click)
-    expect(page.root.get_by_text("They have no unit")).to_be_visible()
+    expect(page.root.get_by_text("have no unit")).to_be_visible()
     expect(page.root.get_by_text("plays no role in gradient dot products")).to_be_visible()
     page.changes(page.button("EK-FAC").click)
 
     page.changes(lambda: page.slide("Damping", "End"))
-    assert float(page.readout("Damping").replace("e+", "e")) == 100
+    assert page.readout("Damping") == "100"
     page.changes(lambda: page.slide("Damping", "Home"))
     page.changes(lambda: page.select("Layers", "out"))
     page.changes(lambda: page.select("Layers", "all layers"))
     # ∇ log odds = ∇ log p / (1 − p): other numbers for the same pictures
     page.changes(lambda: page.select("Measured", "log odds"), pixels=False)
-    expect(page.root.get_by_text("raised the log odds of label")).to_be_visible()
+    expect(page.root.get_by_text("raised the log odds of class 4")).to_be_visible()
     page.changes(lambda: page.select("Measured", "logit"))
+    why_not_a_six(page)
     page.changes(lambda: page.slide("How many", "ArrowLeft"))
     expect(page.cards).to_have_count(14)
     page.changes(lambda: page.slide("How many", "Home"))
@@ -105,22 +109,35 @@ def choose_how(page: Page) -> None:
     expect(page.cards).to_have_count(40)
 
 
+def why_not_a_six(page: Page) -> None:
+    """The same picture, another class: other training digits, and its own probability."""
+    name = page.subject.locator(".inflib-heading").inner_text()
+    own = page.subject.inner_text()
+    page.changes(lambda: page.select("Ask about", "6"))
+    expect(page.root.get_by_text("raised the logit of class 6")).to_be_visible()
+    expect(page.subject).to_contain_text("asked about: class 6, p = ")
+    assert page.subject.locator(".inflib-heading").inner_text() == name
+    page.changes(lambda: page.select("Ask about", "what the model says"))
+    page.changes(lambda: page.select("Ask about", "its label"))
+    assert page.subject.inner_text() == own
+
+
 def click_there_and_back(page: Page) -> None:
     """A training digit shows its queries; one of them shows its training digits; the button leads back."""
     query = page.subject.inner_text()
     expect(page.button("back to the query")).to_be_hidden()
-    name = page.cards.nth(3).locator(".inflib-line").last.inner_text()
+    name = page.cards.nth(3).locator(".inflib-line").nth(2).inner_text()
     page.changes(page.cards.nth(3).click)
-    expect(page.subject).to_contain_text(f"training digit {name}")
+    expect(page.subject).to_contain_text(f"training digit, MNIST {name}")
     expect(page.root.get_by_text("Queries it helps")).to_be_visible()
     page.nb.shot("00-back", page.root)
     page.changes(page.button("back to the query").click)
     assert page.subject.inner_text() == query
 
     page.changes(page.cards.nth(0).click)
-    name = page.cards.nth(1).locator(".inflib-line").last.inner_text()
+    name = page.cards.nth(1).locator(".inflib-line").nth(2).inner_text()
     page.changes(page.cards.nth(1).click)
-    expect(page.subject).to_contain_text(f"query {name}")
+    expect(page.subject).to_contain_text(f"query, MNIST {name}")
 
 
 def by_keyboard(page: Page) -> None:
@@ -191,6 +208,8 @@ def see_errors_and_waiting(page: Page) -> None:
     expect(error).to_contain_text("RuntimeError: planted <b>error</b>")
     expect(error.locator("pre")).to_contain_text("in broken")
     assert page.subject.inner_text() == before
+    expect(page.root).to_contain_class("inflib-stale")
+    assert float(page.subject.evaluate("e => getComputedStyle(e.closest('.widget-hbox')).opacity")) < 0.6
     page.nb.shot("00-error", page.root)
 
     page.kernel(SLOWLY)

@@ -80,7 +80,7 @@ def draw_with_the_mouse(page: SheetPage) -> None:
     expect(page.root.get_by_text("draw a digit here")).to_be_hidden()
     expect(page.prediction).to_contain_text("The model says 7")
     expect(page.prediction.get_by_text("%", exact=False)).to_have_count(11)
-    expect(page.root.get_by_text("raised the log-likelihood of label 7")).to_be_visible()
+    expect(page.root.get_by_text("raised the log-likelihood of class 7")).to_be_visible()
     page.nb.shot("draw-light", page.root)
     page.changes(lambda: page.stroke([(80, 150), (190, 150)]))  # the bar of a 7, as in Europe
 

@@ -99,7 +99,7 @@ def test_the_scores_are_those_of_influence_on_the_drawing(shipped, panel) -> Non
     truth = influence(
         shipped.model, shipped.objective, shipped.train, batch, shipped.index.curvature, damping, progress=False
     )[0]
-    assert panel.answer.subject.label == "7"
+    assert panel.answer.asked == "7"
     found = torch.tensor([r.score for r in panel.answer.raised], dtype=torch.float64)
     torch.testing.assert_close(found, truth.topk(10).values, rtol=1e-9, atol=0)
 
@@ -116,16 +116,16 @@ def test_a_drawing_from_the_browser_is_answered(panel) -> None:
 def test_nothing_is_shown_before_something_is_drawn_and_controls_may_move(shipped) -> None:
     panel = make(shipped)
     panel.damping.value = 1.0
-    panel.label.value = "4"
+    panel.asked.value = "4"
     assert (panel.error.value, panel.answer, panel.image, panel.table()) == ("", None, None, [])
     assert "will stand here" in panel.prediction.value
     assert "λ = 0.0031" in panel.damping_note.value
     panel.draw(SEVEN)
-    assert (panel.answer.subject.label, panel.answer.settings.damping) == ("4", 1.0)
+    assert (panel.answer.asked, panel.answer.settings.damping) == ("4", 1.0)
 
 
 CONTROLS = {
-    "label": "2",
+    "asked": "2",
     "method": "K-FAC",
     "damping": 10.0,
     "layer": "out",
@@ -143,15 +143,15 @@ def test_every_control_changes_what_is_shown(panel, name) -> None:
     assert panel.as_html() != still
 
 
-def test_the_label_follows_the_model_until_another_is_chosen(panel) -> None:
+def test_the_class_asked_about_follows_the_model_until_another_is_chosen(panel) -> None:
     from_the_browser(panel, [Stroke(points) for points in DIGITS[3]])
-    assert panel.answer.subject.label == "3"
-    panel.label.value = "8"
-    assert panel.answer.titles()[0].endswith("label 8")
+    assert panel.answer.asked == "3"
+    panel.asked.value = "8"
+    assert panel.answer.titles()[0].endswith("class 8")
     from_the_browser(panel, SEVEN)
-    assert (panel.answer.subject.predicted, panel.answer.subject.label) == ("7", "8")
-    panel.label.value = "predicted"
-    assert panel.answer.subject.label == "7"
+    assert (panel.answer.subject.predicted, panel.answer.asked) == ("7", "8")
+    panel.asked.value = "predicted"
+    assert panel.answer.asked == "7"
 
 
 def test_a_click_puts_a_training_digit_on_the_sheet(shipped, panel) -> None:
@@ -186,7 +186,7 @@ def test_a_convolutional_network_is_asked_as_any_other(shipped) -> None:
     batches = train.batches(100, dtype=torch.float64)
     curvature = ekfac(model, objective, batches, progress=False)
     index = TrainIndex.build(model, objective, batches, curvature, progress=False)
-    panel = DrawDigit(model, objective, index, train, drawing=SEVEN, label=1)
+    panel = DrawDigit(model, objective, index, train, drawing=SEVEN, asked=1)
     batch = [(normalise(panel.image[None]).double(), torch.tensor([1]))]
     truth = influence(model, objective, batches, batch, curvature, damping_of(curvature, 0.1), progress=False)[0]
     assert panel.answer.subject.predicted == "7"
@@ -243,22 +243,58 @@ def test_an_error_on_an_empty_panel_speaks_of_no_former_answer(shipped) -> None:
     assert "from before" not in panel.error.value
 
 
-@pytest.mark.parametrize("label", [10, -1, "seven"])
-def test_a_label_that_is_no_class_is_refused(shipped, label) -> None:
-    with pytest.raises(ValueError, match=rf"label={label!r}; expected a class from 0 to 9, or None"):
-        make(shipped, label=label)
+@pytest.mark.parametrize("asked", [10, -1, "seven"])
+def test_a_class_that_there_is_not_is_refused(shipped, asked) -> None:
+    with pytest.raises(ValueError, match=rf"class {asked} was asked about; expected one from 0 to 9"):
+        make(shipped, asked=asked)
 
 
-def test_a_cleared_sheet_says_so_and_the_former_answer_stays(panel) -> None:
-    before = shown(panel)
+def test_a_drawing_has_no_label_to_ask_about(shipped) -> None:
+    with pytest.raises(ValueError, match="a drawing has no label: expected a class or 'predicted'"):
+        make(shipped, asked="its label")
+
+
+def grey(panel: DrawDigit) -> bool:
+    return "inflib-stale" in panel._dom_classes
+
+
+def test_a_cleared_sheet_has_no_answer_and_that_is_no_error(shipped, panel) -> None:
+    """As before anything was drawn; what is drawn next is answered, and so is what undo brings back."""
     from_the_browser(panel, [])
-    assert "Nothing is drawn yet. Draw a digit" in panel.error.value
-    assert shown(panel) == before
-    panel.count.value = 3  # still the former drawing
-    assert panel.error.value == ""
+    assert (panel.error.value, panel.answer, panel.image, panel.table()) == ("", None, None, [])
+    assert shown(panel) == shown(make(shipped))
+    assert panel.as_text() == "DrawDigit: nothing is drawn yet"
+    assert not grey(panel)
+    panel.count.value = 3  # nothing to ask about
+    assert (panel.error.value, panel.answer) == ("", None)
+    from_the_browser(panel, SEVEN)
     assert panel.answer.subject.predicted == "7"
     with pytest.raises(InputError, match="Nothing is drawn yet"):
         panel.draw([])
+
+
+def test_ink_beside_the_sheet_is_no_drawing(panel) -> None:
+    from_the_browser(panel, [Stroke([(-90, -90), (-60, -60)])])
+    assert (panel.error.value, panel.answer) == ("", None)
+
+
+def test_an_answer_to_another_drawing_than_the_sheet_holds_is_greyed_out(panel, monkeypatch) -> None:
+    def broken(*_args):
+        raise RuntimeError("lost")
+
+    upload(panel, b"once upon a time")
+    assert not grey(panel)  # refused, so the sheet still holds what is answered
+    monkeypatch.setattr(panel.influence, "ask_about", broken)
+    from_the_browser(panel, [Stroke(points) for points in DIGITS[3]])
+    assert grey(panel)
+    monkeypatch.undo()
+    panel.damping.value = 1.0  # asks about the drawing of before: the sheet still holds another
+    assert grey(panel)
+    from_the_browser(panel, [Stroke(points) for points in DIGITS[2]])
+    assert not grey(panel)
+    monkeypatch.setattr(panel.influence, "ask_about", broken)
+    panel.asked.value = "5"
+    assert grey(panel)
 
 
 def test_an_error_while_answering_is_shown_and_the_last_answer_stays(panel, monkeypatch) -> None:
@@ -298,9 +334,11 @@ def test_a_panel_without_a_drawing_has_a_still_too(shipped) -> None:
 
 
 def test_the_table_says_what_was_asked(panel, tmp_path) -> None:
-    panel.label.value = "2"
+    panel.asked.value = "2"
     rows = panel.table()
-    assert {(row["about"], row["about_label"], row["about_prediction"]) for row in rows} == {("drawing", "2", "7")}
+    assert {(row["about"], row["about_label"], row["about_prediction"], row["asked_class"]) for row in rows} == {
+        ("drawing", "", "7", "2")
+    }
     assert (
         panel.to_csv(tmp_path / "drawing.csv").read_text(encoding="utf-8").startswith("about,about_index,about_label")
     )

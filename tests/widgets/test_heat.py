@@ -108,7 +108,7 @@ def test_the_style_sheet_has_one_class_a_shade() -> None:
 
 
 def test_the_scale_goes_from_the_strongest_opponent_to_the_strongest_proponent() -> None:
-    html = scale_html(0.25, "nats")
-    assert html.startswith("−0.250 ")
-    assert html.endswith(" +0.250 nats")
+    html = scale_html("−250", "+250", "10⁻³ nats")
+    assert html.startswith("−250 ")
+    assert html.endswith(" +250 10⁻³ nats")
     assert html.count("<span") == 15

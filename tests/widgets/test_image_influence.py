@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
-from inflib import CrossEntropy, TrainIndex, damping_of, ekfac, influence, kfac, predicted_change
+from inflib import CrossEntropy, TrainIndex, contribution, damping_of, ekfac, influence, kfac
 from inflib.lab import mlp, mnist_5k, normalise
 from inflib.widgets import ImageInfluence, three_methods
 from inflib.widgets.answer import DRAWING, QUERY, TRAINING
@@ -100,10 +102,10 @@ def test_an_answer_holds_the_largest_scores_of_each_sign(asked) -> None:
     assert max(r.share for r in (*answer.raised, *answer.lowered)) == 1
 
 
-def test_the_number_shown_is_what_removal_costs(asked) -> None:
+def test_the_number_shown_is_the_contribution(asked) -> None:
     answer = asked.ask(4, Settings("K-FAC"))
     scores = torch.tensor([r.score for r in answer.raised], dtype=torch.float64)
-    expected = -predicted_change(scores, n_train=300)
+    expected = contribution(scores, n_train=300)
     np.testing.assert_allclose([r.shown for r in answer.raised], expected, rtol=1e-12)
     assert "score ÷ 300, in nats" in answer.explanation()
     plain = asked.ask(4, Settings("gradient dot product"))
@@ -117,7 +119,8 @@ def test_every_picture_carries_the_model_s_own_prediction(small, asked) -> None:
         row = ranked.picture.position
         p = model(train.inputs[row].double()).softmax(-1)
         assert ranked.picture.predicted == str(p.argmax().item())
-        assert ranked.picture.label_probability == pytest.approx(p[train.labels[row]].item())
+        label = train.labels[row].item()
+        assert ranked.picture.probability(str(label)) == pytest.approx(p[label].item())
         assert ranked.picture.index == train.index[row]
         np.testing.assert_array_equal(ranked.picture.image, train.images[row])
 
@@ -150,10 +153,11 @@ def test_a_picture_that_is_in_no_data_set_gets_the_answer_of_influence(small, as
         measurement=measurement,
         progress=False,
     )[0]
-    settings = Settings("K-FAC", damping=0.03, measurement=measurement, count=4)
+    asked_about = {} if label is None else {"asked": str(label)}
+    settings = Settings("K-FAC", damping=0.03, measurement=measurement, count=4, **asked_about)
     alone = ImageInfluence(model, objective, index, asked.sides[TRAINING], curvatures=methods)
-    for answer in (found.ask_about(image, inputs, settings, label) for found in (asked, alone)):
-        assert (answer.subject.side, answer.subject.label) == (DRAWING, str(about.item()))
+    for answer in (found.ask_about(image, inputs, settings) for found in (asked, alone)):
+        assert (answer.subject.side, answer.subject.label, answer.asked) == (DRAWING, None, str(about.item()))
         assert answer.subject.predicted == str(predicted)
         assert sum(p for _, p in answer.subject.predictions) == pytest.approx(1)
         np.testing.assert_allclose([r.score for r in answer.raised], truth.topk(4).values, rtol=1e-9)
@@ -164,20 +168,21 @@ def test_a_picture_that_is_in_no_data_set_gets_the_answer_of_influence(small, as
 def test_a_query_asked_about_as_a_picture_gets_the_query_s_own_answer(small, asked) -> None:
     queries, settings = small[4], Settings("EK-FAC")
     known = asked.ask(7, settings)
-    answer = asked.ask_about(queries.images[7], queries.inputs[7:8], settings, int(queries.labels[7]))
+    about = replace(settings, asked=str(int(queries.labels[7])))
+    answer = asked.ask_about(queries.images[7], queries.inputs[7:8], about)
     for few, others in zip(answer.lists, known.lists, strict=True):
         assert [r.picture.position for r in few] == [r.picture.position for r in others]
         np.testing.assert_allclose([r.shown for r in few], [r.shown for r in others], rtol=1e-9)
     assert answer.titles() == known.titles()
     assert {(row["about"], row["about_index"]) for row in answer.table()} == {("drawing", "")}
-    assert "drawing; asked about: label" in answer.as_text()
+    assert f"asked about: class {about.asked}, p = " in answer.as_text()
 
 
 @pytest.mark.parametrize("label", [-1, 10])
 def test_a_label_that_the_network_does_not_have_is_refused(small, asked, label) -> None:
     queries = small[4]
-    with pytest.raises(ValueError, match=f"label {label} was asked about; expected a class from 0 to 9"):
-        asked.ask_about(queries.images[0], queries.inputs[:1], Settings("EK-FAC"), label)
+    with pytest.raises(ValueError, match=f"class {label} was asked about; expected one from 0 to 9"):
+        asked.ask_about(queries.images[0], queries.inputs[:1], Settings("EK-FAC", asked=str(label)))
 
 
 def test_images_of_another_number_than_the_index_are_refused(small) -> None:

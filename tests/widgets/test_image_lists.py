@@ -42,7 +42,10 @@ def test_headings_remarks_and_the_link_say_what_the_answer_says(answer) -> None:
 
 def test_a_label_from_outside_does_not_become_markup(answer) -> None:
     lists, name = ImageLists(), "<img src=x onerror=alert(1)>"
-    lists.show(replace(answer, subject=replace(answer.subject, side=QUERY, label=name)), "")
+    lists.show(
+        replace(answer, subject=replace(answer.subject, side=QUERY, label=name, predictions=((name, 0.9), ("5", 0.1)))),
+        "",
+    )
     shown = "".join(heading.value for heading in lists.headings) + lists.explanation.value + lists.csv.value
     assert name not in shown
     assert "&lt;img src=x" in shown

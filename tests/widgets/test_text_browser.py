@@ -29,7 +29,7 @@ CONTROLS = {
     "measurement": "margin",
     "count": 3,
     "unit_norm": True,
-    "heat": "output",
+    "heat": "position",
 }
 
 
@@ -146,6 +146,7 @@ def test_the_passages_are_the_answer(browser) -> None:
 
 
 def test_a_position_is_named_by_what_is_read_there_and_predicted_next(browser) -> None:
+    browser.heat.value = "position"
     one = browser.lists[0].passages[0]
     pieces = [piece.strip() for piece in one["pieces"]]
     assert one["names"][0] == f"{pieces[0]} → {pieces[1]}"
@@ -199,7 +200,8 @@ def test_the_tables_say_what_is_shown_and_how_it_was_made(browser, tmp_path) -> 
     for row, ranked in zip(table, (*browser.answer.raised, *browser.answer.lowered), strict=True):
         assert row["text"] == ranked.passage.text
         assert sum(value for name, value in row.items() if name.startswith("score in")) == pytest.approx(row["score"])
-        assert row["predicted_change_if_removed"] == pytest.approx(-row["score"] / 24)
+        assert row["contribution"] == pytest.approx(row["score"] / 24)
+        assert row["unit"] == "nats"
     read = list(csv.DictReader(io.StringIO(browser.to_csv(tmp_path / "shown.csv").read_text(encoding="utf-8"))))
     assert [float(row["score"]) for row in read] == [row["score"] for row in table]
     tokens = browser.token_table()

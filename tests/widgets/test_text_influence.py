@@ -95,7 +95,7 @@ def test_the_heat_of_a_position_is_the_gradient_that_passes_there(talk) -> None:
         progress=False,
     )
     small = TextInfluence(talk.model, talk.objective, index, talk.corpus, {"dot": own})
-    answer = small.ask(*talk.queries[0], Settings("dot"))
+    answer = small.ask(*talk.queries[0], Settings("dot", heat="position"))
     ranked = answer.raised[0]
 
     def gradients(inputs, targets):
@@ -128,7 +128,7 @@ def test_unit_norm_divides_by_the_gradient_of_the_layers_asked_about(talk, asked
         assert [r.score for r in answer.raised] == pytest.approx(sorted(plain / norms, reverse=True)[:3], rel=1e-9)
         for ranked in answer.raised:
             assert np.nansum(ranked.tokens) == pytest.approx(ranked.score, rel=1e-9)
-            assert ranked.change is None
+            assert ranked.contribution is None
         assert "no unit" in answer.explanation()
 
 
