@@ -16,9 +16,14 @@ draw               draw a digit, and see which training digits made the model sa
 heat               text with the influence of each token, in steps that can be told apart without colour
 text_answer        what the text browser shows, as plain values, text, HTML and CSV
 text_influence     questions about text, answered from a TrainIndex of sequences
+text_words         what may be asked: words completed, capitals put right
+text_view          how the text browser draws an answer
+chips              a row of words to choose from
 passages           texts with a heatmap over their tokens
 layer_bars         bars by layer to click on
 text_browser       the text browser
+rungs              the ladder of curvatures as numbers: how far each rung is from exact
+ladder_view        how the ladder is drawn
 ladder             the ladder of curvatures
 plots              figures in one style
 """
@@ -27,7 +32,8 @@ from .browser import ImageBrowser
 from .draw import DrawDigit
 from .engine import three_methods
 from .image_influence import ImageInfluence
-from .ladder import Ladder, Rungs
+from .ladder import Ladder
+from .rungs import Rungs
 from .text_browser import TextBrowser
 from .text_influence import TextInfluence, index_size
 

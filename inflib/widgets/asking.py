@@ -83,13 +83,23 @@ class Asking(Panel):
         """Say what the damping is in numbers; where it plays no role its slider rests."""
         used = self._engine.calibrated(self.method.value)
         self.damping.disabled = not used
-        numbers = list(self._engine.damping(self.settings).values())
-        many = len(numbers) > 4
-        each = (" to " if many else ", ").join(
-            unsigned(x, 2) for x in ((min(numbers), max(numbers)) if many else numbers)
-        )
-        note = f"× mean Λ: λ = {each}" if used else "plays no role in gradient dot products"
+        note = f"× mean Λ: {self._lambdas()}" if used else "plays no role in gradient dot products"
         self.damping_note.value = f'<div class="inflib-quiet inflib-note" style="margin-left:74px">{note}</div>'
+
+    def _lambdas(self) -> str:
+        """λ of the layers asked about; of a layer whose curvature is rounding noise there is none to be said."""
+        noisy = self._engine.noisy()
+        of_layers = self._engine.damping(self.settings)
+        numbers = [x for name, x in of_layers.items() if name not in noisy]
+        left_out = sum(name in noisy for name in of_layers)
+        whose = "its curvature" if len(of_layers) == 1 else f"the curvature of {left_out} more"
+        why = f"{whose} is rounding noise"
+        if not numbers:
+            return f"no λ, {why}"
+        many = len(numbers) > 4
+        shown = (min(numbers), max(numbers)) if many else numbers
+        each = (" to " if many else ", ").join(unsigned(x, 2) for x in shown)
+        return f"λ = {each}" + f"; {why}" * bool(left_out)
 
 
 def _check(first: Settings, engine: Engine) -> None:

@@ -86,6 +86,14 @@ class Engine:
         numbers = damping_of(self.index.curvature, settings.damping)
         return {name: numbers[name] for name in layers}
 
+    def noisy(self) -> list[str]:
+        """Layers whose curvature is rounding noise, beside that of the others: nothing of theirs is a fact.
+
+        Gradients are off by some ε times the largest, and Λ is the mean of their squares.
+        """
+        means, ε = self.index.curvature.mean_eigenvalues(), torch.finfo(next(self.model.parameters()).dtype).eps
+        return [name for name, mean in means.items() if mean < (10 * ε) ** 2 * max(means.values())]
+
     def contributions(self, scores: np.ndarray, settings: Settings) -> list[float | None]:
         """What the measurement is expected to lose without each training example, where scores have its unit."""
         if settings.unit_norm or not self.calibrated(settings.method):

@@ -1,12 +1,14 @@
 """Passages of text with a heatmap over their tokens; the pointer, or the arrow keys, say what each token adds.
 
+A click on a text chooses it, and so does the button beside its place.
+
 The piece of the text browser that core ipywidgets lack. A passage is plain values; what the page draws from it is text
 nodes in as few elements as its shades allow, so nothing in a text can become markup, and fifty passages stay light.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,7 +56,17 @@ function context(item) {
   return more;
 }
 
-function passage(item) {
+// what a click on the text does, for the keyboard
+function choice(item, send) {
+  const button = make("button", "inflib-choice", "make it the question");
+  button.type = "button";
+  button.tabIndex = -1;
+  button.setAttribute("data-lm-suppress-shortcuts", "true");
+  button.addEventListener("click", () => send(item.key));
+  return button;
+}
+
+function passage(item, send) {
   const row = make("div", "inflib-passage " + (item.positive ? "inflib-plus" : "inflib-minus"));
   row.dataset.key = item.key;
   row.tabIndex = -1;
@@ -66,7 +78,10 @@ function passage(item) {
   track.append(bar);
   side.append(make("span", "inflib-number", item.number), track);
   const main = make("div", "inflib-main");
-  main.append(heat(item), context(item));
+  const text = heat(item), foot = make("div", "inflib-foot");
+  text.addEventListener("click", () => { if (getSelection().isCollapsed) send(item.key); });
+  foot.append(context(item), choice(item, send));
+  main.append(text, foot);
   row.append(side, main);
   return row;
 }
@@ -137,14 +152,14 @@ function render({ model, el }) {
   const enter = (row) => {
     rows().forEach((one, k) => {
       one.tabIndex = k === row ? 0 : -1;
-      one.querySelector("summary").tabIndex = k === row ? 0 : -1;
+      one.querySelectorAll("summary, button").forEach(part => { part.tabIndex = k === row ? 0 : -1; });
     });
   };
   const draw = () => {
-    const focused = rows().indexOf(document.activeElement);
+    const focused = rows().findIndex(row => row.contains(document.activeElement));
     items = model.get("passages");
     root.setAttribute("aria-label", model.get("label"));
-    root.replaceChildren(...items.map(passage), frame, tip, spoken);
+    root.replaceChildren(...items.map(item => passage(item, key => model.send({ chosen: key }))), frame, tip, spoken);
     hide();
     enter(Math.max(0, Math.min(focused, items.length - 1)));
     if (focused >= 0) rows()[Math.min(focused, items.length - 1)]?.focus();
@@ -207,10 +222,15 @@ body[data-jp-theme-light="false"] .inflib-passages {{ --inflib-plus: #f58231; --
 .inflib-plus .inflib-bar {{ background: {POSITIVE}; }}
 .inflib-minus .inflib-bar {{ background: {NEGATIVE}; margin-left: auto; }}
 .inflib-heat {{ margin: 0; font-size: 14px; line-height: 1.65; white-space: pre-wrap; overflow-wrap: anywhere;
-  color: var(--jp-ui-font-color0, #000); cursor: default; }}
+  color: var(--jp-ui-font-color0, #000); cursor: pointer; }}
 .inflib-heat span {{ text-decoration-thickness: 2px; text-underline-offset: 3px; text-decoration-skip-ink: none;
   padding: 1px 0; }}
 {heat_css(".inflib-heat")}
+.inflib-foot {{ display: flex; flex-wrap: wrap; gap: 0 14px; align-items: baseline; }}
+.inflib-context[open] {{ flex-basis: 100%; }}
+.inflib-choice {{ font: inherit; font-size: 11px; padding: 0; border: 0; background: none; cursor: pointer;
+  color: var(--jp-content-link-color, #0057b8); }}
+.inflib-choice:hover {{ text-decoration: underline; }}
 .inflib-context {{ font-size: 11px; color: var(--jp-ui-font-color2, #555); margin-top: 1px; }}
 .inflib-context summary {{ cursor: pointer; width: max-content; }}
 .inflib-context summary:hover {{ text-decoration: underline; }}
@@ -247,7 +267,7 @@ class HeatedText:
 
 
 class Passages(anywidget.AnyWidget):
-    """Heated passages, one under the other."""
+    """Heated passages, one under the other; ``on_choose`` is told the key of the one that was clicked."""
 
     _esm = _ESM
     _css = _CSS
@@ -259,3 +279,7 @@ class Passages(anywidget.AnyWidget):
         with self.hold_sync():
             self.label = label
             self.passages = [vars(passage) for passage in passages]
+
+    def on_choose(self, handler: Callable[[int], Any]) -> None:
+        """Call ``handler(key)`` for every passage that is chosen."""
+        self.on_msg(lambda _widget, content, _buffers: handler(content["chosen"]) if "chosen" in content else None)

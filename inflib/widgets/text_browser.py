@@ -1,18 +1,18 @@
 """The text browser: which training sequences raised or lowered the model's belief in a completion, token by token.
 
-Type a prompt and a completion, or choose a ready one; look at its proponents and opponents, at the tokens in them that
-matter, at the layers that carry it. Nothing refits and nothing is trained: see ``TextInfluence``, which answers, and
-``TextAnswer``, which is what is shown.
+Type a prompt and a completion, choose a ready one, or click on a training text; look at the proponents and opponents,
+at the tokens in them that matter, at the layers that carry it. Words are completed while they are typed. Nothing refits
+and nothing is trained: see ``TextInfluence``, which answers, ``TextAnswer``, which is what is shown, and ``text_view``.
 """
 
 from __future__ import annotations
 
-import math
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from html import escape
-from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import ipywidgets as W
 from torch import nn
@@ -22,12 +22,14 @@ from ..kronecker import Kronecker
 from ..objectives import Objective
 from .asking import STYLE, WRAP, Asking
 from .base import InputError, csv_link, csv_text
-from .heat import steps, token_name, visible
-from .layer_bars import LayerBar, LayerBars
-from .passages import HeatedText, Passages
+from .chips import Chips
+from .heat import visible
+from .layer_bars import LayerBars
+from .passages import Passages
 from .ranking import ALL_LAYERS, Settings
-from .text_answer import HEATS, RankedText, TextAnswer
+from .text_answer import HEATS, TextAnswer
 from .text_influence import Corpus, TextInfluence
+from .text_view import bars_of, heated, subject_html, vocabulary_html
 
 OWN = "your own, typed below"
 
@@ -78,6 +80,7 @@ class TextBrowser(Asking):
         super().__init__("TextBrowser", "inflib-text-browser", self.influence, first)
         self.answer: TextAnswer
         self._queries = [(first, then) for first, then in queries]
+        self._dice = random.Random()
         self.count.max = max(50, count)
         self.unit_norm = W.Checkbox(
             value=unit_norm, description="÷ norm of its gradient", indent=False, layout=W.Layout(width="auto")
@@ -102,8 +105,20 @@ class TextBrowser(Asking):
     def ask(self, prompt: str, completion: str) -> TextAnswer:
         """Show the proponents and opponents of this completion. Raises InputError for what cannot be asked."""
         with self.working():
+            prompt, completion = (self.influence.words.recased(_typed(text)) for text in (prompt, completion))
             self._fill(prompt, completion)
-            return self._draw(self.influence.ask(_typed(prompt), _typed(completion), self.settings))
+            return self._draw(self.influence.ask(prompt, completion, self.settings))
+
+    def ask_text(self, n: int) -> TextAnswer:
+        """Make training sequence n the question: its last word, after all that stands before it."""
+        return self.ask(*self.influence.as_question(n))
+
+    def surprise(self) -> TextAnswer:
+        """Ask something at random: as often a ready question as a training text made into one."""
+        others = [pair for pair in self._queries if pair != self._asked()]
+        if others and self._dice.random() < 0.5:
+            return self.ask(*self._dice.choice(others))
+        return self.ask_text(self._dice.randrange(len(self.influence.corpus.sequences)))
 
     def token_table(self) -> list[dict[str, object]]:
         """What is shown, a row for each token of each sequence."""
@@ -134,14 +149,19 @@ class TextBrowser(Asking):
         self.prompt = W.Textarea(description="Prompt", rows=2, **_BOX)
         self.completion = W.Text(description="Completion", **_BOX)
         self.button = W.Button(description="Ask", button_style="primary", layout=W.Layout(width="96px"))
-        self.fits = W.HTML(layout=W.Layout(width="270px"))
+        self.surprise_me = W.Button(description="Surprise me", layout=W.Layout(width="104px"))
+        self.fits = W.HTML(layout=W.Layout(width="240px"))
+        self.chips, self.vocabulary = Chips(), W.HTML(vocabulary_html(self.influence.words))
+        self._typed_in = self.prompt
 
     def _make_view(self) -> None:
         self.subject, self.numbers, self.explanation, self.csv = W.HTML(), W.HTML(), W.HTML(), W.HTML()
         self.bars, self.bars_title = LayerBars(), W.HTML(_LAYERS)
         self.headings, self.lists = (W.HTML(), W.HTML()), (Passages(), Passages())
         indent = W.HTML(layout=W.Layout(width="82px"))
-        ask = [self.ready, self.prompt, self.completion, W.HBox([indent, self.button, self.fits])]
+        buttons = W.HBox([indent, self.button, self.surprise_me, self.fits])
+        offered = W.VBox([self.chips, self.vocabulary], layout=_INDENTED)
+        ask = [self.ready, self.prompt, self.completion, buttons, offered]
         how = [*self.how, W.HBox([self.heat, self.unit_norm], layout=W.Layout(grid_gap="10px")), self.count]
         left = W.VBox([self.bars_title, self.bars], layout=W.Layout(flex="0 0 290px"))
         both = [W.VBox(pair) for pair in zip(self.headings, self.lists, strict=True)]
@@ -162,7 +182,11 @@ class TextBrowser(Asking):
         )
         self.watch(self.ready, self._ask_ready)
         for box in (self.prompt, self.completion):
-            box.observe(lambda _: self._type(), "value")
+            box.observe(self._type, "value")
+        self.watch(self.surprise_me, self.surprise)
+        self.chips.on_choose(self._complete)
+        for view in self.lists:
+            view.on_choose(lambda row: self.attempt(lambda: self.ask_text(row)))
         self.bars.on_choose(lambda name: self.attempt(lambda: self._toggle(name)))
 
     def _asked(self) -> tuple[str, str]:
@@ -194,16 +218,34 @@ class TextBrowser(Asking):
         pair = (_typed(prompt), _typed(completion))
         self.ready.value = self._queries.index(pair) if pair in self._queries else -1
 
-    def _type(self) -> None:
-        """While typing: say what fits; the answer on show belongs to another question."""
+    def _type(self, change: dict[str, Any]) -> None:
+        """While typing: say what fits, offer words; the answer on show belongs to another question."""
         self._draw_fits()
         if not self._working:
+            self._typed_in = change["owner"]
+            self._offer()
             self.draw_stale()
+
+    def _offer(self) -> None:
+        """Words for the box that was typed in, or for the other where only that one holds an unknown word."""
+        offers = {box: self.influence.words.offer(_typed(box.value)) for box in (self.prompt, self.completion)}
+        unknown = [box for box, offer in offers.items() if not offer.known and offer.words]
+        if unknown and self._typed_in not in unknown:
+            self._typed_in = unknown[0]
+        offer = offers[self._typed_in]
+        self.chips.show(offer.words, "" if not offer.words else "goes on:" if offer.known else "is it")
+
+    def _complete(self, word: str) -> None:
+        """A word that was offered is put where it belongs."""
+        box = self._typed_in
+        value = self.influence.words.offer(_typed(box.value)).put_into(box.value, word)
+        box.value = value if box is self.prompt else value.rstrip()
 
     def _draw_fits(self) -> None:
         """While typing: how many tokens of how many, or what is wrong."""
         try:
-            first, then = self.influence.encode(_typed(self.prompt.value), _typed(self.completion.value))
+            recased = map(self.influence.words.recased, self._asked())
+            first, then = self.influence.encode(*recased)
             note = f"{len(first)} + {len(then)} tokens; the model reads up to {self.influence.context}"
         except InputError as error:
             note = f"<b>!</b> {escape(str(error).partition('; expected')[0])}"
@@ -214,8 +256,8 @@ class TextBrowser(Asking):
         self.answer = answer
         self._draw_fits()
         self.draw_damping()
-        self.subject.value = _subject_html(answer)
-        self.bars.show(*_bars(answer))
+        self.subject.value = subject_html(answer)
+        self.bars.show(*bars_of(answer))
         self.numbers.value = f'<div class="inflib-quiet">{escape(answer.numbers())}</div>'
         limit = answer.limit
         for heading, view, title, note, few in zip(
@@ -224,7 +266,7 @@ class TextBrowser(Asking):
             heading.value = (
                 f'<div class="inflib-heading">{escape(title)}</div><div class="inflib-quiet">{escape(note)}</div>'
             )
-            view.show([_heated(answer, ranked, limit) for ranked in few], title)
+            view.show([heated(answer, ranked, limit) for ranked in few], title)
         remarks = "".join(
             f'<div class="inflib-quiet">{escape(text)}</div>' for text in (answer.legend(), answer.explanation())
         )
@@ -236,6 +278,7 @@ class TextBrowser(Asking):
 _STYLE = {"description_width": "78px"}
 _BOX = {"style": _STYLE, "layout": {"width": "460px"}}
 _COLOUR = {"width": "230px"}
+_INDENTED = {"width": "460px", "padding": "0 0 0 82px"}
 _LAYERS = (
     '<div class="inflib-heading">Layers</div><div class="inflib-quiet">parts of all influence; a click filters</div>'
 )
@@ -244,59 +287,3 @@ _LAYERS = (
 def _typed(text: str) -> str:
     """What was typed, ⏎ being a new line: the completion's box has a single one."""
     return text.replace("⏎", "\n")
-
-
-def _subject_html(answer: TextAnswer) -> str:
-    """The question, and what the model makes of it."""
-    q = answer.question
-    prompt, completion = escape(visible(q.prompt)), escape(visible("".join(q.pieces)))
-    return (
-        f'<div class="inflib-subject"><div class="inflib-said">{prompt}<b>{completion}</b></div>'
-        f'<div class="inflib-quiet">{escape(q.describe())}</div>'
-        f'<div class="inflib-quiet">{escape(q.token_probabilities())}</div></div>'
-    )
-
-
-def _bars(answer: TextAnswer) -> tuple[list[LayerBar], str]:
-    """The chart by layer; 0.65 of each half is for the bars, the rest for their numbers."""
-    bars = answer.bars()
-    most = max((abs(part) for _, *parts, _ in bars for part in parts), default=0.0) or 1.0
-    found = []
-    for name, up, down, chosen in bars:
-        then = "shows all layers again" if chosen else "shows what goes through this layer alone"
-        found.append(
-            LayerBar(
-                name,
-                0.65 * up / most,
-                -0.65 * down / most,
-                f"{up:.0%}",
-                f"{-down:.0%}",
-                chosen,
-                tip=f"a click {then}",
-                spoken=f"{name}: {up:.0%} positive, {-down:.0%} negative; {then}",
-            )
-        )
-    return found, "parts of all influence, by layer"
-
-
-def _heated(answer: TextAnswer, ranked: RankedText, limit: float) -> HeatedText:
-    """A sequence of one of the lists."""
-    one, number, values = ranked.passage, answer.scale.number, ranked.shown_tokens
-    names = [token_name(piece) for piece in one.pieces]
-    if answer.settings.heat == "position":  # reads one, predicts the next
-        names = [*(f"{read} → {said}" for read, said in pairwise(names)), names[-1]]
-    return HeatedText(
-        key=one.position,
-        number=number(ranked.shown),
-        share=ranked.share,
-        positive=ranked.shown > 0,
-        place=one.place,
-        pieces=tuple(map(visible, one.pieces)),
-        names=tuple(names),
-        steps=tuple(steps(values, limit).tolist()),
-        numbers=tuple("no value" if math.isnan(value) else number(value) for value in values.tolist()),
-        text=visible(one.text, lines=True),
-        before=visible(one.before, lines=True),
-        after=visible(one.after, lines=True),
-        spoken=f"{one.place}, {number(ranked.shown)}; arrow keys read its tokens",
-    )

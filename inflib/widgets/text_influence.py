@@ -30,6 +30,7 @@ from .base import InputError
 from .engine import Engine
 from .ranking import ALL_LAYERS, Settings, two_lists
 from .text_answer import Passage, Question, RankedText, TextAnswer
+from .text_words import Words
 
 Query = tuple[dict[str, torch.Tensor], torch.Tensor]  # a batch of one: inputs and targets, (1, T) each
 
@@ -99,6 +100,8 @@ class TextInfluence(Engine):
         self.context = trained if context is None else context
         if context is not None:
             self._check_context(trained)
+        pieces = corpus.vocabulary.pieces
+        self.words = Words(pieces([k])[0] for k in {k for ids in corpus.sequences for k in ids})
         self._scored: tuple[object, np.ndarray] = (None, np.empty(0))  # the last question's, and of what
         self._norms: dict[str, np.ndarray] = {}
 
@@ -245,6 +248,15 @@ class TextInfluence(Engine):
             np.pad(values[k, : len(self.corpus.sequences[n]) - 1], none, constant_values=np.nan)
             for k, n in enumerate(rows)
         ]
+
+    def as_question(self, n: int) -> tuple[str, str]:
+        """Training sequence n as a prompt and a completion: its last word, and as much before it as the model reads."""
+        pieces = self.corpus.vocabulary.pieces(self.corpus.sequences[n][-(self.context + 1) :])
+        at = len(pieces) - 1
+        while not self.words.by_word and at > 1 and (not pieces[at].strip() or pieces[at - 1].strip()):
+            at -= 1  # back to the first character of the last word
+        then = "".join(pieces[at:])
+        return "".join(pieces[:at]), then.strip() or then
 
     def passage(self, n: int) -> Passage:
         """Training sequence n, its place, and its neighbours."""

@@ -24,12 +24,22 @@ def test_network_layer_damping_rung_and_query_move_the_ladder(notebook, pixels) 
     assert len(set(pixels(images))) == 7, "each rung has a matrix of its own"
     ladder.scroll_into_view_if_needed()
     nb.shot("05-light", ladder)
+    corrected = {rung: error for rung, error, *_ in (row.split("\t") for row in table.inner_text().splitlines()[1:8])}
+    assert float(corrected["K-FAC"]) - float(corrected["EK-FAC"]) >= 0.02, "it opens where the correction shows"
+    expect(ladder.locator(".inflib-ladder-eigenvalues svg")).to_have_attribute(
+        "aria-label", re.compile("K-FAC off by [1-9].*EK-FAC off by 0%")
+    )
+    columns_say_what_they_mean(nb.page, table)
     nb.theme("JupyterLab Dark")
     nb.shot("05-dark", ladder)
     nb.theme("JupyterLab Light")
 
     numbers, points, matrices = table.inner_html(), scatter.inner_html(), pixels(images)
     handles = ladder.locator(".noUi-handle")  # damping, query
+    handles.first.focus()
+    handles.first.press("End")
+    expect(ladder.locator(".widget-readout").first).to_have_text("100")
+    numbers, points = changed(nb.page, table, numbers), changed(nb.page, scatter, points)
     handles.first.focus()
     handles.first.press("PageDown")
     numbers, points = changed(nb.page, table, numbers), changed(nb.page, scatter, points)
@@ -58,3 +68,17 @@ def test_network_layer_damping_rung_and_query_move_the_ladder(notebook, pixels) 
     expect(ladder.locator(".inflib-error")).to_have_count(0)
     assert nb.outside == []
     assert nb.problems == []
+
+
+def columns_say_what_they_mean(page: Page, table: Locator) -> None:
+    """Under the pointer, and at the focus of the keyboard, where the words are seen and read out."""
+    columns = table.locator("th span")
+    for name, meaning in (("matrix error", "‖C − G‖ / ‖G‖"), ("solve error", "(G + λ)⁻¹v"), ("scores", "1 is exact")):
+        column = columns.filter(has_text=name)
+        assert meaning in (column.get_attribute("title") or "")
+        column.focus()
+        page.keyboard.press("Shift+Tab")
+        page.keyboard.press("Tab")
+        expect(column).to_be_focused()
+        assert meaning in column.evaluate("e => getComputedStyle(e, '::after').content")
+        assert meaning in (column.get_attribute("aria-label") or "")

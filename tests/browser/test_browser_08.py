@@ -156,6 +156,8 @@ def test_a_typed_query_is_answered_and_every_control_with_it(page: Page) -> None
     page.nb.shot("08-light", page.root)
 
     type_a_query(page)
+    complete_words(page)
+    ask_a_training_text(page)
     choose_how(page)
     click_a_layer(page)
     point_at_tokens(page)
@@ -196,6 +198,65 @@ def type_a_query(page: Page) -> None:
     assert page.box("Prompt").input_value() == "the horse of"
 
 
+def complete_words(page: Page) -> None:
+    """While typing, words are offered, to be taken by mouse or keyboard; capitals are put right; the answer is grey."""
+    chips, prompt, completion = page.root.locator(".inflib-chip"), page.box("Prompt"), page.box("Completion")
+    expect(page.root).not_to_contain_class("inflib-stale")
+    prompt.fill("")
+    prompt.press_sequentially("THE HOR")
+    expect(chips).to_have_text(["horse"])
+    expect(page.root).to_contain_class("inflib-stale")
+    assert float(page.said.evaluate("e => getComputedStyle(e.closest('.widget-html')).opacity")) < 0.6
+    page.nb.shot("08-typing", page.root)
+    chips.first.click()
+    expect(prompt).to_have_value("THE horse ")
+    expect(prompt).to_be_focused()  # typing goes on
+    prompt.press_sequentially("oof")
+    expect(chips.filter(has_text="of")).not_to_have_count(0)
+    chips.first.focus()
+    for _ in range(2):
+        page.page.keyboard.press("d")  # JupyterLab deletes no cell
+    page.page.keyboard.press("ArrowRight")
+    chips.get_by_text("of", exact=True).press("Enter")
+    expect(prompt).to_have_value("THE horse of ")
+    person = page.said.locator("b").inner_text().strip()
+    completion.fill(person.lower())
+    page.changes(page.button("Ask").click)
+    expect(page.said).to_have_text(f"the horse of {person}")
+    expect(completion).to_have_value(person)
+    expect(page.root).not_to_contain_class("inflib-stale")
+    listed = page.root.locator(".inflib-vocabulary")
+    listed.locator("summary").focus()
+    listed.locator("summary").press("Enter")
+    expect(listed.locator("div")).to_contain_text("horse")
+    page.nb.shot("08-words", page.root)
+    listed.locator("summary").press("Enter")
+
+
+def ask_a_training_text(page: Page) -> None:
+    """A click on a training text makes it the question, and so does its button; "surprise me" asks another."""
+    text = page.root.locator(".inflib-heat").nth(4)
+    words = text.inner_text()
+    page.changes(text.click)
+    expect(page.said).to_have_text(words)
+    row = page.passages.nth(2)
+    words = row.locator(".inflib-heat").inner_text()
+    row.focus()
+    page.page.keyboard.press("Tab")
+    page.page.keyboard.press("Tab")
+    expect(row.get_by_role("button", name="make it the question")).to_be_focused()
+    page.changes(lambda: page.page.keyboard.press("Enter"))
+    expect(page.said).to_have_text(words)
+    before = page.said.inner_text()
+    for _ in range(5):  # it may happen upon the same
+        page.button("Surprise me").click()
+        page.settled()
+        if page.said.inner_text() != before:
+            break
+    assert page.said.inner_text() != before
+    expect(page.root.locator(".inflib-error")).to_have_count(0)
+
+
 def choose_how(page: Page) -> None:
     """Method, damping, layers, measurement, norm, colour, how many."""
     expect(page.button("EK-FAC")).to_have_attribute("aria-pressed", "true")
@@ -211,9 +272,11 @@ def choose_how(page: Page) -> None:
     expect(page.root.get_by_text("raised the logit of")).to_be_visible()
     page.changes(lambda: page.root.get_by_label("÷ norm of its gradient").check())
     expect(page.root.get_by_text("divided by the norm")).to_be_visible()
-    page.changes(lambda: page.select("Colour", "of each prediction"))
-    page.changes(lambda: page.select("Colour", "of each token read"))
+    colour = page.root.get_by_role("combobox", name="Colour", exact=True)
+    expect(colour.locator("option:checked")).to_have_text("of each prediction")
     page.changes(lambda: page.select("Colour", "at each position"))
+    page.changes(lambda: page.select("Colour", "of each token read"))
+    page.changes(lambda: page.select("Colour", "of each prediction"))
     page.changes(lambda: page.root.get_by_label("÷ norm of its gradient").uncheck())
     page.changes(lambda: page.slide("How many", "ArrowLeft"))
     expect(page.passages).to_have_count(10)
@@ -333,6 +396,7 @@ def ask_what_cannot_be_asked(page: Page) -> None:
         expect(error).to_contain_text(message)
         expect(error.locator("pre")).to_have_count(0)
         assert (page.said.inner_text(), page.heat()) == (before, heat)
+        expect(page.root).to_contain_class("inflib-stale")
     page.nb.shot("08-refused", page.root)
     page.box("Prompt").fill("the horse of")
     page.changes(lambda: page.box("Completion").press("Enter"))

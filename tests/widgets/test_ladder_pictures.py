@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from inflib.widgets.ladder import PIXELS, _coloured
+from inflib.widgets.ladder_view import PIXELS, coloured
 
 
 def test_of_entries_equal_but_for_rounding_the_first_is_drawn() -> None:
@@ -14,6 +14,6 @@ def test_of_entries_equal_but_for_rounding_the_first_is_drawn() -> None:
     for other in (1 - 1e-14, 1 + 1e-14):
         matrix = torch.zeros(2 * PIXELS, 2 * PIXELS, dtype=torch.float64)
         matrix[0, 0], matrix[1, 1] = 1.0, -other
-        drawn.append(_coloured(matrix, 1.0))
+        drawn.append(coloured(matrix, 1.0))
     assert np.array_equal(*drawn)
     assert drawn[0][0, 0, 0] > drawn[0][0, 0, 2]  # orange: the first, which is positive

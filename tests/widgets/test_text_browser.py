@@ -10,7 +10,7 @@ import re
 import numpy as np
 import pytest
 
-from inflib.widgets import TextBrowser
+from inflib.widgets import TextBrowser, TextInfluence
 from inflib.widgets.base import InputError
 from inflib.widgets.ranking import ALL_LAYERS
 from inflib.widgets.text_browser import OWN
@@ -286,3 +286,162 @@ def test_the_explanation_fits_the_numbers(browser) -> None:
     assert np.isclose(browser.answer.raised[0].shown, browser.answer.raised[0].score)
     browser.heat.value = "input"
     assert "embedding" in browser.explanation.value
+
+
+# --- what may be asked -----------------------------------------------------------------------------------------
+
+
+def test_the_panel_says_what_may_be_asked(browser, letters) -> None:
+    known = {piece for text in browser.influence.corpus.texts for piece in text.split()}
+    assert f"What may be asked: {len(known)} words" in browser.vocabulary.value
+    assert all(word in browser.vocabulary.value for word in known)
+    shown = letters.browser().vocabulary.value
+    assert "characters" in shown
+    assert "<script" not in shown and "&lt;" in shown and "⏎" in shown
+
+
+def test_colours_are_those_of_each_prediction_unless_told_otherwise(talk) -> None:
+    assert talk.browser().heat.label == "of each prediction"
+
+
+def choose(browser: TextBrowser, word: str) -> None:
+    """What the front end sends when a word that was offered is clicked."""
+    assert word in browser.chips.words
+    browser.chips._handle_custom_msg({"chosen": word}, [])
+
+
+def test_words_are_completed_while_typing(browser) -> None:
+    browser.prompt.value = "the bui"
+    choose(browser, "builder")
+    assert browser.prompt.value == "the builder "
+    browser.completion.value = "wa"
+    assert browser.chips.words == ["walls", "was"]
+    assert browser.chips.label == "is it"
+    choose(browser, "was")
+    assert browser.completion.value.strip() == "was"
+    assert browser.chips.words == []
+    browser.button.click()
+    assert browser.answer.question.completion == "was"
+
+
+def test_a_misspelt_word_in_either_box_is_one_click_from_right(browser) -> None:
+    browser.prompt.value = "the bilder of"
+    browser.completion.value = "was"
+    choose(browser, "builder")
+    assert browser.prompt.value == "the builder of"
+    assert browser.completion.value == "was"
+
+
+def test_capitals_are_understood(browser, talk) -> None:
+    prompt, person = talk.queries[1]
+    expected = browser.ask(prompt, person)
+    browser.ask(*talk.queries[0])
+    browser.prompt.value, browser.completion.value = prompt.upper(), person.lower()
+    assert "5 + 1 tokens" in browser.fits.value
+    browser.button.click()
+    assert browser.error.value == ""
+    assert (browser.prompt.value, browser.completion.value) == (prompt, person)
+    assert [r.score for r in browser.answer.raised] == [r.score for r in expected.raised]
+    assert browser.ready.value == 1
+
+
+def test_a_click_on_a_training_text_makes_it_the_question(browser, talk) -> None:
+    one = browser.lists[1].passages[2]
+    browser.lists[1]._handle_custom_msg({"chosen": one["key"]}, [])
+    *before, last = talk.corpus.texts[one["key"]].split()
+    assert browser.error.value == ""
+    assert (browser.answer.question.prompt, browser.answer.question.completion) == (" ".join(before), last)
+    assert (browser.prompt.value, browser.completion.value) == (" ".join(before), last)
+
+
+def test_of_characters_the_last_word_is_asked_about(letters) -> None:
+    browser = letters.browser()
+    for n, text in enumerate(letters.corpus.texts):
+        prompt, completion = browser.influence.as_question(n)
+        assert (prompt + completion).strip() == text.strip()
+        assert completion.strip() and len(completion.split()) == 1
+        browser.ask_text(n)
+    assert browser.influence.as_question(letters.corpus.texts.index("=1+1, @SUM(A1)")) == ("=1+1, ", "@SUM(A1)")
+
+
+def test_a_text_longer_than_the_model_reads_is_asked_about_by_its_end(talk) -> None:
+    short = TextInfluence(talk.model, talk.objective, talk.index, talk.corpus, talk.methods, context=3)
+    longest = max(range(len(talk.corpus.texts)), key=lambda n: len(talk.corpus.texts[n].split()))
+    prompt, completion = short.as_question(longest)
+    assert talk.corpus.texts[longest].endswith(f" {prompt} {completion}")
+    assert len(prompt.split()) == 3
+    short.encode(prompt, completion)
+
+
+def test_surprise_me_asks_something_else(browser, talk) -> None:
+    asked = set()
+    for _ in range(12):
+        before = (browser.prompt.value, browser.completion.value)
+        browser.surprise_me.click()
+        assert browser.error.value == ""
+        question = browser.answer.question
+        asked.add((question.prompt, question.completion))
+        assert (browser.prompt.value, browser.completion.value) == (question.prompt, question.completion)
+        assert before != (question.prompt, question.completion) or len(asked) > 1
+    assert len(asked) > 3
+
+
+# --- an answer belongs to a question ---------------------------------------------------------------------------
+
+
+def grey(browser: TextBrowser) -> bool:
+    return "inflib-stale" in browser._dom_classes
+
+
+def test_an_answer_is_grey_as_long_as_the_boxes_hold_another_question(browser, talk) -> None:
+    prompt, person = talk.queries[0]
+    assert not grey(browser)
+    browser.prompt.value = "the <i>x</i>"
+    assert grey(browser)
+    browser.button.click()  # refused
+    assert browser.error.value
+    assert grey(browser)
+    browser.count.value = 3  # a control goes on with the question that is shown, which the boxes do not hold
+    assert grey(browser)
+    browser.prompt.value = prompt
+    assert not grey(browser)
+    browser.ask("the builder", person)
+    assert not grey(browser)
+
+
+def test_an_answer_with_other_settings_than_the_controls_is_grey(browser, monkeypatch) -> None:
+    def broken(*_args, **_kwargs):
+        raise RuntimeError("lost")
+
+    monkeypatch.setattr(browser.influence, "scores", broken)
+    browser.damping.value = 10.0
+    assert grey(browser)
+    monkeypatch.undo()
+    browser.damping.value = 1.0
+    assert not grey(browser)
+
+
+def test_a_first_question_that_cannot_be_asked_is_refused_as_such(talk) -> None:
+    with pytest.raises(InputError, match="not in this vocabulary"):
+        TextBrowser(talk.model, talk.objective, talk.index, talk.corpus, [("qwerty", "was")])
+
+
+# --- λ ---------------------------------------------------------------------------------------------------------
+
+
+def test_λ_of_a_layer_whose_curvature_is_rounding_noise_is_not_shown(talk, monkeypatch) -> None:
+    means = talk.index.curvature.mean_eigenvalues()
+    first, *_ = means
+    noisy = {**means, first: 1e-31 * max(means.values())}
+    browser = talk.browser()
+    assert "rounding noise" not in browser.damping_note.value
+    smallest = min(x for name, x in means.items() if name != first)
+    monkeypatch.setattr(type(talk.index.curvature), "mean_eigenvalues", lambda _self: noisy)
+    browser.damping.value = 1.0
+    assert "; the curvature of 1 more is rounding noise" in browser.damping_note.value
+    low = float(re.search(r"λ = (\S+) to", browser.damping_note.value)[1])
+    assert low == pytest.approx(smallest, rel=0.05)
+    browser.layer.value = first
+    assert "no λ, its curvature is rounding noise" in browser.damping_note.value
+    browser.layer.value = list(means)[-1]
+    assert "rounding noise" not in browser.damping_note.value
