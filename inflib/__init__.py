@@ -25,14 +25,13 @@ Each arrow is a function of plain values; the model is left exactly as it was fo
     m        ()            measurement: what the query asks about; default its log-likelihood, −ℓ
     score    (Q, N)        dm/dε for the objective (1/N) Σ ℓ + ε ℓ_n. score > 0: a proponent; < 0: an opponent
 
-    from inflib import CrossEntropy, ekfac, influence, predicted_change
+    from inflib import CrossEntropy, contribution, ekfac, influence
 
     objective = CrossEntropy()
     curvature = ekfac(model, objective, train)
     scores = influence(model, objective, train, queries, curvature)         # (Q, N)
     top = scores.topk(10)
-    change = predicted_change(scores, n_train=len(dataset))                 # if each example were removed
-    lost = contribution(scores, n_train=len(dataset))                       # the same, positive for proponents
+    lost = contribution(scores, n_train=len(dataset))   # by each query's m, if the example is removed; + of proponents
 
 Sources: Grosse et al. 2023, "Studying Large Language Model Generalization with Influence Functions" (arXiv 2308.03296);
 George et al. 2018 (EK-FAC); Martens & Grosse 2015 (K-FAC); Koh & Liang 2017 (influence functions for neural networks).

@@ -54,7 +54,7 @@ def influence(
     max_bytes:      the largest temporary array; only speed depends on it. Queries whose preconditioned gradients take
                     more than four times that come in groups, each with a pass of its own over the training side.
 
-    Units: dm/dε of (1/N) Σ ℓ + ε ℓ_n, see ``predicted_change``. Score > 0: a proponent. The model is left exactly as
+    Units: dm/dε of (1/N) Σ ℓ + ε ℓ_n; over N a ``contribution``. Score > 0: a proponent. The model is left exactly as
     it was. Raises ValueError for data that changes its order, layers the model lacks, a singular damped curvature.
     """
     layers = layers_of(model, curvature)

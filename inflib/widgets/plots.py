@@ -59,7 +59,9 @@ def use_style() -> None:
     )
 
 
-def against(ax: Axes, predicted: Any, actual: Any, *, what: str = "change", colour: str = BLUE, **kwargs: Any) -> Axes:
+def against(
+    ax: Axes, predicted: Any, actual: Any, *, what: str = "contribution", colour: str = BLUE, **kwargs: Any
+) -> Axes:
     """Predicted (x) against actual (y) with the identity line: points on it are right in size, not only in order."""
     x, y = np.asarray(predicted).ravel(), np.asarray(actual).ravel()
     low, high = float(min(x.min(), y.min())), float(max(x.max(), y.max()))

@@ -150,7 +150,7 @@ class TextBrowser(Asking):
         self.completion = W.Text(description="Completion", **_BOX)
         self.button = W.Button(description="Ask", button_style="primary", layout=W.Layout(width="96px"))
         self.surprise_me = W.Button(description="Surprise me", layout=W.Layout(width="104px"))
-        self.fits = W.HTML(layout=W.Layout(width="240px"))
+        self.fits = W.HTML()
         self.chips, self.vocabulary = Chips(), W.HTML(vocabulary_html(self.influence.words))
         self._typed_in = self.prompt
 
@@ -159,8 +159,8 @@ class TextBrowser(Asking):
         self.bars, self.bars_title = LayerBars(), W.HTML(_LAYERS)
         self.headings, self.lists = (W.HTML(), W.HTML()), (Passages(), Passages())
         indent = W.HTML(layout=W.Layout(width="82px"))
-        buttons = W.HBox([indent, self.button, self.surprise_me, self.fits])
-        offered = W.VBox([self.chips, self.vocabulary], layout=_INDENTED)
+        buttons = W.HBox([indent, self.button, self.surprise_me])
+        offered = W.VBox([self.fits, self.chips, self.vocabulary], layout=_INDENTED)
         ask = [self.ready, self.prompt, self.completion, buttons, offered]
         how = [*self.how, W.HBox([self.heat, self.unit_norm], layout=W.Layout(grid_gap="10px")), self.count]
         left = W.VBox([self.bars_title, self.bars], layout=W.Layout(flex="0 0 290px"))
@@ -249,7 +249,7 @@ class TextBrowser(Asking):
             note = f"{len(first)} + {len(then)} tokens; the model reads up to {self.influence.context}"
         except InputError as error:
             note = f"<b>!</b> {escape(str(error).partition('; expected')[0])}"
-        self.fits.value = f'<div class="inflib-quiet inflib-note inflib-one-line">{note}</div>'
+        self.fits.value = f'<div class="inflib-quiet inflib-one-line" style="max-width:370px">{note}</div>'
 
     def _draw(self, answer: TextAnswer) -> TextAnswer:
         """Show the answer, and make the controls agree with it."""

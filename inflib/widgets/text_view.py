@@ -21,7 +21,7 @@ def vocabulary_html(words: Words) -> str:
     listed = (" " if words.by_word else "").join(map(visible, words.all))
     return (
         '<details class="inflib-vocabulary"><summary data-lm-suppress-shortcuts="true" style="cursor:pointer">What may '
-        f"be asked: {words.describe()}; capitals do not matter where only one form is known</summary>"
+        f"be asked: {words.describe()}, in any capitals</summary>"
         '<div class="inflib-quiet" style="max-height:120px;overflow:auto;overflow-wrap:anywhere">'
         f"{escape(listed)}</div></details>"
     )

@@ -208,7 +208,7 @@ def see_errors_and_waiting(page: Page) -> None:
     expect(error).to_contain_text("RuntimeError: planted <b>error</b>")
     expect(error.locator("pre")).to_contain_text("in broken")
     assert page.subject.inner_text() == before
-    page.slide("Damping", "ArrowLeft")  # which asks something that gets no answer
+    page.slide("Damping", "ArrowRight")  # which asks something that gets no answer
     expect(page.root).to_contain_class("inflib-stale")
     assert float(page.subject.evaluate("e => getComputedStyle(e.closest('.widget-hbox')).opacity")) < 0.6
     page.nb.shot("00-error", page.root)

@@ -203,13 +203,13 @@ def complete_words(page: Page) -> None:
     chips, prompt, completion = page.root.locator(".inflib-chip"), page.box("Prompt"), page.box("Completion")
     expect(page.root).not_to_contain_class("inflib-stale")
     prompt.fill("")
-    prompt.press_sequentially("THE HOR")
-    expect(chips).to_have_text(["horse"])
+    prompt.press_sequentially("THE GUES")
+    expect(chips).to_have_text(["guest"])
     expect(page.root).to_contain_class("inflib-stale")
     assert float(page.said.evaluate("e => getComputedStyle(e.closest('.widget-html')).opacity")) < 0.6
     page.nb.shot("08-typing", page.root)
     chips.first.click()
-    expect(prompt).to_have_value("THE horse ")
+    expect(prompt).to_have_value("THE guest ")
     expect(prompt).to_be_focused()  # typing goes on
     prompt.press_sequentially("oof")
     expect(chips.filter(has_text="of")).not_to_have_count(0)
@@ -218,11 +218,11 @@ def complete_words(page: Page) -> None:
         page.page.keyboard.press("d")  # JupyterLab deletes no cell
     page.page.keyboard.press("ArrowRight")
     chips.get_by_text("of", exact=True).press("Enter")
-    expect(prompt).to_have_value("THE horse of ")
+    expect(prompt).to_have_value("THE guest of ")
     person = page.said.locator("b").inner_text().strip()
     completion.fill(person.lower())
     page.changes(page.button("Ask").click)
-    expect(page.said).to_have_text(f"the horse of {person}")
+    expect(page.said).to_have_text(f"the guest of {person}")
     expect(completion).to_have_value(person)
     expect(page.root).not_to_contain_class("inflib-stale")
     listed = page.root.locator(".inflib-vocabulary")
@@ -430,6 +430,6 @@ def test_fifty_long_texts_are_drawn_with_fewer_elements_than_characters(notebook
     assert count >= 50
     elements = page.root.locator(".inflib-passages *").count()
     assert elements < 128 * count
-    page.changes(lambda: page.select("Colour", "of each prediction"))
+    page.changes(lambda: page.select("Colour", "at each position"))
     assert nb.outside == []
     assert nb.problems == []
