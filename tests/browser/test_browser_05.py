@@ -21,7 +21,9 @@ def test_network_layer_damping_rung_and_query_move_the_ladder(notebook, pixels) 
     pictures, table, scatter = (ladder.locator(f".inflib-ladder-{part}") for part in ("pictures", "table", "scatter"))
     images = pictures.locator("img")
     expect(images).to_have_count(7)
-    assert len(set(pixels(images))) == 7, "each rung has a matrix of its own"
+    names = pictures.locator("figcaption").all_inner_texts()
+    drawn = dict(zip(names, pixels(images), strict=True))
+    assert drawn["K-FAC"] != drawn["EK-FAC"], "it opens where the correction shows"
     ladder.scroll_into_view_if_needed()
     nb.shot("05-light", ladder)
     corrected = {rung: error for rung, error, *_ in (row.split("\t") for row in table.inner_text().splitlines()[1:8])}
@@ -33,6 +35,14 @@ def test_network_layer_damping_rung_and_query_move_the_ladder(notebook, pixels) 
     nb.theme("JupyterLab Dark")
     nb.shot("05-dark", ladder)
     nb.theme("JupyterLab Light")
+
+    network, layer, rung = ladder.locator("select").all()
+    opened = table.inner_html()
+    network.select_option(label="ReLU 49-8-10")
+    changed(nb.page, table, opened)
+    expect(layer.locator("option:checked")).to_have_text("all layers")
+    expect(ladder.locator(".inflib-busy")).to_have_count(0)
+    assert len(set(pixels(images))) == 7, "each rung has a matrix of its own"
 
     numbers, points, matrices = table.inner_html(), scatter.inner_html(), pixels(images)
     handles = ladder.locator(".noUi-handle")  # damping, query
@@ -50,7 +60,6 @@ def test_network_layer_damping_rung_and_query_move_the_ladder(notebook, pixels) 
     points = changed(nb.page, scatter, points)
     expect(scatter).to_contain_text("query 2")
 
-    network, layer, rung = ladder.locator("select").all()
     rung.select_option(label="K-FAC")
     points = changed(nb.page, scatter, points)
     expect(scatter).to_contain_text("K-FAC")
