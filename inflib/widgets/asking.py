@@ -92,7 +92,9 @@ class Asking(Panel):
         of_layers = self._engine.damping(self.settings)
         numbers = [x for name, x in of_layers.items() if name not in noisy]
         left_out = sum(name in noisy for name in of_layers)
-        whose = "its curvature" if len(of_layers) == 1 else f"the curvature of {left_out} more"
+        whose = (
+            "its curvature" if len(of_layers) == 1 else f"the curvature of {left_out} more layer{'s' * (left_out > 1)}"
+        )
         why = f"{whose} is rounding noise"
         if not numbers:
             return f"no λ, {why}"

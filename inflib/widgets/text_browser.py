@@ -133,7 +133,8 @@ class TextBrowser(Asking):
     @property
     def stale(self) -> bool:
         q = self.answer.question
-        return (self._asked() != (q.prompt, q.completion)) or self.settings != self.answer.settings
+        asked = tuple(map(self.influence.words.recased, self._asked()))
+        return asked != (q.prompt, q.completion) or self.settings != self.answer.settings
 
     def as_text(self) -> str:
         return f"TextBrowser: {self.answer.as_text()}"

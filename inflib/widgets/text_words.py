@@ -42,8 +42,11 @@ class Words:
         return f"{len(self.all):,} {'words' if self.by_word else 'characters'}"
 
     def recased(self, text: str) -> str:
-        """The text with every unknown piece that differs from a known one in its capitals alone put right."""
-        pieces = re.split(r"(\s+)", text) if self.by_word else text
+        """The text with every unknown piece that differs from a known one in its capitals alone put right.
+
+        Blanks at either end of words mean nothing, and go.
+        """
+        pieces = re.split(r"(\s+)", text.strip()) if self.by_word else text
         return "".join(piece if piece in self._known else self._cased.get(piece.casefold(), piece) for piece in pieces)
 
     def offer(self, text: str) -> Offer:

@@ -438,7 +438,7 @@ def test_λ_of_a_layer_whose_curvature_is_rounding_noise_is_not_shown(talk, monk
     smallest = min(x for name, x in means.items() if name != first)
     monkeypatch.setattr(type(talk.index.curvature), "mean_eigenvalues", lambda _self: noisy)
     browser.damping.value = 1.0
-    assert "; the curvature of 1 more is rounding noise" in browser.damping_note.value
+    assert "; the curvature of 1 more layer is rounding noise" in browser.damping_note.value
     low = float(re.search(r"λ = (\S+) to", browser.damping_note.value)[1])
     assert low == pytest.approx(smallest, rel=0.05)
     browser.layer.value = first

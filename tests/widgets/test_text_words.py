@@ -18,7 +18,7 @@ def test_it_says_how_many_words_or_characters_there_are() -> None:
     ("typed", "read"),
     [
         ("THE builder of benus", "the builder of Benus".replace("the", "The")),
-        ("the Builder  OF\nBENUS ", "the builder  of\nBenus "),
+        (" the Builder  OF\nBENUS ", "the builder  of\nBenus"),
         ("the wall of Benus", "the wall of Benus"),
         ("", ""),
     ],
