@@ -118,7 +118,10 @@ class TextBrowser(Asking):
         others = [pair for pair in self._queries if pair != self._asked()]
         if others and self._dice.random() < 0.5:
             return self.ask(*self._dice.choice(others))
-        return self.ask_text(self._dice.randrange(len(self.influence.corpus.sequences)))
+        N = len(self.influence.corpus.sequences)
+        n = self._dice.randrange(N)
+        same = self.influence.as_question(n) == self._asked()
+        return self.ask_text((n + 1) % N if same else n)
 
     def token_table(self) -> list[dict[str, object]]:
         """What is shown, a row for each token of each sequence."""

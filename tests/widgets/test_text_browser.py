@@ -109,7 +109,7 @@ def test_bad_input_is_said_and_the_former_answer_stays(browser, case) -> None:
     assert "Traceback" not in browser.error.value
     assert 'role="alert"' in browser.error.value
     assert (drawn(browser), browser.as_text()) == (before, text)
-    assert browser.prompt.value == prompt  # to be mended
+    assert browser.prompt.value == prompt.strip()  # to be mended
     browser.method.value = "K-FAC"  # another control goes on with the question that is shown
     assert browser.error.value == ""
     with pytest.raises(InputError):
@@ -382,7 +382,7 @@ def test_surprise_me_asks_something_else(browser, talk) -> None:
         question = browser.answer.question
         asked.add((question.prompt, question.completion))
         assert (browser.prompt.value, browser.completion.value) == (question.prompt, question.completion)
-        assert before != (question.prompt, question.completion) or len(asked) > 1
+        assert before != (question.prompt, question.completion)
     assert len(asked) > 3
 
 
