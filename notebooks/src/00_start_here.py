@@ -37,7 +37,7 @@ print(f"{len(digits.train):,} training digits; {len(wrong)} of {len(digits.queri
 assert not set(digits.train.index) & set(digits.queries.index), "a query was trained on: the split is broken"
 
 # %% [markdown]
-# One of these mistakes is query 225. Look at the picture before you look at the bars, and decide which digit it is.
+# One of these mistakes is row 225 of the queries, MNIST #2209. Look at the picture before you look at the bars, and decide which digit it is.
 
 # %%
 q = 225
@@ -129,7 +129,7 @@ sheet
 # 1. **Mend the 5.** Where is the least ink that makes the model say 5? Did the opponents of its 6 tell you where?
 # 2. **Clear the sheet and draw your own 7**, once with a bar and once without. Are the proponents' bars where yours is?
 # 3. **Draw no digit at all**: a star, a letter. The model answers nonetheless. Do its proponents tell you that it is guessing?
-# 4. **Ask for another label** than the one predicted: who in the training set would have it read your 7 as a 1?
+# 4. **Ask about another class** than the one predicted: who in the training set would have it read your 7 as a 1?
 #
 # ## Check
 #
@@ -189,7 +189,8 @@ browser
 # 3. **Click on a proponent.** You see the queries that this training digit influences most. Does it help one query only, or a whole family? Click on one of them to go on from there.
 # 4. **Drag the damping** from one end to the other and watch which digits stay. Then do the same at *Layers: out*.
 # 5. **Measure the log odds** in place of the log-likelihood. Every picture stays, only the numbers change, and most where the model is certain. Why? (The gradient is $\nabla\log p/(1-p)$.)
-# 6. **Change the method.** Do the pictures get any less convincing?
+# 6. **Ask "why not a 6?"**: choose 6 at *Ask about*. Which digits taught the model to see a 6 here, and are they this 5's opponents?
+# 7. **Change the method.** Do the pictures get any less convincing?
 #
 # ## What the pictures show, and what they do not
 #
@@ -252,7 +253,7 @@ assert set(top.tolist()) <= ten["EK-FAC"], "the same question has got another an
 #
 # ### 1. Ten at once (easy, 5 minutes)
 #
-# To first order, the effects of removals add up. Suppose that the ten strongest *opponents* of query 225 were all taken out of the training set. By how many nats would its $\log p(5)$ rise? Set
+# To first order, the effects of removals add up. Suppose that the ten strongest *opponents* of our query were all taken out of the training set. By how many nats would its $\log p(5)$ rise? Set
 # `together` to that number, from `scores` as it stands above.
 
 

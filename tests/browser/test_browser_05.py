@@ -21,10 +21,11 @@ def test_network_layer_damping_rung_and_query_move_the_ladder(notebook, pixels) 
     pictures, table, scatter = (ladder.locator(f".inflib-ladder-{part}") for part in ("pictures", "table", "scatter"))
     images = pictures.locator("img")
     expect(images).to_have_count(7)
-    names = pictures.locator("figcaption").all_inner_texts()
+    ladder.scroll_into_view_if_needed()
+    expect(table).to_be_visible()
+    names = pictures.locator("figcaption").all_text_contents()
     drawn = dict(zip(names, pixels(images), strict=True))
     assert drawn["K-FAC"] != drawn["EK-FAC"], "it opens where the correction shows"
-    ladder.scroll_into_view_if_needed()
     nb.shot("05-light", ladder)
     corrected = {rung: error for rung, error, *_ in (row.split("\t") for row in table.inner_text().splitlines()[1:8])}
     assert float(corrected["K-FAC"]) - float(corrected["EK-FAC"]) >= 0.02, "it opens where the correction shows"
