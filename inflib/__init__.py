@@ -37,6 +37,7 @@ Sources: Grosse et al. 2023, "Studying Large Language Model Generalization with 
 George et al. 2018 (EK-FAC); Martens & Grosse 2015 (K-FAC); Koh & Liang 2017 (influence functions for neural networks).
 """
 
+from .collators import hugging_face_batches
 from .coverage import CoverageNote, coverage
 from .curvature import Curvature, Facts, IndefiniteWarning, damping_of, relative
 from .dense import BlockDense, Dense
@@ -98,6 +99,7 @@ __all__ = [
     "ekfac",
     "gauss_newton",
     "hessian",
+    "hugging_face_batches",
     "identity",
     "influence",
     "kfac",

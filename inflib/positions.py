@@ -16,6 +16,7 @@ from torch import Tensor
 from .batches import say, tensors
 from .objectives import Objective, unweighted
 from .sequences import IGNORED, NextToken
+from .shifts import check_shifted
 
 MASKS = ("attention_mask", "decoder_attention_mask")
 
@@ -43,6 +44,7 @@ def check_sequences(inputs: Any, targets: Any) -> None:
             "one: x[None]."
         )
     there = positions_present(inputs)
+    check_shifted(inputs, targets, there)
     name = _targets_mask(inputs)
     if there is None:
         _check_unmasked(ids, targets, name)

@@ -28,6 +28,10 @@ MAX_SEEDS = 4096  # backward passes a batch that expected labels may take
 Tokens = Sequence[int] | Tensor  # the ids of one sequence
 
 
+class Shifted(dict[str, Any]):
+    """Inputs by name whose targets inflib itself shifted: that they follow need not be asked of them again."""
+
+
 class NextToken(Objective):
     """Cross-entropy of logits (B, T, V) and targets (B, T), summed over the tokens; −100 leaves a target out.
 
@@ -209,10 +213,10 @@ def _padded(
         missing = length - len(x)
         return F.pad(x, (0, missing) if side == "right" else (missing, 0), value=value)
 
-    inputs = {
-        "input_ids": torch.stack([fill(x, pad) for x, _ in rows]).to(device),
-        "attention_mask": torch.stack([fill(torch.ones_like(x), 0) for x, _ in rows]).to(device),
-    }
+    inputs = Shifted(
+        input_ids=torch.stack([fill(x, pad) for x, _ in rows]).to(device),
+        attention_mask=torch.stack([fill(torch.ones_like(x), 0) for x, _ in rows]).to(device),
+    )
     return inputs, torch.stack([fill(y, IGNORED) for _, y in rows]).to(device)
 
 
