@@ -15,6 +15,7 @@ from torch import Tensor
 from .batches import tensors
 from .sequences import IGNORED, Shifted
 
+CHANCE = 1e-3
 NOT_IDS = ("mask", "position", "type")  # in the names of inputs that are no token ids
 
 
@@ -22,7 +23,8 @@ def check_shifted(inputs: Any, targets: Tensor, there: Tensor | None) -> None:
     """Raise ValueError for targets (B, T) that repeat the token ids at every position that counts.
 
     A sequence of one token over and over repeats itself rightly, and so does one whose targets are seen to follow.
-    Sequences that repeat are refused where all of a batch do, and where one does over a run of two tokens or more.
+    Sequences that repeat are refused where one does over a run of two tokens or more, and where all of a batch do, in
+    so many tokens that it is no chance: "no" may well follow "I said no", but not always.
     """
     if isinstance(inputs, Shifted):
         return
@@ -64,7 +66,8 @@ def _repeating(ids: Tensor, targets: Tensor, there: Tensor | None) -> int | None
     wrong = repeats & ~constant & ~follows
     starts = counted & ~torch.nn.functional.pad(counted, (1, 0))[:, :-1]
     run = (starts.sum(1) == 1) & (counted.sum(1) > 1)
-    if bool((repeats | constant).all()):
+    by_chance = float(ids.max() + 1) ** -float(counted[wrong].sum())  # so many tokens alike, from so large a vocabulary
+    if bool((repeats | constant).all()) and by_chance < CHANCE:
         run = torch.ones_like(run)
     found = (wrong & run).nonzero().flatten()
     return int(found[0]) if len(found) else None

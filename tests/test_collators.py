@@ -253,8 +253,8 @@ def stacked(*rows: Any) -> Tensor:
         (collated(TEXTS, "left"), collated(TEXTS, "left")["labels"]),
         (collated(TEXTS, prompt=2), collated(TEXTS, prompt=2)["labels"]),
         (collated(TEXTS, prompt=3), collated(TEXTS, prompt=3)["labels"]),
-        (IDS[:1], stacked([NOT, NOT, NOT, NOT, 5])),  # one token asked about, the last
-        (IDS, stacked([NOT, NOT, NOT, NOT, 5], [NOT, NOT, NOT, NOT, 5])),
+        (IDS[:1] + 2000, stacked([NOT, NOT, NOT, NOT, 2005])),  # one token of many asked about, the last
+        (IDS + 40, stacked([NOT, NOT, NOT, NOT, 45], [NOT, NOT, NOT, NOT, 45])),
         (stacked(SAME, IDS[0]), stacked(SAME, IDS[0])),  # a constant one beside it
         (stacked(IDS[0], IDS[1]), stacked(AFTER, IDS[1])),  # one of two
         (stacked(IDS[0], IDS[1]), stacked(AFTER, [NOT, NOT, 5, 3, 5])),
@@ -272,6 +272,7 @@ def test_targets_that_repeat_the_inputs_are_refused(inputs: Any, targets: Tensor
     ("inputs", "targets"),
     [
         (stacked(SAME), stacked(SAME)),
+        (IDS[:1], stacked([NOT, NOT, NOT, NOT, 5])),  # one token of few: by chance
         (stacked(SAME, SAME), stacked(SAME, [NOT, NOT, 7, 7, 7])),
         (stacked(IDS[0]), stacked(AFTER)),
         (stacked(SAME, IDS[0]), stacked(SAME, AFTER)),
