@@ -461,7 +461,7 @@ axes[1].set_title("every example on itself")
 assert (own_actual / own_predicted).min() > 1, "every example contributes more to itself than first order says"
 
 # %% [markdown]
-# The left cloud is a line. On the right, the far end bends away. The examples that contribute most to their own logit
+# The left cloud is a line. On the right, both ends bend away. The examples that contribute most to their own logit
 # contribute more than predicted, and they are the ones with the lighter colour. The reason is as before. With
 # $h = \frac1N p(1-p)\,x^\top H_\alpha^{-1}x$, dividing by $1-h$ gives the first Newton step of the *refit's own*
 # objective, from which the example's curvature is gone too. (The algebra is that of the ridge, with $\sqrt{p(1-p)}\,x$

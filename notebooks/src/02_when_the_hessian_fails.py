@@ -1,13 +1,14 @@
 # %% [markdown]
 # # 02 · Why not just invert the Hessian?
 #
-# **The question.** Notebook 01 ended with $-\nabla f^\top H^{-1}\nabla\ell_m$, and with refits that agreed with it. A
-# neural network has a Hessian too. Why not invert it and be done? Because training is never quite finished, because
-# there is no single minimum, and because the Hessian of a network is singular and has negative eigenvalues. This
-# notebook shows each of these happen, and derives the question that has an answer nevertheless.
+# **The question.** Notebook 01 ended with $-\nabla m^\top H_\alpha^{-1}\nabla\ell_n$, and with refits that agreed with
+# it. A neural network has a Hessian too. Why not invert it and be done? Because training is never quite finished,
+# because there is no single minimum, and because the Hessian of a network is singular and has negative eigenvalues.
+# This notebook shows each of these happen, and derives the question that has an answer nevertheless.
 #
 # **What you need to know.** Notebook 01, in particular its table of conditions; eigenvalues; what a Kullback-Leibler
-# divergence is. Numbers in brackets are the equations of Grosse et al. 2023.
+# divergence is. Numbers in brackets are the equations of Grosse et al. 2023; all symbols stand in
+# [one table](notation.md). In particular $H$ is the Hessian of the mean loss alone, here as there.
 #
 # **Time.** About 50 minutes to read; it runs in about a minute on two CPU cores.
 
@@ -26,10 +27,10 @@ plots.use_style()
 # %% [markdown]
 # ## Two weights are enough
 #
-# The smallest network with a hidden layer has two weights, $f = a\,b\,x$: multiply by $a$, then by $b$. Its whole loss
-# surface can be drawn. The inputs are all $x = 1$, so the output is $ab$; three training examples have the targets ½, 1
-# and 1½; the loss is $\ell_n = \frac12(ab - y_n)^2$. The mean loss only cares how far $ab$ is from the mean target
-# $\bar y = 1$.
+# The smallest network with a hidden layer has two weights, $f = \theta_1\theta_2\,x$: multiply by the first, then by
+# the second. Its whole loss surface can be drawn. The inputs are all $x = 1$, so the output is $\theta_1\theta_2$;
+# three training examples have the targets ½, 1 and 1½; the loss is $\ell_n = \frac12(\theta_1\theta_2 - y_n)^2$. The
+# mean loss only cares how far the output is from the mean target $\bar y = 1$.
 
 # %%
 targets = torch.tensor([0.5, 1.0, 1.5])
@@ -49,58 +50,64 @@ def mean_loss(theta):
 
 # %%
 minimum = torch.tensor([2.0, 0.5])
-sigma = torch.linalg.eigvalsh(hessian(mean_loss)(minimum))
-print(f"at the minimum, the eigenvalues of the Hessian are {sigma[0].abs():.2f} and {sigma[1]:.2f}")
-assert grad(mean_loss)(minimum).norm() < 1e-12, "a b must equal the mean target, 1"
-assert sigma[0].abs() < 1e-12, "one eigenvalue should be zero: is the Hessian taken at the minimum?"
+mu = torch.linalg.eigvalsh(hessian(mean_loss)(minimum))
+print(f"at the minimum, the eigenvalues of the Hessian are {mu[0].abs():.2f} and {mu[1]:.2f}")
+assert grad(mean_loss)(minimum).norm() < 1e-12, "the output must equal the mean target, 1"
+assert mu[0].abs() < 1e-12, "one eigenvalue should be zero: is the Hessian taken at the minimum?"
 
 # %% [markdown]
 # The point (2, ½) is a minimum, and one eigenvalue of its Hessian is zero: $H$ is **singular**. Derive it. With
-# $v = (b, a)$, the gradient of the output $ab$,
+# $v = (\theta_2, \theta_1)$, the gradient of the output,
 #
-# $$\nabla\ell_n = (ab-y_n)\,v, \qquad \nabla^2\ell_n = v v^\top + (ab - y_n)\begin{pmatrix}0&1\\1&0\end{pmatrix}.$$
+# $$\nabla\ell_n = (f-y_n)\,v, \qquad \nabla^2\ell_n = v v^\top + (f - y_n)\begin{pmatrix}0&1\\1&0\end{pmatrix}.$$
 #
-# At a minimum $ab = \bar y$, so the second term averages to zero and $H = vv^\top$, a matrix of rank one. Its null
-# vector is $(a, -b)$: make $a$ larger and $b$ smaller by the same share, and the product stays as it is. No data can
-# object, because the network computes the same function. Every ReLU unit of a network brings such a direction with it
-# (its incoming weights up, its outgoing weights down), and any network has more of them wherever it has more weights
-# than its data can hold in place.
+# At a minimum $f = \bar y$, so the second term averages to zero and $H = vv^\top$, a matrix of rank one. Its null
+# vector is $(\theta_1, -\theta_2)$: make the first weight larger and the second smaller by the same share, and the
+# product stays as it is. No data can object, because the network computes the same function. Every ReLU unit of a
+# network brings such a direction with it (its incoming weights up, its outgoing weights down). And any network has more
+# of them wherever it has more weights than its data can hold in place.
 #
-# Look in the figure for the valley of minima $ab = 1$, for the null direction along it, and for where the valley goes
-# when the third example is counted more.
+# Look in the figure for the valley of minima $\theta_1\theta_2 = 1$, for the null direction along it, and for where the
+# valley goes when the third example is counted more.
 
 # %%
 null = torch.tensor([minimum[0], -minimum[1]])
-assert (hessian(mean_loss)(minimum) @ null).norm() < 1e-12, "the null vector is (a, −b), along the valley"
+assert (hessian(mean_loss)(minimum) @ null).norm() < 1e-12, "the null vector is (θ₁, −θ₂), along the valley"
 
-a, b = torch.meshgrid(torch.linspace(0.2, 3.2, 121), torch.linspace(0.05, 2.0, 121), indexing="xy")
-values = vmap(mean_loss)(torch.stack([a.flatten(), b.flatten()], dim=1)).reshape(a.shape)
-epsilon = 0.5
-moved = (targets.mean() + epsilon * targets[2]) / (1 + epsilon)  # the weighted mean, as in notebook 01
+
+def grid(first, second):
+    """All pairs of two ranges of weights, as coordinates to draw at and as points (…, 2)."""
+    across, up = torch.meshgrid(first, second, indexing="xy")
+    return across, up, torch.stack([across.flatten(), up.flatten()], dim=1)
+
 
 # %%
+across, up, points = grid(torch.linspace(0.2, 3.2, 121), torch.linspace(0.05, 2.0, 121))
+values = vmap(mean_loss)(points).reshape(across.shape)
+moved = (targets.mean() + 0.5 * targets[2]) / 1.5  # the weighted mean at ε = ½, as in notebook 01
 fig, ax = plt.subplots(figsize=(6.4, 4.2))
-ax.contour(a, b, values, levels=torch.logspace(-3, 1, 14).tolist(), colors=plots.GREY, linewidths=0.5)
-ax.plot(a[0], 1 / a[0], color=plots.BLUE, label="minima: ab = 1")
-ax.plot(a[0], moved / a[0], "--", color=plots.ORANGE, label="minima when one example counts more")
-ax.annotate("", xy=minimum + 0.4 * null, xytext=minimum, arrowprops={"arrowstyle": "->"})
+ax.contour(across, up, values, levels=torch.logspace(-3, 1, 14).tolist(), colors=plots.GREY, linewidths=0.5)
+ax.plot(across[0], 1 / across[0], color=plots.BLUE, label="minima: θ₁θ₂ = 1")
+ax.plot(across[0], moved / across[0], "--", color=plots.ORANGE, label="minima when one example counts more")
+ax.annotate("", xy=minimum + 0.4 * null, xytext=minimum, arrowprops={"arrowstyle": "->", "color": plots.INK})
 ax.text(2.55, 0.2, "null direction", fontsize=8)
 ax.plot(*minimum, "o", color=plots.BLUE)
-ax.set(xlabel="first weight a", ylabel="second weight b", ylim=(0.05, 2.0))
+ax.set(xlabel="first weight θ₁", ylabel="second weight θ₂", ylim=(0.05, 2.0))
 ax.legend(loc="upper right")
-assert values[(a * b - 1).abs() < 0.01].max() < values[(a * b - 1).abs() > 0.1].min(), "the valley is ab = 1"
+off = (across * up - 1).abs()
+assert values[off < 0.01].max() < values[off > 0.1].min(), "the valley is θ₁θ₂ = 1"
 
 # %% [markdown]
 # The whole valley moves, as a curve. "Where does the point (2, ½) go?" has no answer: any point of the dashed curve
 # is a minimum of the new objective. Step 2 of notebook 01's table needed $H$ invertible, and this is what its failure
 # looks like: not one curve $\theta(\varepsilon)$, but infinitely many.
 #
-# Two remedies suggest themselves. Ask only about $f = ab$, which all the new minima agree on; or pick, of all new
+# Two remedies suggest themselves. Ask only about the output, which all the new minima agree on; or pick, of all new
 # minima, the nearest one. The second is what a small **damping** does: replace $H$ by $H + \lambda I$. In the
-# eigenbasis of $H$, the component of $\nabla\ell_m$ along an eigenvector with eigenvalue $\sigma$ is divided by
-# $\sigma + \lambda$. The gradient $\nabla\ell_m$ is a multiple of $v = (b, a)$, which is perpendicular to the null
-# direction $(a, -b)$. So nothing is divided by $\lambda$ alone, and as $\lambda \to 0$ what is left is the move
-# straight across the valley.
+# eigenbasis of $H$, the component of $\nabla\ell_n$ along an eigenvector with eigenvalue $\mu$ is divided by
+# $\mu + \lambda$. The gradient $\nabla\ell_n$ is a multiple of $v = (\theta_2, \theta_1)$, which is perpendicular to
+# the null direction $(\theta_1, -\theta_2)$. So nothing is divided by $\lambda$ alone, and as $\lambda \to 0$ what is
+# left is the move straight across the valley.
 
 # %%
 H = hessian(mean_loss)(minimum)
@@ -108,24 +115,24 @@ gradient = grad(example_loss)(minimum, targets[2])
 move = -torch.linalg.solve(H + 1e-9 * torch.eye(2), gradient)
 assert torch.allclose(move, -torch.linalg.pinv(H) @ gradient, atol=1e-6), "a vanishing damping gives the pseudo-inverse"
 assert abs(move @ null) < 1e-6, "the damped step has nothing along the valley: it goes to the nearest new minimum"
-print(f"dθ/dε = ({move[0]:.3f}, {move[1]:.3f}),  d(ab)/dε = {grad(output)(minimum) @ move:.3f}")
+print(f"dθ/dε = ({move[0]:.3f}, {move[1]:.3f}),  df/dε = {grad(output)(minimum) @ move:.3f}")
 
 # %% [markdown]
-# The output's slope, 0.5, is right: the target stands out by $y_m - \bar y = 0.5$, as the mean of notebook 01 did. So
-# far the damage is small. Singular matrices are the harmless part.
+# The output's slope, 0.5, is right: the target stands out by $y_n - \bar y = 0.5$, as the heavy digit of notebook 01
+# did. So far the damage is small. Singular matrices are the harmless part.
 #
 # ## A model that is not at its minimum
 #
-# Now stop training early, at $a = 0.6$, $b = 0.5$. The output, 0.3, is still well below the mean target. Two more
+# Now stop training early, at $\theta = (0.6, 0.5)$. The output, 0.3, is still well below the mean target. Two more
 # conditions are gone at once.
 
 # %%
 stopped = torch.tensor([0.6, 0.5])
-slope, H = grad(mean_loss)(stopped), hessian(mean_loss)(stopped)
-sigma = torch.linalg.eigvalsh(H)
-print(f"norm of the gradient {slope.norm():.3f}, eigenvalues of H {sigma[0]:.3f} and {sigma[1]:.3f}")
-assert slope.norm() > 0.1, "an early stop leaves a slope"
-assert sigma[0] < -0.05, "an early stop leaves a negative eigenvalue"
+H = hessian(mean_loss)(stopped)
+mu = torch.linalg.eigvalsh(H)
+print(f"norm of the gradient {grad(mean_loss)(stopped).norm():.3f}, eigenvalues of H {mu[0]:.3f} and {mu[1]:.3f}")
+assert grad(mean_loss)(stopped).norm() > 0.1, "an early stop leaves a slope"
+assert mu[0] < -0.05, "an early stop leaves a negative eigenvalue"
 
 # %% [markdown]
 # The gradient is not zero: step 1 fails, and "the minimum near $\theta$" does not exist, as $\theta$ is on a slope. And
@@ -136,13 +143,13 @@ assert sigma[0] < -0.05, "an early stop leaves a negative eigenvalue"
 # %%
 v = grad(output)(stopped)
 by_hessian = -v @ torch.linalg.solve(H, grad(example_loss)(stopped, targets[2]))
-print(f"d(ab)/dε by the inverse Hessian: {by_hessian:.2f}")
+print(f"df/dε by the inverse Hessian: {by_hessian:.2f}")
 assert by_hessian < 0, "at this point the inverse Hessian turns the effect round"
 
 # %% [markdown]
-# It says that the output *falls*, and steeply. The formula solves $H\,d\theta/d\varepsilon = -\nabla\ell_m$, that is,
-# it looks for the place where the gradient of the new objective has the same value as before. On a hill one gets there
-# by going up. (Newton's method has the same trouble: near a saddle it walks to the saddle.)
+# It says that the output *falls*, and steeply. The formula solves $H\,d\theta/d\varepsilon = -\nabla\ell_n$: it looks
+# for the place where the gradient of the new objective has the same value as before. On a hill one gets there by going
+# up. (Newton's method has the same trouble: near a saddle it walks to the saddle.)
 #
 # Does damping help? Adding $\lambda$ to every eigenvalue makes them positive once $\lambda$ exceeds the most negative
 # one. But on the way there, one eigenvalue passes through zero. Look at the figure for what happens at that $\lambda$;
@@ -150,10 +157,10 @@ assert by_hessian < 0, "at this point the inverse Hessian turns the effect round
 
 # %%
 lambdas = torch.logspace(-2, 1.5, 400)
-g = grad(example_loss)(stopped, targets[2])
+push = grad(example_loss)(stopped, targets[2])  # ∇ℓ of the third example
 G = torch.outer(v, v)
-by_H = torch.stack([-v @ torch.linalg.solve(H + lam * torch.eye(2), g) for lam in lambdas])
-by_G = torch.stack([-v @ torch.linalg.solve(G + lam * torch.eye(2), g) for lam in lambdas])
+by_H = torch.stack([-v @ torch.linalg.solve(H + each * torch.eye(2), push) for each in lambdas])
+by_G = torch.stack([-v @ torch.linalg.solve(G + each * torch.eye(2), push) for each in lambdas])
 assert by_H.min() < -25, "left of the pole, H + λI turns the effect round"
 assert by_H.max() > 25, "H + λI has a pole where an eigenvalue passes through zero"
 assert (by_G > 0).all(), "v vᵀ + λI is positive definite: the right sign at every λ"
@@ -164,32 +171,33 @@ fig, ax = plt.subplots()
 drawn = by_H.masked_fill(by_H.abs() > 25, torch.nan)  # or the two branches would be joined
 ax.semilogx(lambdas, drawn, label="(H + λI)⁻¹")
 ax.semilogx(lambdas, by_G, label="(G + λI)⁻¹ with G = v vᵀ")
-ax.axvline(-sigma[0], color=plots.GREY, linestyle=":", label="λ = − smallest eigenvalue of H")
-ax.set(xlabel="damping λ (units of the eigenvalues)", ylabel="predicted d(ab)/dε", ylim=(-20, 20))
+ax.axvline(-mu[0], color=plots.GREY, linestyle=":", label="λ = − smallest eigenvalue of H")
+ax.set(xlabel="damping λ (units of the eigenvalues)", ylabel="predicted df/dε", ylim=(-20, 20))
 ax.legend()
-assert lambdas[by_H.abs().argmax()].sub(-sigma[0]).abs() < 0.01, "the pole is where λ cancels the eigenvalue"
+assert lambdas[by_H.abs().argmax()].sub(-mu[0]).abs() < 0.01, "the pole is where λ cancels the eigenvalue"
 
 # %% [markdown]
-# With the Hessian, the prediction is negative for small $\lambda$, shoots to infinity where $H + \lambda I$ becomes
-# singular, and is reasonable only to the right of the pole, where $\lambda$ is as large as the curvature itself. With
+# With the Hessian, the prediction is negative for small $\lambda$, and shoots to infinity where $H + \lambda I$ becomes
+# singular. It is reasonable only to the right of the pole, where $\lambda$ is as large as the curvature itself. With
 # $G = vv^\top$ nothing of the kind happens: the right sign everywhere, and a damping that merely shrinks the answer.
 # Where does $G$ come from?
 #
 # ## Two parts of a Hessian
 #
-# Any per-example loss is a function of the network's outputs, $\ell_n(\theta) = \ell(f_n(\theta), y_n)$ with
-# $f_n(\theta) \in \mathbb R^C$. Let $J_n = \partial f_n/\partial\theta$ be the Jacobian, $(C, D)$. Differentiate twice,
-# with the chain and the product rule:
+# Any per-example loss is a function of the network's outputs, $\ell_n(\theta) = \ell(f_n(\theta), y_n)$, where $f_n$ is
+# a vector with an entry for each output $c$. Let $J_n = \partial f_n/\partial\theta$ be the Jacobian, a row for each
+# output and a column for each weight. Differentiate twice, with the chain and the product rule:
 #
 # $$\nabla\ell_n = J_n^\top\,\frac{\partial\ell}{\partial f}, \qquad
-# \nabla^2\ell_n = \underbrace{J_n^\top\,H_{\rm out}\,J_n}_{\text{curvature of the loss}} + \underbrace{\sum_{c=1}^C \frac{\partial\ell}{\partial f_c}\,\nabla^2 f_{n,c}}_{\text{curvature of the network}},
+# \nabla^2\ell_n = \underbrace{J_n^\top\,H_{\rm out}\,J_n}_{\text{curvature of the loss}} + \underbrace{\sum_c \frac{\partial\ell}{\partial f_c}\,\nabla^2 f_{n,c}}_{\text{curvature of the network}},
 # \qquad H_{\rm out} = \frac{\partial^2\ell}{\partial f\,\partial f^\top}.$$
 #
 # The mean of the first part is the **Gauss-Newton Hessian**, $G = \frac1N\sum_n J_n^\top H_{\rm out}J_n$. Cross-entropy
 # and squared error are convex *in the outputs*, so $H_{\rm out}$ has no negative eigenvalue, hence neither has $G$:
-# $u^\top G u$ is a mean of $(J_nu)^\top H_{\rm out}(J_nu) \ge 0$. All trouble is in the second part. It vanishes for a
-# linear model, which is why notebook 01 never met it, and where every residual $\partial\ell/\partial f$ is zero. For
-# our two weights the two parts are $vv^\top$ and $(ab-\bar y)$ times the swap matrix:
+# $v^\top G v$ is a mean of $(J_nv)^\top H_{\rm out}(J_nv) \ge 0$ for any direction $v$. All trouble is in the second
+# part. It vanishes for a linear model, which is why notebook 01 never met it, and where every residual
+# $\partial\ell/\partial f$ is zero. For our two weights the two parts are $vv^\top$, with $v$ the output's gradient as
+# above, and $(f-\bar y)$ times the swap matrix:
 
 # %%
 swap = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
@@ -199,9 +207,10 @@ print("eigenvalues of G:", [round(x, 3) for x in torch.linalg.eigvalsh(G).abs().
 print("eigenvalues of the rest:", [round(x, 3) for x in torch.linalg.eigvalsh(second).tolist()])
 
 # %% [markdown]
-# `inflib` has both matrices, for any small model. The two weights are a network of two bias-free linear layers, and the
-# early stop is a model like any other. A curvature's `solve` takes the damping as an argument, and warns when the
-# damped matrix is indefinite, as it is here at $\lambda = 0.05$:
+# `inflib` has both matrices, for any small model: [`exact.hessian`](../inflib/exact.py),
+# [`exact.gauss_newton`](../inflib/exact.py). The two weights are a network of two bias-free linear layers, and the early
+# stop is a model like any other. A curvature's `solve` takes the damping as an argument, and warns when the damped
+# matrix is indefinite, as it is here at $\lambda = 0.05$:
 
 # %%
 import inflib
@@ -227,8 +236,8 @@ assert caught[0].category is inflib.IndefiniteWarning, "an indefinite matrix sho
 # ## The same, in a network that reads digits
 #
 # Is this an artefact of a toy? We train a network of 196 inputs (digits at 14 × 14), 16 hidden units and 10 classes on
-# 300 digits, with weight decay, in the ordinary way: Adam, minibatches, a number of epochs, stop. The hidden units are
-# $\tanh$, so that everything has all derivatives. (With ReLU the conditions hold only away from its kinks, which a
+# 300 digits. We train in the ordinary way: Adam, weight decay, minibatches, a number of epochs, stop. The hidden units
+# are $\tanh$, so that everything has all derivatives. (With ReLU the conditions hold only away from its kinks, which a
 # finite step may cross.)
 
 # %%
@@ -253,9 +262,9 @@ print(f"right on {accuracy(model, X, y):.0%} of the training digits, {accuracy(m
 assert accuracy(model, Xq, yq) > 0.7, "an untrained network would make what follows meaningless"
 
 # %% [markdown]
-# To differentiate with respect to all weights at once, we want them as one vector $\theta$, $D = 3322$ numbers, and the
-# network as a function of it. The order is the course's: layer after layer, each weight matrix row by row, the bias as
-# its last column.
+# To differentiate with respect to all weights at once, we want them as one vector $\theta$ of $D = 3322$ numbers, and
+# the network as a function of it. The order is the course's: layer after layer, each weight matrix row by row, the bias
+# as its last column.
 
 # %%
 shapes = ((16, 197), (10, 17))
@@ -273,8 +282,8 @@ trained = torch.cat([torch.cat([m.weight, m.bias[:, None]], 1).flatten() for m i
 assert torch.allclose(logits(trained, X), model(X), atol=1e-12), "rows first, and the bias as last column"
 
 # %% [markdown]
-# Was training finished? If it were, the gradient of what was minimised (the mean loss plus the weight decay's
-# $\frac{0.005}{2}\|\theta\|^2$) would be zero. Compare it with the gradient of a single example.
+# Was training finished? If it were, the gradient of the objective $\mathcal J$ would be zero: of the mean loss plus the
+# weight decay's $\frac\alpha2\|\theta\|^2$ with $\alpha=0.005$. Compare it with the gradient of a single example.
 
 
 # %%
@@ -282,15 +291,16 @@ def loss(theta, x, y):
     return F.cross_entropy(logits(theta, x), y)  # the mean, for a batch
 
 
-total = grad(loss)(trained, X, y) + 5e-3 * trained
+slope = grad(loss)(trained, X, y) + 5e-3 * trained  # ∇𝒥
 single = vmap(grad(loss), (None, 0, 0))(trained, X, y).norm(dim=1)  # (300,)
-print(f"gradient of the objective {total.norm():.2f}; of one example: median {single.median():.2f}")
-assert total.norm() > 20 * single.median() / 300, "this run is at a minimum; nobody waits for that as a rule"
+print(f"gradient of the objective {slope.norm():.2f}; of one example: median {single.median():.2f}")
+print(f"the slope that is left is worth {slope.norm() / (single.median() / 300):.0f} examples")
+assert slope.norm() > 20 * single.median() / 300, "this run is at a minimum; nobody waits for that as a rule"
 
 # %% [markdown]
-# An example enters the objective with its gradient divided by $N = 300$, so the slope that is left is worth dozens of
-# examples. To count one of them a little more, and train on until the gradient is zero, would show what training on
-# does, and nothing of the example. Step 1 of the table fails, as it always does in practice.
+# An example enters the objective with its gradient divided by $N = 300$: hence the second line. To count one example a
+# little more, and train on until the gradient is zero, would show what training on does, and nothing of the example.
+# Step 1 of the table fails, as it always does in practice.
 #
 # Now the Hessian and the Gauss-Newton Hessian of the mean loss, both as full matrices of 3322 × 3322, and all their
 # eigenvalues. This takes some seconds, and is the last time in this course that anybody computes such a thing lightly.
@@ -298,21 +308,22 @@ assert total.norm() > 20 * single.median() / 300, "this run is at a minimum; nob
 # %%
 H = inflib.hessian(model, CrossEntropy(), [(X, y)], progress=False).to_dense()
 G = inflib.gauss_newton(model, CrossEntropy(), [(X, y)], progress=False).to_dense()
-u = torch.randn(3322, generator=torch.Generator().manual_seed(0))
-Hu = jvp(lambda t: grad(loss)(t, X, y), (trained,), (u,))[1]  # derivative of the gradient along u
-assert torch.allclose(H @ u, Hu, atol=1e-10), "H is the Jacobian of the gradient; is the order of the weights the same?"
+any_v = torch.randn(3322, generator=torch.Generator().manual_seed(0))
+Hv = jvp(lambda t: grad(loss)(t, X, y), (trained,), (any_v,))[1]  # derivative of the gradient along v
+assert torch.allclose(H @ any_v, Hv, atol=1e-10), "H is the gradient's Jacobian; is the order of the weights the same?"
 
 # %% [markdown]
-# For $G$ the independent check computes $Gu = \frac1N\sum_n J_n^\top H_{\rm out}J_nu$ from right to left, never forming
-# a matrix: how the logits change along $u$, times $\mathrm{diag}(p) - pp^\top$ (the $H_{\rm out}$ of softmax
-# cross-entropy, the derivative of its gradient $p - e_y$, with $e_y$ one at the label and zero elsewhere), and back.
+# For $G$ the independent check computes $Gv = \frac1N\sum_n J_n^\top H_{\rm out}J_nv$ from right to left, never forming
+# a matrix: how the logits change along $v$, times $H_{\rm out}$, and back. For softmax cross-entropy the gradient at
+# the logits is $p - e_y$ ($e_y$ is one at the label and zero elsewhere), and its derivative
+# $H_{\rm out} = \mathrm{diag}(p) - pp^\top$.
 
 # %%
-z, Ju = jvp(lambda t: logits(t, X), (trained,), (u,))  # both (300, 10)
+z, Jv = jvp(lambda t: logits(t, X), (trained,), (any_v,))  # both (300, 10)
 p = z.softmax(1)
-HJu = p * Ju - p * (p * Ju).sum(1, keepdim=True)  # (diag(p) − p pᵀ) J u
-Gu = torch.func.vjp(lambda t: logits(t, X), trained)[1](HJu / len(X))[0]
-assert torch.allclose(G @ u, Gu, atol=1e-10), "G is the mean of Jᵀ H_out J over the examples"
+HJv = p * Jv - p * (p * Jv).sum(1, keepdim=True)  # (diag(p) − p pᵀ) J v
+Gv = torch.func.vjp(lambda t: logits(t, X), trained)[1](HJv / len(X))[0]
+assert torch.allclose(G @ any_v, Gv, atol=1e-10), "G is the mean of Jᵀ H_out J over the examples"
 
 # %% [markdown]
 # Their spectra. Eigenvalues are sorted, and drawn on an axis that is logarithmic on both sides of zero. Look for three
@@ -324,7 +335,6 @@ print(f"H: largest {of_H[0]:.1f}, smallest {of_H[-1]:.3f}; {int((of_H < -1e-5).s
 print(f"G: largest {of_G[0]:.1f}; {int((of_G < 1e-6).sum())} are below 0.000001, none of them negative")
 assert of_H[-1] < -0.01, "H should be indefinite here"
 assert of_G[-1] > -1e-10, "G is never indefinite: a mean of Jᵀ H_out J"
-assert (of_G > 1e-10).sum() <= 9 * len(X), "each example adds rank 9 to G: ten classes, less one for softmax"
 
 # %%
 fig, ax = plt.subplots(figsize=(7.2, 3.8))
@@ -339,13 +349,35 @@ assert (of_H[200:1800] > 2 * of_G[200:1800]).all(), "in the middle, the curve of
 # %% [markdown]
 # At the top, the two begin at the same order of magnitude. In the long middle $H$ lies above $G$, by several times: the
 # curvature of the network is not a small correction. At the bottom, $H$ has hundreds of negative eigenvalues. They are
-# small beside the largest, but the inverse turns the order round: the smallest rule. $G$ falls through all the orders
-# of magnitude that the axis shows, and then is zero to rounding. It has to be: an example contributes rank 9, so 300
-# examples cannot fill 3322 dimensions, and $G$ is **singular whenever there are more weights than classes times
-# examples**. So $G$ needs damping as well, and gets it. The difference is that any $\lambda > 0$ will do.
+# small beside the largest, but the inverse turns the order round: the smallest rule.
+#
+# $G$ falls through all the orders of magnitude that the axis shows, and a large part of it is as good as zero. Why?
+# Some directions are null for reasons that can be counted:
+#
+# - **Too few examples.** Each example adds a matrix of rank 9 (ten classes, less one, because $p-e_y$ sums to zero). So
+#   300 examples fill at most 2,700 of 3,322 dimensions.
+# - **Inputs that say nothing.** A pixel that no digit touches is constant, as the bias's 1 is, and some pixels are sums
+#   of others over these 300 digits. Every direction of inputs that never occurs is null for each of the 16 hidden units.
+# - **Softmax.** The same number added to all ten logits changes nothing: one null direction for each of the 17 inputs
+#   of the layer `out`.
+#
+# Count them, and compare with the eigenvalues that are zero to rounding.
+
+# %%
+inputs = torch.cat([X, torch.ones(300, 1)], dim=1)  # (300, 197)
+never = 197 - torch.linalg.matrix_rank(inputs).item()
+by_examples, by_inputs, zero = 3322 - 9 * 300, 16 * never + 17, (of_G < 1e-12).sum().item()
+print(f"at least {by_examples} null directions because examples are few; at least {by_inputs} by inputs and softmax")
+print(f"{zero} eigenvalues are zero to rounding, {int((of_G < 1e-6).sum()) - zero} more lie below 0.000001")
+assert max(by_examples, by_inputs) <= zero < 1.2 * by_inputs, "the reasons should account for nearly all of them"
+
+# %% [markdown]
+# The two counts overlap, so they do not add up; inputs and softmax alone account for nine tenths. And the hundreds of
+# *tiny* eigenvalues above rounding have another reason: a digit that the network is sure of has a $H_{\rm out}$ of
+# almost nothing. So $G$ needs damping as well, and gets it. The difference is that any $\lambda > 0$ will do.
 #
 # What do the negative eigenvalues do to scores? A litmus test that needs no ground truth: counting an example more must
-# not make *that example* less likely. So the influence of example $n$ on its own log-likelihood $f = -\ell_n$, which is
+# not make *that example* less likely. So the influence of example $n$ on its own log-likelihood $m = -\ell_n$, which is
 # $\nabla\ell_n^\top(M+\lambda I)^{-1}\nabla\ell_n$ with $M$ for either matrix, should be positive. We take
 # $\lambda = 0.001$, of the order of a tenth of $G$'s mean eigenvalue, which is `inflib`'s default.
 
@@ -361,8 +393,8 @@ assert 0.03 < 0.001 / of_G.mean() < 0.3, "the damping should be of the order of 
 
 # %% [markdown]
 # With the Hessian, some examples are opponents of themselves, and nobody can tell how many of the other scores are as
-# wrong. A damping above the most negative eigenvalue would rule it out, but close to the pole the scores are no better,
-# and in a network too large for this experiment nobody knows where the pole is.
+# wrong. A damping above the most negative eigenvalue rules that out. We shall try one below; but in a network too large
+# for this experiment nobody knows where the pole is.
 
 # %% [markdown]
 # ## A better question
@@ -370,9 +402,9 @@ assert 0.03 < 0.001 / of_G.mean() < 0.3, "the damping should be of the order of 
 # We could now say "use $G$ in place of $H$, because it works". But what would the score then *mean*? Influence is the
 # derivative of a response, so there should be an objective whose response it is. Here is the idea, due to Bae et al.
 # (2022). The trained weights, wherever training stopped, are taken as they are; call them $\theta^\circ$. Let the
-# network be asked: **change as little as possible what you say about the training data, and as little as possible your
-# weights, while paying $\varepsilon$ times the loss of example $m$.** The minimum at $\varepsilon = 0$ is then
-# $\theta^\circ$ by construction.
+# network be asked: **change what you say about the training data as little as possible, and your weights too, while
+# paying $\varepsilon$ times the loss of example $n$.** The minimum at $\varepsilon = 0$ is then $\theta^\circ$ by
+# construction.
 #
 # "Change as little as possible what you say" needs a distance between outputs that fits the loss.
 #
@@ -381,7 +413,7 @@ assert 0.03 < 0.001 / of_G.mean() < 0.3, "the damping should be of the order of 
 # A convex function lies above its tangents. The gap between function and tangent is the Bregman divergence. For the
 # loss as a function of the outputs $f$, with the tangent at $f^\circ$,
 #
-# $$D(f, f^\circ) = \ell(f, y) - \ell(f^\circ, y) - \nabla_{\!f}\,\ell(f^\circ, y)^\top(f - f^\circ). \qquad [8]$$
+# $$\mathcal B(f, f^\circ) = \ell(f, y) - \ell(f^\circ, y) - \nabla_{\!f}\,\ell(f^\circ, y)^\top(f - f^\circ). \qquad [8]$$
 #
 # Look for the gap in the figure. The loss drawn is that of a yes-or-no output with label yes, $\log(1+e^{-f})$.
 
@@ -403,38 +435,40 @@ ax.legend()
 assert (f[(yes - tangent_yes).argmin()] - f0).abs() < 1e-9, "the gap closes where the tangent touches"
 
 # %% [markdown]
-# Three properties: $D \ge 0$ by convexity; $D = 0$ with *slope zero* at $f = f^\circ$; and the curvature of $D$ is that
-# of the loss, $H_{\rm out}$, as only a straight line has been subtracted. The check adds a fourth: the label does not
-# matter. The losses of the two labels differ by a straight line, $\ell(f, \text{no}) - \ell(f,\text{yes}) = f$, and
-# straight lines drop out. So $D$ measures what the network *says*, not whether it is right. For the losses we use it
-# has a familiar name. For squared error it is $\frac12\|f - f^\circ\|^2$, straight from [8]. Softmax cross-entropy is
-# $\ell = \log\sum_k e^{f_k} - f_y$ with the gradient $p - e_y$, so
+# Three properties: $\mathcal B \ge 0$ by convexity; $\mathcal B = 0$ with *slope zero* at $f = f^\circ$; and the
+# curvature of $\mathcal B$ is that of the loss, $H_{\rm out}$, as only a straight line has been subtracted. The check
+# adds a fourth: the label does not matter. The losses of the two labels differ by a straight line,
+# $\ell(f, \text{no}) - \ell(f,\text{yes}) = f$, and straight lines drop out. So $\mathcal B$ measures what the network
+# *says*, not whether it is right.
 #
-# $$D = \log\sum_k e^{f_k} - \log\sum_k e^{f_k^\circ} - p^{\circ\top}(f - f^\circ).$$
+# For the losses we use it has a familiar name. For squared error it is $\frac12\|f - f^\circ\|^2$, straight from [8].
+# Softmax cross-entropy is $\ell = \log\sum_k e^{f_k} - f_y$ with the gradient $p - e_y$, so
+#
+# $$\mathcal B = \log\sum_k e^{f_k} - \log\sum_k e^{f_k^\circ} - p^{\circ\top}(f - f^\circ).$$
 #
 # Since the $p_c^\circ$ add up to one, the two logarithms can go inside a sum over classes, where
 # $f_c - \log\sum_k e^{f_k} = \log p_c$ is waiting for them:
 #
-# $$D = \sum_c p_c^\circ\Big[\big(f_c^\circ - \log\sum_k e^{f_k^\circ}\big) - \big(f_c - \log\sum_k e^{f_k}\big)\Big] = \sum_c p_c^\circ\log\frac{p_c^\circ}{p_c} = \mathrm{KL}(p^\circ\,\|\,p).$$
+# $$\mathcal B = \sum_c p_c^\circ\Big[\big(f_c^\circ - \log\sum_k e^{f_k^\circ}\big) - \big(f_c - \log\sum_k e^{f_k}\big)\Big] = \sum_c p_c^\circ\log\frac{p_c^\circ}{p_c} = \mathrm{KL}(p^\circ\,\|\,p).$$
 
 
 # %%
 def bregman(f, f0, y):
     """[8] for cross-entropy, per example (N,), by definition."""
     value, back = torch.func.vjp(lambda out: F.cross_entropy(out, y, reduction="none"), f0)
-    (slope,) = back(torch.ones_like(value))  # (N, 10)
-    return F.cross_entropy(f, y, reduction="none") - value - (slope * (f - f0)).sum(1)
+    (at_f0,) = back(torch.ones_like(value))  # (N, 10), the slope of the tangent
+    return F.cross_entropy(f, y, reduction="none") - value - (at_f0 * (f - f0)).sum(1)
 
 
 # %% [markdown]
 # We try it on the network's logits, against others at random.
 
 # %%
-f0 = logits(trained, X)
-f = f0 + torch.randn(f0.shape, generator=torch.Generator().manual_seed(1))
-kl = (f0.softmax(1) * (f0.log_softmax(1) - f.log_softmax(1))).sum(1)
-assert torch.allclose(bregman(f, f0, y), kl), "KL(p° ‖ p): the trained distribution comes first"
-assert torch.allclose(bregman(f, f0, y), bregman(f, f0, (y + 1) % 10)), "the label drops out"
+says = logits(trained, X)  # f° of every example
+other = says + torch.randn(says.shape, generator=torch.Generator().manual_seed(1))
+kl = (says.softmax(1) * (says.log_softmax(1) - other.log_softmax(1))).sum(1)
+assert torch.allclose(bregman(other, says, y), kl), "KL(p° ‖ p): the trained distribution comes first"
+assert torch.allclose(bregman(other, says, y), bregman(other, says, (y + 1) % 10)), "the label drops out"
 
 # %% [markdown]
 # ### The proximal Bregman objective
@@ -442,24 +476,24 @@ assert torch.allclose(bregman(f, f0, y), bregman(f, f0, (y + 1) % 10)), "the lab
 # Now the objective. The divergence, averaged over the training data, holds the outputs; a penalty on the distance,
 # called *proximity*, holds the weights; $\varepsilon$ pulls.
 #
-# $$\theta^\circ(\varepsilon) = \arg\min_\theta\; \underbrace{\frac1N\sum_{n=1}^N D\big(f_n(\theta), f_n(\theta^\circ)\big) + \frac\lambda2\|\theta-\theta^\circ\|^2 + \varepsilon\,\ell_m(\theta)}_{\mathrm{PBO}(\theta)} \qquad [7]$$
+# $$\theta^\circ(\varepsilon) = \arg\min_\theta\; \underbrace{\frac1N\sum_{j=1}^N \mathcal B\big(f_j(\theta), f_j(\theta^\circ)\big) + \frac\lambda2\|\theta-\theta^\circ\|^2 + \varepsilon\,\ell_n(\theta)}_{\mathrm{PBO}(\theta)} \qquad [7]$$
 #
 # Its response function is called the **proximal Bregman response function**, PBRF. Go through the table of notebook 01
 # with it.
 #
 # **Step 1, the gradient at $\theta^\circ$ for $\varepsilon = 0$.** By the chain rule it is
-# $\frac1N\sum_n J_n^\top\,\partial D/\partial f + \lambda(\theta-\theta^\circ)$. At $\theta^\circ$ the second term is
-# zero, and $\partial D/\partial f$ is zero because $D$ has slope zero there. So $\theta^\circ$ is a stationary point
-# *exactly*, whether or not training had converged. Repaired.
+# $\frac1N\sum_j J_j^\top\,\partial\mathcal B/\partial f + \lambda(\theta-\theta^\circ)$. At $\theta^\circ$ the second
+# term is zero, and $\partial\mathcal B/\partial f$ is zero because $\mathcal B$ has slope zero there. So $\theta^\circ$
+# is a stationary point *exactly*, whether or not training had converged. Repaired.
 #
 # **Step 2, the Hessian at $\theta^\circ$.** Differentiate once more, product rule as before:
 #
-# $$\nabla^2\,\mathrm{PBO}(\theta^\circ) = \frac1N\sum_n\Big(J_n^\top\frac{\partial^2D}{\partial f\,\partial f^\top}J_n + \sum_c\underbrace{\frac{\partial D}{\partial f_c}}_{=\,0}\nabla^2f_{n,c}\Big) + \lambda I = G + \lambda I.$$
+# $$\nabla^2\,\mathrm{PBO}(\theta^\circ) = \frac1N\sum_j\Big(J_j^\top\frac{\partial^2\mathcal B}{\partial f\,\partial f^\top}J_j + \sum_c\underbrace{\frac{\partial\mathcal B}{\partial f_c}}_{=\,0}\nabla^2f_{j,c}\Big) + \lambda I = G + \lambda I.$$
 #
-# There it is. The network's own curvature, the part that made $H$ indefinite, is multiplied by the slope of $D$, and
-# that is zero. What is left is the curvature of $D$ in the outputs, which is $H_{\rm out}$. **$G$ is not an
-# approximation to $H$ here: it is the exact Hessian of another objective.** And $\lambda$ is not a numerical trick: it
-# is the strength of the proximity term.
+# There it is. The network's own curvature, the part that made $H$ indefinite, is multiplied by the slope of
+# $\mathcal B$, and that is zero. What is left is the curvature of $\mathcal B$ in the outputs, which is $H_{\rm out}$.
+# **$G$ is not an approximation to $H$ here: it is the exact Hessian of another objective.** And $\lambda$ is not a
+# numerical trick: it is the strength of the proximity term.
 #
 # **Step 3.** $G + \lambda I$ is positive definite for every $\lambda > 0$, so $\theta^\circ$ is a strict local minimum.
 # Repaired.
@@ -468,33 +502,50 @@ assert torch.allclose(bregman(f, f0, y), bregman(f, f0, (y + 1) % 10)), "the lab
 # one that starts at $\theta^\circ$.
 #
 # **Step 5.** The implicit function theorem applies, with $G + \lambda I$ where $H$ was, and the chain rule [5] carries
-# it to any $f$:
+# it to any $m$:
 #
-# $$\left.\frac{d\theta^\circ}{d\varepsilon}\right|_{\varepsilon=0} = -(G+\lambda I)^{-1}\,\nabla\ell_m(\theta^\circ), \qquad [9]$$
+# $$\left.\frac{d\theta^\circ}{d\varepsilon}\right|_{\varepsilon=0} = -(G+\lambda I)^{-1}\,\nabla\ell_n(\theta^\circ), \qquad [9]$$
 #
-# $$\mathcal I_f(z_m) = -\nabla f(\theta^\circ)^\top(G+\lambda I)^{-1}\,\nabla\ell_m(\theta^\circ).$$
+# $$\mathcal I_m(n) = -\nabla m(\theta^\circ)^\top(G+\lambda I)^{-1}\,\nabla\ell_n(\theta^\circ).$$
 #
-# This is the influence that the rest of the course computes. Check the Hessian, on the network at its unfinished
-# weights: autograd twice through the PBO, along $u$, against $Gu + \lambda u$.
+# This is the influence that the rest of the course computes. Two questions about $\lambda$ remain.
+#
+# **One λ for each layer.** Nothing asks for the same firmness everywhere. Layers differ in scale, and `inflib` gives
+# each layer $l$ its own $\lambda_l$, by default a tenth of the layer's mean eigenvalue. The proximity term is then
+#
+# $$\sum_l\frac{\lambda_l}2\,\|\theta_l-\theta_l^\circ\|^2,$$
+#
+# and $\lambda I$ becomes a diagonal matrix with $\lambda_l$ at the weights of layer $l$. Every step above stands.
+#
+# **Where did the weight decay go?** The training objective has a penalty $\frac\alpha2\|\theta\|^2$. Treat it as the
+# losses were treated: take its gap to its own tangent at $\theta^\circ$. The gap is
+# $\frac\alpha2\|\theta-\theta^\circ\|^2$, a proximity term with $\lambda=\alpha$. So the decay is *part of λ*: our
+# $\lambda = 0.01$ below is the 0.005 of training and as much again. Therefore no $\alpha$ is added to $G$, and nothing
+# is counted twice.
+#
+# Check the Hessian, on the network at its unfinished weights: autograd twice through the PBO, along a direction $v$,
+# against $Gv + \lambda v$; then with one λ for each layer.
 
 
 # %%
 def pbo(theta, x, label, epsilon, lam):
-    """The proximal Bregman objective [7] for one extra example (x, label)."""
-    q0, logq = f0.softmax(1), logits(theta, X).log_softmax(1)
-    divergence = (q0 * (q0.log() - logq)).sum(1).mean()
-    return divergence + lam / 2 * (theta - trained).square().sum() + epsilon * loss(theta, x, label)
+    """The proximal Bregman objective [7] for one extra example (x, label); lam a number, or one for each weight."""
+    before, now = says.log_softmax(1), logits(theta, X).log_softmax(1)
+    divergence = (before.exp() * (before - now)).sum(1).mean()
+    return divergence + (lam / 2 * (theta - trained).square()).sum() + epsilon * loss(theta, x, label)
 
 
 # %%
 lam = 0.01
-slope, curve = jvp(lambda t: grad(pbo)(t, X[0], y[0], 0.0, lam), (trained,), (u,))
-assert slope.norm() < 1e-12, "at ε = 0 the trained weights are stationary, finished or not"
-assert torch.allclose(curve, G @ u + lam * u, atol=1e-10), "is f° held constant when differentiating?"
+by_layer = torch.cat([torch.full((16 * 197,), 0.01), torch.full((10 * 17,), 0.03)])  # hidden1, out
+for strength in (lam, by_layer):
+    flat, curve = jvp(lambda t, s=strength: grad(pbo)(t, X[0], y[0], 0.0, s), (trained,), (any_v,))
+    assert flat.norm() < 1e-12, "at ε = 0 the trained weights are stationary, finished or not"
+    assert torch.allclose(curve, G @ any_v + strength * any_v, atol=1e-10), "is f° held constant when differentiating?"
 
 # %% [markdown]
 # And the two weights from the beginning, stopped early at (0.6, 0.5), with $\lambda = 0.1$. We follow the minimum of
-# their PBO as $\varepsilon$ grows, by Newton's method. In the figure after that, on the left, is the training loss, on
+# their PBO as $\varepsilon$ grows, by Newton's method. The figure after that has, on the left, the training loss, on
 # whose slope the point lies; on the right, the PBO with $\varepsilon = 0$. Look for the bowl.
 
 
@@ -512,7 +563,7 @@ def settle(theta, epsilon):
 
 
 # %%
-tangent = -torch.linalg.solve(torch.outer(v, v) + 0.1 * torch.eye(2), g)  # [9], with g = ∇ℓ of the third example
+tangent = -torch.linalg.solve(torch.outer(v, v) + 0.1 * torch.eye(2), push)  # [9] for the third example
 quotient = (settle(stopped, 1e-4) - settle(stopped, -1e-4)) / 2e-4
 assert torch.allclose(quotient, tangent, rtol=1e-4), "the response's slope is [9]: is λ the same in both?"
 
@@ -525,15 +576,14 @@ assert grad(tiny_pbo)(path[-1], 0.6).norm() < 1e-10, "Newton has not found the m
 # The slope of the PBO's response, found by minimising it twice, is [9]. Here is the picture.
 
 # %%
-a, b = torch.meshgrid(torch.linspace(0.01, 1.8, 91), torch.linspace(0.01, 1.8, 91), indexing="xy")
-points = torch.stack([a.flatten(), b.flatten()], dim=1)
+across, up, points = grid(*[torch.linspace(0.01, 1.8, 91)] * 2)
 levels = torch.logspace(-3, 0.5, 15).tolist()
 fig, axes = plt.subplots(1, 2, figsize=(8.6, 4), sharex=True, sharey=True)
 for ax, function, title in zip(axes, (mean_loss, tiny_pbo), ("training loss", "PBO at ε = 0"), strict=True):
-    ax.contour(a, b, vmap(function)(points).reshape(91, 91), levels=levels, colors=plots.GREY, linewidths=0.5)
+    ax.contour(across, up, vmap(function)(points).reshape(91, 91), levels=levels, colors=plots.GREY, linewidths=0.5)
     ax.plot(*stopped, "o", color=plots.BLUE)
-    ax.set(title=title, xlabel="first weight a", ylabel="second weight b", ylim=(0, 1.8))
-axes[0].plot(a[0], 1 / a[0], color=plots.BLUE, label="minima")
+    ax.set(title=title, xlabel="first weight θ₁", ylabel="second weight θ₂", ylim=(0, 1.8))
+axes[0].plot(across[0], 1 / across[0], color=plots.BLUE, label="minima")
 axes[1].plot(*torch.stack(path).T, color=plots.ORANGE, label="minima of the PBO, ε from 0 to 0.6")
 axes[1].plot(*torch.stack([stopped, stopped + 0.6 * tangent]).T, "--", color=plots.GREY, label="influence [9]")
 for ax in axes:
@@ -549,27 +599,26 @@ assert (points[vmap(tiny_pbo)(points).argmin()] - stopped).norm() < 0.03, "the b
 # ### Nothing is lost where the old question made sense
 #
 # Is the PBO a different question for ridge and logistic regression, whose refits notebook 01 predicted so well? It is
-# the same. If $f_n$ is linear in $\theta$, then $D(f_n(\theta), f_n(\theta^\star))$ is the gap between $\ell_n$ and its
-# tangent *as functions of $\theta$*; the proximity term with $\lambda = \alpha$ is the gap of the penalty. Gaps add up
-# as their functions do. So the PBO at $\varepsilon = 0$ is the gap between the whole training objective $\mathcal J$
-# and its tangent at $\theta^\star$, and that tangent is flat, since $\theta^\star$ is the minimum: it equals
-# $\mathcal J(\theta) - \mathcal J(\theta^\star)$ for every $\theta$. Add $\varepsilon\ell_m$, and the minimum is
-# notebook 01's, for every $\varepsilon$. A check with a softmax regression on our 300 digits:
+# the same. If $f_j$ is linear in $\theta$, then $\mathcal B(f_j(\theta), f_j(\theta^\star))$ is the gap between
+# $\ell_j$ and its tangent *as functions of $\theta$*. The proximity term with $\lambda = \alpha$ is the gap of the
+# penalty, and gaps add up as their functions do. So the PBO at $\varepsilon = 0$ is the gap between the whole training
+# objective $\mathcal J$ and its tangent at $\theta^\star$. That tangent is flat, since $\theta^\star$ is the minimum:
+# the PBO equals $\mathcal J(\theta) - \mathcal J(\theta^\star)$ for every $\theta$. Add $\varepsilon\ell_n$, and the
+# minimum is notebook 01's, for every $\varepsilon$. A check with a softmax regression on our 300 digits:
 
 # %%
 from inflib.validation import fit_linear
 
 alpha = 0.05
-ones = torch.cat([X, torch.ones(300, 1)], dim=1)
-star = fit_linear(CrossEntropy(), ones, y, alpha).theta[0]  # (10, 197), the minimum
+star = fit_linear(CrossEntropy(), inputs, y, alpha).theta[0]  # (10, 197), the minimum
 
 
 def objective(W):
-    return F.cross_entropy(ones @ W.T, y) + alpha / 2 * W.square().sum()
+    return F.cross_entropy(inputs @ W.T, y) + alpha / 2 * W.square().sum()
 
 
 W = star + 0.1 * torch.randn(star.shape, generator=torch.Generator().manual_seed(2))
-proximal = bregman(ones @ W.T, ones @ star.T, y).mean() + alpha / 2 * (W - star).square().sum()
+proximal = bregman(inputs @ W.T, inputs @ star.T, y).mean() + alpha / 2 * (W - star).square().sum()
 assert torch.isclose(objective(W) - objective(star), proximal), "equal for a linear model at its minimum, λ = α"
 print(f"objective above its minimum: {objective(W) - objective(star):.5f}; PBO: {proximal:.5f}")
 
@@ -579,9 +628,9 @@ print(f"objective above its minimum: {objective(W) - objective(star):.5f}; PBO: 
 # The PBO is an objective like any other, so it can be minimised, with no approximation, and the result compared with
 # [9]. We take 24 training examples, one at a time, with $\varepsilon = 1/N$: the example counts twice. The iteration is
 # Newton's with one economy: it keeps the matrix $P = (G+\lambda I)^{-1}$ of the starting point, and halves the step
-# where the objective would not fall. Its *first* step, from $\theta^\circ$, where the gradient is
-# $\varepsilon\nabla\ell_m$, is $-\varepsilon\,(G+\lambda I)^{-1}\nabla\ell_m$. That is the influence prediction. **The
-# influence function is the first Newton step; the response is where the steps end.**
+# where the objective would not fall. At $\theta^\circ$ the gradient is $\varepsilon\nabla\ell_n$, so the *first* step
+# is $-\varepsilon P\,\nabla\ell_n$. That is the influence prediction. **The influence function is the first Newton
+# step; the response is where the steps end.**
 
 # %%
 N = len(X)
@@ -590,19 +639,19 @@ which = torch.arange(0, N, N // 24)[:24]
 
 def minimise(which, epsilon, lam, P, steps=200):
     """The PBOs of several examples at once: predicted and actual changes of θ, and the largest gradient left."""
-    objective, slope = (vmap(function, (0, 0, 0, None, None)) for function in (pbo, grad(pbo)))
+    value, slope = (vmap(function, (0, 0, 0, None, None)) for function in (pbo, grad(pbo)))
     theta, data = trained.expand(len(which), -1), (X[which], y[which], epsilon, lam)
-    g = slope(theta, *data)  # (24, 3322); here, at the start, it is ε ∇ℓ_m
-    predicted, start = -g @ P, g.norm(dim=1)
+    down = -slope(theta, *data)  # (24, 3322); here, at the start, it is −ε ∇ℓ_n
+    predicted, start = down @ P, down.norm(dim=1)
     for _ in range(steps):
-        move, now, size = -g @ P, objective(theta, *data), torch.ones(len(which), 1)
-        while (worse := objective(theta + size * move, *data) > now + 1e-15).any():
+        move, now, size = down @ P, value(theta, *data), torch.ones(len(which), 1)
+        while (worse := value(theta + size * move, *data) > now + 1e-15).any():
             size[worse] /= 2  # this step would climb
         theta = theta + size * move
-        g = slope(theta, *data)
-        if (g.norm(dim=1) < 1e-4 * start).all():
+        down = -slope(theta, *data)
+        if (down.norm(dim=1) < 1e-4 * start).all():
             break
-    return predicted, theta - trained, (g.norm(dim=1) / start).max()
+    return predicted, theta - trained, (down.norm(dim=1) / start).max()
 
 
 def inverse(lam):
@@ -613,12 +662,13 @@ def inverse(lam):
 P = inverse(lam)
 predicted, actual, left = minimise(which, 1 / N, lam, P)
 assert left < 1e-4, "the PBO is not minimised: the comparison would measure the optimiser"
-assert torch.allclose(predicted, -gradients[which] @ P / N, atol=1e-12), "the first step is −ε (G + λI)⁻¹ ∇ℓ_m"
+assert torch.allclose(predicted, -gradients[which] @ P / N, atol=1e-12), "the first step is −ε (G + λI)⁻¹ ∇ℓ_n"
 
 # %% [markdown]
 # The gradient has come down ten thousand times at least, for each of the 24, so these are minima. What do the new
-# weights do to queries? As measurements, the margins of fifty query digits. The prediction is [6] of notebook 01,
-# gradient times change of weights; the actual change needs no theory.
+# weights do to queries? As measurements, the margins of fifty query digits. The prediction is [6] of notebook 01 at
+# $\varepsilon=+1/N$: what the margin *gains* if the example is counted twice, to first order its contribution. The
+# actual gain needs no theory.
 
 
 # %%
@@ -627,99 +677,114 @@ def margins(theta):
     return z.gather(1, c).squeeze(1) - z.scatter(1, c, -torch.inf).logsumexp(1)  # (50,)
 
 
-jacobian = jacrev(margins)(trained)  # (50, 3322): the queries' ∇f
+asked = jacrev(margins)(trained)  # (50, 3322): the queries' ∇m
 
 
 def compare(predicted, actual):
-    """Predicted and actual changes of every query's margin, (50, 24), their correlation and the slope through 0."""
-    x, z = jacobian @ predicted.T, (vmap(margins)(trained + actual) - margins(trained)).T
-    slope = (x * z).sum() / (x * x).sum()
-    return x, z, torch.corrcoef(torch.stack([x.flatten(), z.flatten()]))[0, 1].item(), slope.item()
+    """Predicted and actual gains of every query's margin, (50, 24), their correlation and the slope through 0."""
+    guess, truth = asked @ predicted.T, (vmap(margins)(trained + actual) - margins(trained)).T
+    slope = (guess * truth).sum() / guess.square().sum()
+    return guess, truth, torch.corrcoef(torch.stack([guess.flatten(), truth.flatten()]))[0, 1].item(), slope.item()
 
 
 # %%
-x, z, r, size = compare(predicted, actual)
-by_query = torch.stack([torch.corrcoef(torch.stack(pair))[0, 1] for pair in zip(x, z, strict=True)])
-print(f"ε = 1/N: correlation {r:.3f} over all pairs, {by_query.mean():.3f} for the mean query; slope {size:.2f}")
-assert r > 0.9, "do the minimised objective and the prediction use the same λ and ε?"
+guess, truth, alike, size = compare(predicted, actual)
+by_query = torch.stack([torch.corrcoef(torch.stack(pair))[0, 1] for pair in zip(guess, truth, strict=True)])
+print(f"ε = 1/N: correlation {alike:.3f} over all pairs, {by_query.mean():.3f} for the mean query; slope {size:.2f}")
+assert alike > 0.9, "do the minimised objective and the prediction use the same λ and ε?"
 assert by_query.mean() > 0.9, "high over all pairs, low by query: only the examples' sizes are right"
 
 # %% [markdown]
-# For a network in which nothing of notebook 01's table held, the order is very nearly right. The slope is not one,
-# though: the actual changes are smaller than predicted. Is that the finite step? If so, a smaller $\varepsilon$ must
-# mend it. Look in the figure for the cloud turning onto the identity line.
+# For a network in which nothing of notebook 01's table held, correlations are nearly one. The slope is not, though: the
+# actual gains are smaller than predicted. Is that the finite step? If so, a smaller $\varepsilon$ must mend it. Look in
+# the figure for the cloud turning onto the identity line.
 
 # %%
 fig, axes = plt.subplots(1, 2, figsize=(8.4, 3.6))
-sizes = {}
-for ax, epsilon in zip(axes, (1 / N, 0.1 / N), strict=True):
-    changes = (predicted, actual) if epsilon == 1 / N else minimise(which, epsilon, lam, P)[:2]
-    x, z, r, sizes[epsilon] = compare(*changes)
-    plots.against(ax, x, z, what="change of a query's margin (nats)")
-    ax.set_title(f"ε = {epsilon * N:.1f}/N: correlation {r:.3f}, slope {sizes[epsilon]:.2f}")
-    assert r > 0.9, "the order should be right at both"
-assert abs(sizes[0.1 / N] - 1) < 0.1 < abs(sizes[1 / N] - 1), "towards ε = 0 the tangent is the curve"
+sizes = []
+for ax, times in zip(axes, (1.0, 0.1), strict=True):
+    steps = (predicted, actual) if times == 1 else minimise(which, times / N, lam, P)[:2]
+    guess, truth, alike, size = compare(*steps)
+    plots.against(ax, guess, truth, what="gain of a query's margin (nats)")
+    ax.set_title(f"ε = {times:.1f}/N: correlation {alike:.3f}, slope {size:.2f}")
+    assert alike > 0.9, "both should correlate"
+    sizes.append(size)
+assert abs(sizes[1] - 1) < 0.1 < abs(sizes[0] - 1), "towards ε = 0 the tangent is the curve"
 
 # %% [markdown]
 # At a tenth of the step, the points are nearly on the line. So [9] is the right tangent, and at $\varepsilon = 1/N$ the
-# network's response has already bent away from it, for the reason known from the ridge: counted twice, an example adds
-# its own curvature to $G + \lambda I$, and the response falls short by something like $1/(1+h)$. Exercise 3 puts that
+# network's response has already bent away from it. The reason is known from the ridge: counted twice, an example adds
+# its own curvature to $G + \lambda I$, and the response falls short by something like $1/(1+h)$. Exercise 4 puts that
 # in.
 #
-# The same minimisation is `inflib.validation.pbrf`, for any model and with one damping per layer. It uses another
-# method (L-BFGS, in coordinates in which the objective is rounder), and should arrive at the same margins. We give it
-# four of the 24.
+# The same minimisation is [`pbrf.pbrf`](../inflib/validation/pbrf.py) in `inflib.validation`, for any model and with
+# one damping per layer. It uses another method (L-BFGS, in coordinates in which the objective is rounder), and should
+# arrive at the same margins. We give four of the 24 to both, with the two dampings of above.
 
 # %%
 from inflib.validation import pbrf
 
-training, queries, four = [(X, y)], [(Xq[::10], yq[::10])], which[:4].tolist()
-damping = {"hidden1": lam, "out": lam}
-theirs = pbrf(model, CrossEntropy(), training, queries, four, damping, measurement="margin", progress=False)
-z = (vmap(margins)(trained + actual[:4]) - margins(trained)).T  # (50, 4)
-assert (theirs.change - z).norm() < 0.01 * z.norm(), "two minimisers of one objective; is ε = 1/N in both?"
+training, queries, four = [(X, y)], [(Xq[::10], yq[::10])], which[:4]
+damping = {"hidden1": 0.01, "out": 0.03}
+theirs = pbrf(model, CrossEntropy(), training, queries, four.tolist(), damping, measurement="margin", progress=False)
+_, ours, _ = minimise(four, 1 / N, by_layer, inverse(by_layer))
+margin_gains = (vmap(margins)(trained + ours) - margins(trained)).T  # (50, 4)
+apart = (theirs.change - margin_gains).norm() / margin_gains.norm()
+assert apart < 0.01, "two minimisers of one objective; is ε = 1/N, and the λ of each layer, the same in both?"
 
 # %% [markdown]
 # ### Only with the right matrix
 #
-# Would another matrix have done as well? Three predictions of the same response, at $\varepsilon = 1/N$ and
-# $\lambda = 0.01$ for all: with $G$, with the Hessian in its place, and with no matrix at all, the mere product of two
-# gradients (on a scale of its own, so that only its correlation counts).
+# Would another matrix have done as well? We predict the same response three times: with $G$, with the Hessian in its
+# place, and with no matrix at all. (The last is the mere product of two gradients, on a scale of its own, so only its
+# correlation counts.) All have $\varepsilon = 1/N$ and the same $\lambda$. The smallest eigenvalue of $H$ is −0.044, so
+# $\lambda = 0.01$ lies below the pole, where $H$ has no chance. To be fair to it, we go on to $\lambda = 0.1$ and 1,
+# above the pole, each against the response *at that* $\lambda$.
 
 # %%
-_, _, with_G, _ = compare(predicted, actual)
-by_H = -torch.linalg.solve(H + lam * torch.eye(len(H)), gradients[which].T).T / N
-_, _, with_H, _ = compare(by_H, actual)
-_, _, with_nothing, _ = compare(-gradients[which], actual)
-print(f"correlation with the response:  G {with_G:.2f},  H {with_H:.2f},  gradients alone {with_nothing:.2f}")
-assert with_G > 0.9 > 0.5 > max(with_H, with_nothing), "G is this objective's own Hessian; were H and G swapped?"
+rivals = {0.01: actual} | {strength: minimise(which, 1 / N, strength, inverse(strength))[1] for strength in (0.1, 1.0)}
+print("    λ   correlation (and slope) with G    with H            gradients alone")
+for strength, response in rivals.items():
+    row = []
+    for M in (G, H):
+        row += compare(-torch.linalg.solve(M + strength * torch.eye(len(M)), gradients[which].T).T / N, response)[2:]
+    row.append(compare(-gradients[which], response)[2])
+    print("{:5g} {:19.3f} ({:.2f}) {:17.3f} ({:.2f}) {:18.3f}".format(strength, *row))
+    assert row[0] > max(row[2], row[4]), "G is this objective's own Hessian; were H and G swapped?"
+
+# %% [markdown]
+# Below its pole the Hessian is worthless, worse than no matrix. Above it the Hessian is respectable, and still less
+# well correlated than $G$ each time; its sizes come out too large here and too small there. So $H$ fails twice. At the
+# usual dampings, around 0.001 here, it must not be used at all; where it may be used it answers another question. The
+# test does not say that $G$ is a better matrix for every purpose. It says that $G$ belongs to *this* objective, as
+# $H_\alpha$ belonged to that of notebook 01.
 
 # %% [markdown]
 # ## What λ does
 #
 # So far $\lambda$ looked like something to be kept small. It is part of the question: how firmly are the weights held?
-# In the eigenbasis of $G$, [9] divides each component by $\sigma + \lambda$. Directions with $\sigma \gg \lambda$ are
-# decided by the data and hardly notice; directions with $\sigma \ll \lambda$ are held by the proximity term. More
-# $\lambda$ means a smaller answer, and a simpler one: for $\lambda$ above all eigenvalues,
-# $(G+\lambda I)^{-1} \approx I/\lambda$ and the score is the gradient product.
+# In the eigenbasis of $G$, [9] divides each component by $\mu + \lambda$. Directions with $\mu \gg \lambda$ are decided
+# by the data and hardly notice; directions with $\mu \ll \lambda$ are held by the proximity term. More $\lambda$ means
+# a smaller answer, and a simpler one: for $\lambda$ above all eigenvalues, $(G+\lambda I)^{-1} \approx I/\lambda$ and
+# the score is the gradient product.
 #
 # We minimise the PBO again for several $\lambda$, now with twelve of the examples. Look at three columns: how large the
 # response is, how well it is predicted, and how like a gradient product the prediction has become.
 
 # %%
-dot = (jacobian @ gradients[which[::2]].T).flatten()
+dot = -(asked @ gradients[which[::2]].T).flatten()
 table = {}
 for strength in (0.003, 0.03, 0.3, 3.0):
-    x, z, r, size = compare(*minimise(which[::2], 1 / N, strength, inverse(strength))[:2])
-    alike = torch.corrcoef(torch.stack([-x.flatten(), dot]))[0, 1].item()
-    table[strength] = (x.square().mean().sqrt().item(), z.square().mean().sqrt().item(), r, size, alike)
+    guess, truth, alike, size = compare(*minimise(which[::2], 1 / N, strength, inverse(strength))[:2])
+    like_dot = torch.corrcoef(torch.stack([guess.flatten(), dot]))[0, 1].item()
+    table[strength] = *(part.square().mean().sqrt().item() for part in (guess, truth)), alike, size, like_dot
 columns = list(zip(*table.values(), strict=True))
 assert list(columns[1]) == sorted(columns[1], reverse=True), "a firmer hold, a smaller response"
 assert list(columns[4]) == sorted(columns[4]), "towards the identity as λ grows"
 assert min(columns[2]) > 0.9, "prediction and response at the same λ should agree at every λ"
 
 # %%
-print("    λ   predicted change   actual change   correlation   slope   like a gradient product")
+print("    λ     predicted gain     actual gain   correlation   slope   like a gradient product")
 for strength, row in table.items():
     print(f"{strength:5g} {row[0]:18.4f} {row[1]:15.4f} {row[2]:13.3f} {row[3]:7.2f} {row[4]:25.2f}")
 
@@ -731,7 +796,7 @@ for strength, row in table.items():
 fig, axes = plt.subplots(1, 2, figsize=(8.4, 3.4))
 for column, style, name in ((0, "o-", "predicted [9]"), (1, "s--", "PBO minimised")):
     axes[0].loglog(list(table), columns[column], style, label=name)
-axes[0].set(xlabel="damping λ", ylabel="root mean square change of margin (nats)")
+axes[0].set(xlabel="damping λ", ylabel="root mean square gain of margin (nats)")
 for column, style, name in ((2, "o-", "correlation"), (3, "s-", "slope"), (4, "^-", "like a gradient product")):
     axes[1].semilogx(list(table), columns[column], style, label=name)
 axes[1].axhline(1, color=plots.GREY, linestyle="--", linewidth=0.8)
@@ -757,10 +822,10 @@ assert abs(columns[3][-1] - 1) < abs(columns[3][0] - 1), "the prediction's size 
 #   network, not the labels.
 # - **It does not continue training.** That is what removed the slope at the point where training stopped.
 #
-# Bae et al. (2022) measured these apart from one another, and put most of the gap between influence and retraining down
-# to the three of them, and less to the straight line in place of a curve. Whether one wants to know the response or the
-# retraining depends on the use; notebook 09 measures both. What we have now is a target that is well defined for every
-# network, whether or not it has been trained to the end, and a formula whose only ingredient is $G + \lambda I$.
+# Bae et al. (2022) measured these apart from one another. They put most of the gap between influence and retraining
+# down to the three of them, and less to the straight line in place of a curve. Whether one wants to know the response
+# or the retraining depends on the use; notebook 09 measures both. What we have now is a target that is well defined for
+# every network, trained to the end or not, and a formula whose only ingredient is $G + \lambda I$.
 #
 # That matrix had 3322 × 3322 entries here. The next notebooks ask what it is made of (03), and how to invert it when
 # the network has a billion weights and the matrix $10^{18}$ entries (04 and 05).
@@ -768,40 +833,51 @@ assert abs(columns[3][-1] - 1) < abs(columns[3][0] - 1), "the prediction's size 
 # ## Summary
 #
 # The Hessian of a network is singular, because different weights compute the same function, and indefinite, because the
-# network itself is curved and its residuals are not zero; training stops on a slope; and inverting such a matrix turns
-# some effects round. The proximal Bregman objective replaces the training loss by its gap to its own tangent and adds
-# $\frac\lambda2\|\theta-\theta^\circ\|^2$: by construction it is stationary at the trained weights, and its Hessian
-# there is exactly $G+\lambda I$, positive definite. The influence $-\nabla f^\top(G+\lambda I)^{-1}\nabla\ell_m$ is the
-# slope of its response, and minimising it confirmed the prediction: nearly perfect order at one full count of an
-# example, right in size too for a tenth. For linear models at their optimum it is the old question, so notebook 01 is a
-# special case. The damping $\lambda$ is part of the question, not of its numerics. Exercises
+# network itself is curved and its residuals are not zero; inverting it turns some effects round. The proximal Bregman
+# objective replaces the training loss by its gap to its own tangent and adds $\frac\lambda2\|\theta-\theta^\circ\|^2$:
+# it is stationary wherever training stopped, and its Hessian there is exactly $G+\lambda I$. The influence
+# $-\nabla m^\top(G+\lambda I)^{-1}\nabla\ell_n$ is the slope of its response, as minimising it confirmed: nearly
+# perfect correlation at one full count of an example, right in size too for a tenth. For linear models at their optimum
+# it is the old question. The damping $\lambda$, weight decay included, is part of the question and not of its numerics.
 #
-# Write each function in a new cell and call its check. The solution is folded away, and the cell after it runs it.
+# ## Exercises
+#
+# Write your answer in place of the `...` and run the cell. The check answers in one sentence; its source is folded
+# above it, the solution below. *Run All* runs no solution.
 #
 # ### 1. Another loss (easy, 10 minutes)
 #
 # Counts are modelled with the Poisson loss $\ell(f, y) = e^f - y f$. Write its divergence [8]. Why does it need no $y$?
-#
-# ```python
-# def poisson_bregman(f, f0):
-#     """D(f, f0), one number for each entry of f."""
-# ```
+
+# %% jupyter={"source_hidden": true}
+from inflib.lab import exercise
+
+
+@exercise
+def check_poisson_bregman(answer):
+    f, f0 = torch.linspace(-1, 2, 7), torch.linspace(0.8, -0.4, 7)
+    came, gaps = answer(f, f0), []
+    for label in (0.0, 3.0):
+        tilt = grad(lambda t, label=label: (t.exp() - label * t).sum())(f0)
+        gaps.append((f.exp() - label * f) - (f0.exp() - label * f0) - tilt * (f - f0))
+    swapped = f0.exp() - f.exp() - f.exp() * (f0 - f)
+    assert torch.allclose(gaps[0], gaps[1]), "two labels have one divergence"
+    assert came.shape == f.shape, f"shape {tuple(came.shape)}, expected one number for each entry, {tuple(f.shape)}"
+    assert not torch.allclose(came, swapped), "swapped: the tangent touches at f0, the trained output"
+    assert not torch.allclose(came, f.exp() - f0.exp()), (
+        "that is a difference of losses; subtract the tangent's rise too"
+    )
+    assert torch.allclose(came, gaps[0]), "not the gap: value minus value minus slope times distance"
+    return f"right; smallest gap: {came.min():.4f}"
 
 
 # %%
-def check_poisson_bregman(answer):
-    f, f0 = torch.linspace(-1, 2, 7), torch.linspace(0.8, -0.4, 7)
-    came, truth = answer(f, f0), []
-    for label in (0.0, 3.0):
-        slope = grad(lambda t, label=label: (t.exp() - label * t).sum())(f0)
-        truth.append((f.exp() - label * f) - (f0.exp() - label * f0) - slope * (f - f0))
-    assert torch.allclose(truth[0], truth[1]), "two labels, one divergence"
-    assert not torch.allclose(came, answer(f0, f)), "a Bregman divergence is not symmetric"
-    swapped = f0.exp() - f.exp() - f.exp() * (f0 - f)
-    assert not torch.allclose(came, swapped), "the tangent touches at f0, the trained output"
-    assert torch.allclose(came, truth[0]), "value minus value minus slope times distance"
-    print("right; smallest gap:", f"{came.min():.4f}")
+def poisson_bregman(f, f0):
+    """The divergence from f0 to f, one number for each entry of f."""
+    return ...  # your answer
 
+
+check_poisson_bregman(poisson_bregman)
 
 # %% [markdown]
 # <details><summary>Solution</summary>
@@ -817,37 +893,76 @@ def check_poisson_bregman(answer):
 # ```
 # </details>
 
+# %% [markdown]
+# ### 2. Two weights by hand (medium, 15 minutes, pencil and paper)
+#
+# The two-weight network at $\theta^\circ=(0.6,\,0.5)$. Prove that the influence of an example with the target $y$ on
+# the output $f$ is
+#
+# $$\mathcal I_f = (y-f)\,\frac{\|v\|^2}{\|v\|^2+\lambda},$$
+#
+# by [9] with $G=vv^\top$. (What does $G+\lambda I$ do to the vector $v$?) Then the number for $y=1.5$ and
+# $\lambda=0.1$. What does it become for $\lambda\to0$, and why is that what notebook 01's mean would say?
+
 
 # %% jupyter={"source_hidden": true}
-def poisson_bregman(f, f0):
-    return f.exp() - f0.exp() - f0.exp() * (f - f0)
+@exercise
+def check_by_hand(answer):
+    assert abs(answer + 1.2 * 0.61 / 0.71) > 1e-3, "the sign: ∇ℓ = (f − y) v, and [9] has a minus of its own"
+    assert abs(answer - 1.2) > 1e-3, "that is the limit λ → 0, where the data alone decide"
+    assert abs(answer - 1.2 * 0.61 / 0.1) > 1e-2, "divided by λ alone; along v the matrix is ‖v‖² + λ"
+    assert abs(answer - 1.2 / 0.71) > 1e-3, "a factor ‖v‖² is missing: v stands on both sides of the inverse"
+    assert abs(answer - 1.2 * 0.61 / 0.71) < 1e-3, "not the number: y − f is 1.2, and ‖v‖² = 0.5² + 0.6²"
+    return "right: damping leaves 86 per cent of the answer"
 
 
-check_poisson_bregman(poisson_bregman)
+# %%
+by_hand = ...  # your number
+
+check_by_hand(by_hand)
 
 # %% [markdown]
-# ### 2. A network without curvature (medium, 15 minutes)
+# <details><summary>Solution</summary>
+#
+# $(vv^\top+\lambda I)\,v = (\|v\|^2+\lambda)\,v$: $v$ is an eigenvector, so the inverse divides it by
+# $\|v\|^2+\lambda$. With $\nabla f=v$ and $\nabla\ell=(f-y)\,v$, [9] gives
+# $-(f-y)\,v^\top v/(\|v\|^2+\lambda)$. Here $\|v\|^2=0.61$ and $y-f=1.2$. For $\lambda\to0$ it is $y-f$: the output
+# follows the targets as the mean of the inks did.
+#
+# ```python
+# by_hand = 1.2 * 0.61 / 0.71
+#
+# check_by_hand(by_hand)
+# assert torch.isclose(v @ tangent, torch.tensor(by_hand)), "and by the solve of above"
+# ```
+# </details>
+
+# %% [markdown]
+# ### 3. A network without curvature (medium, 15 minutes)
 #
 # There is another way to get $G$: replace the *network* by its tangent at $\theta^\circ$,
 # $f(\theta^\circ) + J(\theta-\theta^\circ)$, and keep the training loss. Write it for the two-weight network at
 # `stopped`. Its Hessian should be $G$, at every point. Is its gradient at `stopped` zero?
-#
-# ```python
-# def linearised_loss(theta):
-#     """The mean of ½ (linearised output − y)² over `targets`."""
-# ```
 
 
-# %%
+# %% jupyter={"source_hidden": true}
+@exercise
 def check_linearised_loss(answer):
-    tiny_G = torch.outer(v, v)
     here, away = stopped, torch.tensor([1.7, -0.3])
     assert torch.allclose(answer(here), mean_loss(here)), "at θ° the tangent touches: same output, same loss"
     assert not torch.allclose(hessian(answer)(here), hessian(mean_loss)(here)), "the network is still curved"
-    assert torch.allclose(hessian(answer)(here), tiny_G), "the Hessian should be v vᵀ: is v taken at θ°, as a constant?"
-    assert torch.allclose(hessian(answer)(away), tiny_G), "v must not depend on θ: it is the slope at θ°"
-    print("right; its gradient is that of the training loss, not zero:", f"{grad(answer)(here).norm():.3f}")
+    assert torch.allclose(hessian(answer)(here), torch.outer(v, v)), "the Hessian is not v vᵀ: is v taken at θ°?"
+    assert torch.allclose(hessian(answer)(away), torch.outer(v, v)), "v must not depend on θ: it is the slope at θ°"
+    return f"right; its gradient is that of the training loss, not zero: {grad(answer)(here).norm():.3f}"
 
+
+# %%
+def linearised_loss(theta):
+    """The mean of ½ (linearised output − y)² over `targets`; v is the output's gradient at `stopped`."""
+    return ...  # your answer
+
+
+check_linearised_loss(linearised_loss)
 
 # %% [markdown]
 # <details><summary>Solution</summary>
@@ -865,74 +980,56 @@ def check_linearised_loss(answer):
 # ```
 # </details>
 
-
-# %% jupyter={"source_hidden": true}
-def linearised_loss(theta):
-    outputs = output(stopped) + v @ (theta - stopped)
-    return (0.5 * (outputs - targets) ** 2).mean()
-
-
-check_linearised_loss(linearised_loss)
-
 # %% [markdown]
-# ### 3. Leverage once more (harder, 25 minutes)
+# ### 4. Leverage once more (harder, 25 minutes)
 #
 # In notebook 01 dividing by $1 - h$ repaired the size. Do the same here, for an example that is counted *twice*: use
-# $G + \lambda I + \varepsilon J_m^\top H_{\rm out}J_m$ as the Hessian. Do not invert a new matrix: with `P` for
-# $(G+\lambda I)^{-1}$ and $J_m^\top H_{\rm out}J_m = B^\top B$ ($B$ of ten rows, $\sqrt{p_c}\,(e_c-p)^\top J_m$),
+# $G + \lambda I + \varepsilon J_n^\top H_{\rm out}J_n$ as the Hessian. Do not invert a new matrix. With
+# $P=(G+\lambda I)^{-1}$ and $J_n^\top H_{\rm out}J_n = E^\top E$ ($E$ of ten rows, $\sqrt{p_c}\,(e_c-p)^\top J_n$),
 #
-# $$(P^{-1} + \varepsilon B^\top B)^{-1} = P - \varepsilon P B^\top(I + \varepsilon BPB^\top)^{-1}BP .$$
-#
-# ```python
-# def corrected(m):
-#     """The change of θ (3322,) at ε = 1/N, from P, X, gradients, logits, trained and N."""
-# ```
+# $$(P^{-1} + \varepsilon E^\top E)^{-1} = P - \varepsilon P E^\top(I + \varepsilon EPE^\top)^{-1}EP .$$
+
+
+# %% jupyter={"source_hidden": true}
+@exercise
+def check_corrected(answer):
+    came = torch.stack([answer(int(n)) for n in which[:8]])
+    *_, alike_now, size_now = compare(came, actual[:8])
+    *_, alike_plain, size_plain = compare(predicted[:8], actual[:8])
+    assert size_now > 0, "the sign: more weight goes downhill on the example's loss"
+    assert abs(size_now - size_plain) > 1e-6, "that is the plain prediction; subtract the second term of the formula"
+    assert size_now < 3, "far too short: is ε in both places, or is the example counted N times?"
+    assert abs(size_now - 1) < abs(size_plain - 1) / 2, "hardly better: is √p outside the bracket of E?"
+    return f"right; slope {size_plain:.2f} → {size_now:.2f}, correlation {alike_plain:.3f} → {alike_now:.3f}"
 
 
 # %%
-def check_corrected(answer):
-    some = which[:8]
-    came = torch.stack([answer(int(m)) for m in some])
-    *_, r, size = compare(came, actual[:8])
-    *_, r_plain, size_plain = compare(predicted[:8], actual[:8])
-    print(f"slope {size_plain:.2f} → {size:.2f}, correlation {r_plain:.3f} → {r:.3f}")
-    assert size > 0, "a minus sign: more weight goes downhill"
-    assert size < 3, "far too short: is ε in both places? B without ε counts the example N times"
-    assert abs(size - 1) < abs(size_plain - 1) / 2, "hardly better: is √p outside the bracket of B?"
+def corrected(n):
+    """The change of θ (3322,) at ε = 1/N, from P, X, gradients, logits, trained and N."""
+    return ...  # your answer
 
+
+check_corrected(corrected)
 
 # %% [markdown]
 # <details><summary>Solution</summary>
 #
-# Apply the formula to $-\varepsilon\nabla\ell_m$: the first term is the plain prediction, the second takes off what the
+# Apply the formula to $-\varepsilon\nabla\ell_n$: the first term is the plain prediction, the second takes off what the
 # example's own curvature resists.
 #
 # ```python
-# def corrected(m):
-#     J = jacrev(lambda t: logits(t, X[m]))(trained)  # (10, 3322)
-#     p = logits(trained, X[m]).softmax(0)
-#     B = p.sqrt()[:, None] * (torch.eye(10) - p) @ J  # row c is √p_c (e_c − p)ᵀ J
-#     step = -P @ gradients[m] / N
-#     half = B @ P  # (10, 3322)
-#     return step - half.T @ torch.linalg.solve(torch.eye(10) + half @ B.T / N, B @ step) / N
+# def corrected(n):
+#     J = jacrev(lambda t: logits(t, X[n]))(trained)  # (10, 3322)
+#     p = logits(trained, X[n]).softmax(0)
+#     E = p.sqrt()[:, None] * (torch.eye(10) - p) @ J  # row c is √p_c (e_c − p)ᵀ J
+#     step = -P @ gradients[n] / N
+#     half = E @ P  # (10, 3322)
+#     return step - half.T @ torch.linalg.solve(torch.eye(10) + half @ E.T / N, E @ step) / N
 #
 #
 # check_corrected(corrected)
 # ```
 # </details>
-
-
-# %% jupyter={"source_hidden": true}
-def corrected(m):
-    J = jacrev(lambda t: logits(t, X[m]))(trained)  # (10, 3322)
-    p = logits(trained, X[m]).softmax(0)
-    B = p.sqrt()[:, None] * (torch.eye(10) - p) @ J  # row c is √p_c (e_c − p)ᵀ J
-    step = -P @ gradients[m] / N
-    half = B @ P  # (10, 3322)
-    return step - half.T @ torch.linalg.solve(torch.eye(10) + half @ B.T / N, B @ step) / N
-
-
-check_corrected(corrected)
 
 # %% [markdown]
 # ## References

@@ -3,14 +3,15 @@
 #
 # **The question.** Notebook 02 ended with the score that the whole course computes,
 #
-# $$\mathcal I_f(z_n) = -\nabla f(\theta)^\top\,(G+\lambda I)^{-1}\,\nabla \ell_n(\theta). \qquad [9]$$
+# $$\mathcal I_m(n) = -\nabla m(\theta)^\top\,(G+\lambda I)^{-1}\,\nabla \ell_n(\theta).$$
 #
 # It needs the gradient of *every single* training example's loss $\ell_n$, and a matrix $G$ that is a mean over
 # examples. PyTorch hands out neither: `loss.backward()` gives the sum of all gradients, which tells nobody's share.
 # Where do the separate gradients come from, what shape do they have, and how do they make up $G$?
 #
 # **What you need to know.** Backpropagation in PyTorch, matrix products, expected values; from notebook 02, that $G$
-# is the mean of $J^\top H_{\rm out} J$. Numbers in brackets are the equations of Grosse et al. 2023.
+# is the mean of $J^\top H_{\rm out} J$. Numbers in brackets are the equations of Grosse et al. 2023: we need [14], [15]
+# and [11], in this order. All symbols stand in [one table](notation.md).
 #
 # **Time.** About 45 minutes to read; it runs in less than half a minute on two CPU cores.
 
@@ -68,7 +69,7 @@ assert D == 8 * 50 + 10 * 9, "hidden1 has 8 rows of 49 weights and a bias, out h
 # A linear layer has a weight matrix $W$ and a bias $b$, two things to differentiate. Appending the constant 1 to the
 # layer's input makes them one:
 #
-# $$s = W a + b = \underbrace{[\,W \;\; b\,]}_{\bar W}\underbrace{\begin{bmatrix} a\\ 1\end{bmatrix}}_{\bar a} = \bar W \bar a. \qquad [14]$$
+# $$z = W a + b = \underbrace{[\,W \;\; b\,]}_{\bar W}\underbrace{\begin{bmatrix} a\\ 1\end{bmatrix}}_{\bar a} = \bar W \bar a. \qquad [14]$$
 #
 # From here on we drop the bars: $a$ ends with a 1, and $W$ has the bias as its **last** column. `hidden1` is an 8 ×
 # 50 matrix.
@@ -83,9 +84,9 @@ def matrix_of(weight, bias):
     return torch.cat([weight, bias[:, None]], dim=1)  # (o, i + 1)
 
 
-W1 = matrix_of(model.hidden1.weight, model.hidden1.bias)
-s1 = with_one(X) @ W1.T  # one example a row, so s = W a reads s = a Wᵀ
-assert torch.allclose(s1, model.hidden1(X), atol=1e-12), "is the 1 appended on the side where the bias stands?"
+W = matrix_of(model.hidden1.weight, model.hidden1.bias)
+by_hand = with_one(X) @ W.T  # one example a row, so z = W a reads z = a Wᵀ
+assert torch.allclose(by_hand, model.hidden1(X), atol=1e-12), "is the 1 appended on the side where the bias stands?"
 
 # %% [markdown]
 # ## The slow obvious way
@@ -116,35 +117,35 @@ assert torch.allclose(mean_gradient, slow[1].mean(0)[:, :-1], atol=1e-12), "sum 
 # ## What a layer needs to know
 #
 # Why would 500 backward passes be wasteful? Because inside one layer, each gradient matrix is made of two vectors.
-# The weight $W_{jk}$ enters the loss through $s_j = \sum_k W_{jk} a_k$ and nowhere else. Call the gradient at the
-# layer's *output* $g_j = \partial\ell/\partial s_j$. The chain rule has a single path to follow:
+# The weight $W_{jk}$ enters the loss through $z_j = \sum_k W_{jk} a_k$ and nowhere else. Call the gradient at the
+# layer's *output* $g_j = \partial\ell/\partial z_j$. The chain rule has a single path to follow:
 #
-# $$\frac{\partial \ell}{\partial W_{jk}} = \frac{\partial \ell}{\partial s_j}\frac{\partial s_j}{\partial W_{jk}} = g_j\, a_k,
+# $$\frac{\partial \ell}{\partial W_{jk}} = \frac{\partial \ell}{\partial z_j}\frac{\partial z_j}{\partial W_{jk}} = g_j\, a_k,
 # \qquad\text{that is}\qquad D\theta = g\,a^\top. \qquad [15]$$
 #
 # $D\theta$ is our name for the gradient of one example's loss in one layer's weights, kept as a matrix. It has rank
 # one: 8 + 50 numbers instead of 8 × 50. So two vectors a layer are all that we have to ask of PyTorch, the activation
 # $a$ going in, and the gradient $g$ at what comes out.
 #
-# (The paper differentiates $\log p$ where we differentiate the loss $-\log p$; its $Ds$ is our $-g$. Everything below
-# contains $g$ twice or states its sign.)
+# (The paper writes $s$ for our $z$, and differentiates $\log p$ where we differentiate the loss $-\log p$, so that its
+# gradients have the other sign. Everything below contains $g$ twice or states its sign.)
 #
 # ## First without a hook
 #
-# Write the forward pass out by hand, so that both outputs $s$ are in reach, and ask for the gradients at those. The
-# losses may be summed first: row $n$ of $s$ influences the loss of example $n$ and no other, so the gradient of the
+# Write the forward pass out by hand, so that both outputs $z$ are in reach, and ask for the gradients at those. The
+# losses may be summed first: row $n$ of $z$ influences the loss of example $n$ and no other, so the gradient of the
 # *sum* at row $n$ is $g_n$. One backward pass yields all five hundred.
 
 # %%
-s1 = model.hidden1(X)  # (500, 8)
-h = s1.relu()
-s2 = model.out(h)  # (500, 10), the logits
-losses = F.cross_entropy(s2, y, reduction="none")  # (500,), one number an example
-g1, g2 = torch.autograd.grad(losses.sum(), [s1, s2])
+z1 = model.hidden1(X)  # (500, 8)
+hidden = z1.relu()
+z2 = model.out(hidden)  # (500, 10), the logits
+losses = F.cross_entropy(z2, y, reduction="none")  # (500,), one number an example
+g1, g2 = torch.autograd.grad(losses.sum(), [z1, z2])
 
-fast = [g1[:, :, None] * with_one(X)[:, None, :], g2[:, :, None] * with_one(h)[:, None, :]]  # (500, o, i)
-for f, s in zip(fast, slow, strict=True):
-    assert torch.allclose(f, s, atol=1e-12), "off by 500: losses averaged. Transposed: a gᵀ in place of g aᵀ"
+fast = [g1[:, :, None] * with_one(X)[:, None, :], g2[:, :, None] * with_one(hidden)[:, None, :]]  # (500, o, i)
+for ours, theirs in zip(fast, slow, strict=True):
+    assert torch.allclose(ours, theirs, atol=1e-12), "off by 500: losses averaged. Transposed: a gᵀ in place of g aᵀ"
 
 # %% [markdown]
 # All five hundred gradients of both layers, from one forward and one backward pass. (What would break the argument is
@@ -162,18 +163,18 @@ seen = {}
 
 
 def look(module, inputs, output):
-    seen["a"], seen["s"] = inputs[0], output
+    seen["a"], seen["z"] = inputs[0], output
 
 
 handle = model.out.register_forward_hook(look)
 model(X)
 handle.remove()  # or it stays on the model for ever
-assert torch.equal(seen["a"], h), "the hook sees the input that we computed by hand"
-assert torch.equal(seen["s"], s2), "and the output, before any activation function"
+assert torch.equal(seen["a"], hidden), "the hook sees the input that we computed by hand"
+assert torch.equal(seen["z"], z2), "and the output, before any activation function"
 
 # %% [markdown]
 # That is the whole trick. To watch every linear layer, put one hook on each, and take them off again *whatever
-# happens inside*: a forgotten hook keeps every batch in memory, and on the next run of the cell the layer has two of
+# happens inside*. A forgotten hook keeps every batch in memory, and on the next run of the cell the layer has two of
 # them. Hence the `finally`.
 
 # %%
@@ -182,7 +183,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def watching(model):
-    """{layer: (a, s)}, filled by the forward pass that runs inside the with."""
+    """{layer: (a, z)}, filled by the forward pass that runs inside the with."""
     seen, handles = {}, []
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear):
@@ -208,7 +209,7 @@ def my_capture(model, X, y):
     """{layer: (a, g)} with a (B, i), its last entry 1, and g (B, o)."""
     with watching(model) as seen:
         losses = F.cross_entropy(model(X), y, reduction="none")
-    g = torch.autograd.grad(losses.sum(), [s for _, s in seen.values()])
+    g = torch.autograd.grad(losses.sum(), [z for _, z in seen.values()])
     return {name: (a, g_layer) for (name, (a, _)), g_layer in zip(seen.items(), g, strict=True)}
 
 
@@ -217,8 +218,8 @@ def matrices(a, g):
 
 
 pairs = my_capture(model, X, y)
-for (name, (a, g)), s in zip(pairs.items(), slow, strict=True):
-    assert torch.allclose(matrices(a, g), s, atol=1e-12), f"{name}: are the layers in the order of the model?"
+for (name, pair), theirs in zip(pairs.items(), slow, strict=True):
+    assert torch.allclose(matrices(*pair), theirs, atol=1e-12), f"{name}: are the layers in the order of the model?"
 print({name: (tuple(a.shape), tuple(g.shape)) for name, (a, g) in pairs.items()})
 
 # %% [markdown]
@@ -236,39 +237,78 @@ assert all(p.grad is None for p in model.parameters()), "use torch.autograd.grad
 # %% [markdown]
 # ## `inflib.capture`
 #
-# The library's function takes these steps for any model and objective. Its tensors have one
-# more axis: $a$ is `(B, T, i)` and $g$ is `(B, T, o)`, with a row for every *position* at which an example uses the
-# layer: token, pixel of a convolution. A plain network has `T = 1`. `pair.matrices()` are the gradients. (Under the
-# bonnet it copies $a$, since a later in-place operation would change it behind our back, and holds on to a *gradient
-# edge*, autograd's handle for an output, in place of the output itself.)
+# The library's function ([`proof.capture`](../inflib/proof.py), [`hooks.Pair`](../inflib/hooks.py)) takes these steps for
+# any model and objective. Its tensors have one more axis: $a$ is `(B, T, i)` and $g$ is `(B, T, o)`, with a row for every
+# *position* at which an example uses the layer: token, pixel of a convolution. A plain network has `T = 1`.
+# `pair.matrices()` are the gradients.
 
 # %%
 from inflib import capture
 
 captured = capture(model, CrossEntropy(), X, y)
-for name, pair in captured.items():
+for name, found in captured.items():
     a, g = pairs[name]
-    assert torch.allclose(pair.a[:, 0], a, atol=1e-14), f"{name}: is the 1 of the bias last?"
-    assert torch.allclose(pair.g[:, 0], g, atol=1e-14), f"{name}: the loss is summed, not averaged, over the batch"
-    assert torch.allclose(pair.matrices(), matrices(a, g), atol=1e-14), f"{name}: g aᵀ, not a gᵀ"
-    print(f"{name:8} a {tuple(pair.a.shape)}   g {tuple(pair.g.shape)}   matrices {tuple(pair.matrices().shape)}")
+    assert torch.allclose(found.a[:, 0], a, atol=1e-14), f"{name}: is the 1 of the bias last?"
+    assert torch.allclose(found.g[:, 0], g, atol=1e-14), f"{name}: the loss is summed, not averaged, over the batch"
+    assert torch.allclose(found.matrices(), matrices(a, g), atol=1e-14), f"{name}: g aᵀ, not a gᵀ"
+    print(f"{name:8} a {tuple(found.a.shape)}   g {tuple(found.g.shape)}   matrices {tuple(found.matrices().shape)}")
+
+# %% [markdown]
+# ### A trap: in place
+#
+# Our own `my_capture` has a hole, and the model above does not show it. A hook *looks at* a tensor; it does not copy it.
+# `nn.ReLU(inplace=True)`, which many networks use to save memory, writes its result into the very tensor that the layer
+# before it put out. What we kept as $z$ is then no longer what comes out of the layer, but what comes out of the ReLU.
+# The same weights, in a network with such a ReLU:
+
+# %%
+from collections import OrderedDict
+
+parts = OrderedDict(hidden1=model.hidden1, relu=nn.ReLU(inplace=True), out=model.out)
+in_place = nn.Sequential(parts).eval()
+assert torch.equal(in_place(X), model(X)), "the same function, with the same weights"
+for (name, pair), theirs in zip(my_capture(in_place, X, y).items(), slow, strict=True):
+    apart = (matrices(*pair) - theirs).norm() / theirs.norm()
+    alike = torch.corrcoef(torch.stack([matrices(*pair).flatten(), theirs.flatten()]))[0, 1]
+    print(f"{name:8} relative error {apart:.2f}   correlation {alike:.2f}")
+    assert (apart > 0.1) == (name == "hidden1"), "the gradient at the ReLU's output lacks the ReLU's own derivative"
+
+# %% [markdown]
+# No error is raised, the shapes fit, and the correlation would pass for a right answer. Yet the gradients of `hidden1`
+# are wrong: they take in units that are switched off. The remedy is to take hold, *inside the hook*, not of the tensor
+# but of its place in autograd's graph, a **gradient edge**. The place stays where it was when the tensor is overwritten.
+
+# %%
+from torch.autograd.graph import get_gradient_edge
+
+edges = {}
+handle = in_place.hidden1.register_forward_hook(
+    lambda module, inputs, output: edges.update(hidden1=get_gradient_edge(output))
+)
+losses = F.cross_entropy(in_place(X), y, reduction="none")
+handle.remove()
+(at_the_edge,) = torch.autograd.grad(losses.sum(), [edges["hidden1"]])
+assert torch.allclose(at_the_edge, pairs["hidden1"][1], atol=1e-14), "was the edge taken inside the hook?"
+safe = capture(in_place, CrossEntropy(), X, y)["hidden1"]
+assert torch.allclose(safe.g[:, 0], at_the_edge, atol=1e-14), "inflib takes the edge too"
+assert torch.allclose(safe.a[:, 0], pairs["hidden1"][0], atol=1e-14), "and copies a, which can be overwritten as well"
 
 # %% [markdown]
 # ## Looking at one digit
 #
-# Before the next step of algebra, a picture, of the digit about which the network is most undecided. The left column
-# is what goes into each layer, the middle one the gradient at its outputs, the right one their outer product. Take
-# any two rows of a product: how do they differ? And compare the ten bars of $g$ at `out` with the network's opinion
-# of the digit, which is printed below.
+# Before the next step of algebra, a picture. We take a digit about which the network is undecided: its true class gets
+# a probability nearest to one half. The left column is what goes into each layer, the middle one the gradient at
+# its outputs, the right one their outer product. Take any two rows of a product: how do they differ? And compare the
+# ten bars of $g$ at `out` with the network's opinion of the digit, which is printed below.
 
 # %%
 p = model(X).softmax(-1).detach()  # (500, 10): the network's opinion
 n = (p[torch.arange(N), y] - 0.5).abs().argmin().item()  # true class nearest to even odds
 figure, axes = plt.subplots(2, 3, figsize=(8.4, 4.4), width_ratios=[1, 1.3, 3])
 for row, (name, (a, g)) in zip(axes, pairs.items(), strict=True):
-    row[1].bar(range(len(g[n])), g[n], color=[plots.ORANGE if v > 0 else plots.BLUE for v in g[n]])
+    row[1].bar(range(len(g[n])), g[n], color=[plots.ORANGE if each > 0 else plots.BLUE for each in g[n]])
     row[1].axhline(0, color=plots.GREY, linewidth=0.6)
-    row[1].set(xlabel=f"g: output of {name}", ylabel="∂ℓ/∂s", xticks=range(len(g[n])))
+    row[1].set(xlabel=f"g: output of {name}", ylabel="∂ℓ/∂z", xticks=range(len(g[n])))
     plots.matrix(row[2], matrices(a, g)[n], f"{name}: g aᵀ", colourbar=True)
     row[2].set(xlabel="input (last column: the bias)", ylabel="output", aspect="auto")
 axes[0, 0].imshow(X[n].reshape(7, 7), cmap="gray_r")
@@ -280,17 +320,17 @@ for name, (a, g) in pairs.items():
 print(f"digit {n} is a {y[n]}; the network says", {c: f"{p[n, c]:.2f}" for c in range(10) if p[n, c] > 0.05})
 
 # %% [markdown]
-# All rows of a product are one and the same row $a^\top$, each scaled by its own number of $g$, and turned from
-# orange to blue or back by its sign. For `hidden1` that row *is* the digit (white paper is −1, ink is 1), which shows
-# when each row is folded back into a picture:
+# All rows of a product are one and the same row $a^\top$. Each is scaled by its own number of $g$, whose sign turns
+# orange to blue or back. For `hidden1` that row *is* the digit (white paper is −1, ink is 1), which shows when each row
+# is folded back into a picture:
 
 # %%
 figure, axes = plt.subplots(1, 8, figsize=(8.4, 1.4))
 gradient = matrices(*pairs["hidden1"])[n]  # (8, 50)
 for unit, ax in enumerate(axes):
     plots.matrix(ax, gradient[unit, :-1].reshape(7, 7), f"unit {unit}", limit=gradient.abs().max().item())
-    ax.set_xlabel("off" if h[n, unit] == 0 else "on")
-assert gradient[h[n] == 0].abs().max() == 0, "where ReLU is off no gradient passes, and the whole row is zero"
+    ax.set_xlabel("off" if hidden[n, unit] == 0 else "on")
+assert gradient[hidden[n] == 0].abs().max() == 0, "where ReLU is off no gradient passes, and the whole row is zero"
 
 # %% [markdown]
 # The same picture again and again, lighter or stronger, in both signs; units that ReLU has switched off learn nothing
@@ -307,9 +347,9 @@ assert pairs["out"][1].sum(1).abs().max() < 1e-12, "p − e_y sums to zero"
 # ## From a matrix to a vector: vec and ⊗
 #
 # The curvature $G$ multiplies *vectors* of parameters, so the matrix $g a^\top$ has to be laid out as a vector. Two
-# orders are in use, and mixing them up is a classic mistake. The **Kronecker product** $B\otimes C$ is the block
-# matrix whose block $(j,l)$ is $B_{jl}\,C$. For two vectors it is a list of all products, the second factor running
-# fastest.
+# orders are in use, and mixing them up is a classic mistake. The **Kronecker product** $M\otimes E$ of two matrices is
+# the block matrix whose block $(j,k)$ is $M_{jk}\,E$. For two vectors it is a list of all products, the second factor
+# running fastest.
 #
 # * Stack the *columns*, as the paper and most books do: $\mathrm{vec}(g a^\top)$ holds $g a_1$, then $g a_2$, and so
 #   on. This is $a\otimes g$, and is how [15] reads in the paper: $D\theta = a\otimes g$.
@@ -331,7 +371,7 @@ assert torch.equal(by_rows, torch.kron(small_g, small_a)), "rows laid out: g ⊗
 # eigenvalue and hence no influence score. For our digit:
 
 # %%
-a, g = (v[n] for v in pairs["hidden1"])  # (50,), (8,)
+a, g = pairs["hidden1"][0][n], pairs["hidden1"][1][n]  # (50,), (8,)
 order = torch.arange(8 * 50).reshape(8, 50).T.flatten()  # K as a list: where entry k of vec stands in flatten
 assert torch.equal(torch.kron(a, g), torch.kron(g, a)[order]), "K turns g ⊗ a into a ⊗ g, not the other way round"
 paper, ours = torch.kron(torch.outer(a, a), torch.outer(g, g)), torch.kron(torch.outer(g, g), torch.outer(a, a))
@@ -340,31 +380,31 @@ assert torch.equal(paper, ours[order][:, order]), "renumber the rows and the col
 # %% [markdown]
 # ## Two identities that carry the next notebook
 #
-# **The mixed product.** $(B\otimes C)(P\otimes Q) = BP\otimes CQ$. By blocks: block $(j,l)$ of the product is
-# $\sum_k (B_{jk}C)(P_{kl}Q) = \big(\sum_k B_{jk}P_{kl}\big)\,CQ$, and that is block $(j,l)$ of the right side. Its
-# transpose rule $(B\otimes C)^\top=B^\top\otimes C^\top$ is plain from the blocks too. With vectors for matrices it
-# says what one example adds to $G$:
+# **The mixed product.** $(M\otimes E)(M'\otimes E') = MM'\otimes EE'$. By blocks: a block of the product is
+# $\sum_k (M_{jk}E)(M'_{kj'}E') = \big(\sum_k M_{jk}M'_{kj'}\big)\,EE'$, and that is block $(j,j')$ of the right side.
+# Its transpose rule $(M\otimes E)^\top=M^\top\otimes E^\top$ is plain from the blocks too. With vectors for matrices
+# it says what one example adds to $G$:
 #
 # $$(a\otimes g)(a\otimes g)^\top = (a\otimes g)(a^\top\otimes g^\top) = aa^\top\otimes gg^\top.$$
 #
-# **A Kronecker product times a vector.** Entry $(j,k)$ of $B V C^\top$ is $\sum_{lm} B_{jl}C_{km} V_{lm}$, and
-# $B_{jl}C_{km}$ is the entry of $B\otimes C$ in row $(j,k)$ and column $(l,m)$, counted row by row. So
-# $(B\otimes C)\,\mathrm{flatten}(V) = \mathrm{flatten}(BVC^\top)$; in the paper's order,
-# $(C\otimes B)\,\mathrm{vec}(V)=\mathrm{vec}(BVC^\top)$. The large matrix on the left need never be built.
+# **A Kronecker product times a vector.** Entry $(j,k)$ of $M V E^\top$ is $\sum_{j'k'} M_{jj'}E_{kk'} V_{j'k'}$, and
+# $M_{jj'}E_{kk'}$ is the entry of $M\otimes E$ in row $(j,k)$ and column $(j',k')$, counted row by row. So
+# $(M\otimes E)\,\mathrm{flatten}(V) = \mathrm{flatten}(MVE^\top)$; in the paper's order,
+# $(E\otimes M)\,\mathrm{vec}(V)=\mathrm{vec}(MVE^\top)$. The large matrix on the left need never be built.
 
 # %%
 v = torch.kron(a, g)
 assert torch.allclose(torch.outer(v, v), paper, atol=1e-12), "(a ⊗ g)(a ⊗ g)ᵀ = aaᵀ ⊗ ggᵀ: the order of factors stays"
 
-generator = torch.Generator().manual_seed(0)
-B, C, V = (torch.randn(*shape, generator=generator) for shape in [(8, 8), (50, 50), (8, 50)])
-product = B @ V @ C.T
-assert torch.allclose(torch.kron(B, C) @ V.flatten(), product.flatten()), "row-major: the left factor is the output's"
-assert torch.allclose(torch.kron(C, B) @ V.T.flatten(), product.T.flatten()), "column-stacked: the factors swap"
+random = torch.Generator().manual_seed(0)
+M, E, V = (torch.randn(*shape, generator=random) for shape in [(8, 8), (50, 50), (8, 50)])
+product = M @ V @ E.T
+assert torch.allclose(torch.kron(M, E) @ V.flatten(), product.flatten()), "row-major: the left factor is the output's"
+assert torch.allclose(torch.kron(E, M) @ V.T.flatten(), product.T.flatten()), "column-stacked: the factors swap"
 
 # %% [markdown]
 # The first dividend comes at once. The inner product of two gradients is
-# $\langle g_q a_q^\top, g_n a_n^\top\rangle = (g_q\cdot g_n)(a_q\cdot a_n)$, so the dot products of all 250,000 pairs
+# $\langle g_q a_q^\top, g_n a_n^\top\rangle = (g_q\cdot g_n)(a_q\cdot a_n)$. So the dot products of all 250,000 pairs
 # of gradients follow from two small tables of dot products, and no gradient is ever formed.
 
 # %%
@@ -377,7 +417,7 @@ assert torch.allclose(dots, flat @ flat.T, atol=1e-10), "multiply the two tables
 # ## G, and the Fisher that equals it
 #
 # In notebook 02 the Gauss-Newton Hessian was built from Jacobians: with $J_n$ the derivative of example $n$'s ten
-# outputs $f$ in the $D$ parameters, and $H_{\rm out} = \nabla_f^2\,\ell$, the Hessian of the loss *in the outputs*,
+# outputs $f$ in the $D$ weights, and $H_{\rm out} = \nabla_f^2\,\ell$, the Hessian of the loss *in the outputs*,
 #
 # $$G = \frac1N\sum_n J_n^\top\, H_{\rm out}\, J_n.$$
 #
@@ -397,8 +437,8 @@ def by_layer(tensors):  # {parameter: (..., *shape)} → (..., D), row-major, th
     return torch.cat([layer.flatten(-2) for layer in layers], -1)
 
 
-weights = {name: w.detach() for name, w in model.named_parameters()}
-J = by_layer(vmap(jacrev(outputs), in_dims=(None, 0))(weights, X))  # (500, 10, 490)
+parameters = {name: each.detach() for name, each in model.named_parameters()}
+J = by_layer(vmap(jacrev(outputs), in_dims=(None, 0))(parameters, X))  # (500, 10, 490)
 H_out = vmap(hessian(F.cross_entropy))(model(X).detach(), y)  # (500, 10, 10)
 G = torch.einsum("nca,ncd,ndb->ab", J, H_out, J) / N
 print(f"J {tuple(J.shape)}, G {tuple(G.shape)}, trace of G {G.trace():.2f}")
@@ -415,8 +455,8 @@ assert torch.linalg.eigvalsh(G)[0] > -1e-12, "G has no negative eigenvalue: are 
 # The second equation says
 # $\mathbb E_{y\sim p}[\nabla_f\ell\,\nabla_f\ell^\top] = \mathbb E_{y\sim p}[\nabla^2_f\ell]$, for the label $y$
 # drawn from $p$, **the model's own distribution**: those weights $p$ came from differentiating the model's
-# probabilities, and no other weights will do. Multiply by $J_n^\top$ and $J_n$ from both sides, remember that
-# $J_n^\top\nabla_f\ell$ is the gradient in the parameters, all layers' $D\theta$ laid out as one vector, and average:
+# probabilities, and no other weights will do. Multiply by $J_n^\top$ and $J_n$ from both sides. There
+# $J_n^\top\nabla_f\ell$ is the gradient in the weights, all layers' $D\theta$ laid out as one vector. Average:
 #
 # $$G = \frac1N\sum_n\ \mathbb E_{y\sim p(\cdot|x_n)}\big[D\theta\,D\theta^\top\big] =: F. \qquad [11]$$
 #
@@ -424,24 +464,41 @@ assert torch.linalg.eigvalsh(G)[0] > -1e-12, "G has no negative eigenvalue: are 
 # labels come from the model. (A third was silent: $\mathbb E[\nabla_f^2\ell]$ is the $H_{\rm out}$ of $G$. Here and
 # for squared error $\nabla^2_f\ell$ holds no $y$, so nothing is left to average.)
 #
-# First at the outputs of one digit. There are ten possible labels $c$, with gradient $p - e_c$ each:
+# **What is "a label from the model" for squared error?** The model's output is a number and not a distribution, so one
+# has to be named. $\ell = \frac12\|f-y\|^2$ is, up to a constant, the negative log-likelihood of a Gaussian with mean
+# $f$ and variance one. So a label from the model is $y = f + \text{noise}$, with standard normal noise in each output.
+# Then $\nabla_f\ell = f-y$ is minus the noise, whose second moment is $I = H_{\rm out}$: [11] holds, and the data's
+# residuals do not enter. A program that takes the *data's* residuals there has the empirical Fisher, which is small
+# where the fit is good. One that takes the most likely label, $y=f$, has zero.
 
 # %%
-q = p[n]  # (10,)
-at_outputs = q - one_hot  # (10, 10): row c is the gradient at the logits for label c
-expected = torch.einsum("c,ci,cj->ij", q, at_outputs, at_outputs)
-assert torch.allclose(q @ at_outputs, torch.zeros(10), atol=1e-12), "the mean gradient is 0 for labels from the model"
-assert torch.allclose(H_out[n], q.diag() - torch.outer(q, q), atol=1e-12), "H_out = diag(p) − ppᵀ"
+noise = torch.randn(100_000, 3, generator=torch.Generator().manual_seed(3))  # f − y, for a network of three outputs
+second_moment = noise.T @ noise / len(noise)
+print("labels from the model, squared error:", [f"{each:.2f}" for each in second_moment.flatten().abs().tolist()])
+assert torch.allclose(second_moment, torch.eye(3), atol=0.02), "labels are f + noise of variance 1, for ½‖f − y‖²"
+
+# %% [markdown]
+# Back to the digits, first at the outputs of one of them. There are ten possible labels $c$, with gradient $p - e_c$
+# each:
+
+# %%
+opinion = p[n]  # (10,)
+at_outputs = opinion - one_hot  # (10, 10): row c is the gradient at the logits for label c
+expected = torch.einsum("c,ci,cj->ij", opinion, at_outputs, at_outputs)
+assert torch.allclose(opinion @ at_outputs, torch.zeros(10), atol=1e-12), "labels from the model: mean gradient 0"
+assert torch.allclose(H_out[n], opinion.diag() - torch.outer(opinion, opinion), atol=1e-12), "H_out = diag(p) − ppᵀ"
 assert torch.allclose(expected, H_out[n], atol=1e-12), "weights p_c once: √p_c or p_c² are the usual slips"
 observed = torch.outer(at_outputs[y[n]], at_outputs[y[n]])
 for kind, matrix in {"labels from the model": expected, "the data's label": observed}.items():
-    print(f"{kind:22} three largest eigenvalues", [f"{v:.3f}" for v in torch.linalg.eigvalsh(matrix).abs().flip(0)[:3]])
+    largest = torch.linalg.eigvalsh(matrix).abs().flip(0)[:3].tolist()
+    print(f"{kind:22} three largest eigenvalues", [f"{each:.3f}" for each in largest])
 
 # %% [markdown]
 # The label that the data happens to have gives something else altogether: a matrix of rank one.
 #
-# Now for the whole network. Ten backward passes, one a class $c$, pretend that *every* digit has label $c$. The
-# gradients are weighted by the probability that the model gives to that label.
+# Now for the whole network. Ten backward passes, one a class $c$, pretend that *every* digit has label $c$. We keep all
+# of these gradients, a row for each label and digit, in $R$. In the sum they are weighted by the probability that the
+# model gives to the label.
 
 
 # %%
@@ -457,8 +514,8 @@ assert error < 1e-12, f"expected-label Fisher ≠ G ({error:.1e}): are the label
 
 # %% [markdown]
 # Equal to twelve digits and better: hooks and labels on one side, Jacobians and $H_{\rm out}$ on the other, with no
-# line of code in common. The library's functions are built the same two ways. `gauss_newton` goes through
-# `torch.func`.
+# line of code in common. The library's functions are built the same two ways; its
+# [`exact.gauss_newton`](../inflib/exact.py) goes through Jacobians.
 
 # %%
 from inflib import gauss_newton
@@ -484,7 +541,8 @@ generator = torch.Generator().manual_seed(0)
 
 def draw():
     """One label an example, from the model's own distribution, (500,)."""
-    return torch.searchsorted(p.cumsum(1), torch.rand(N, 1, generator=generator)).squeeze(1).clamp(max=9)
+    uniform = torch.rand(N, 1, generator=generator)
+    return torch.searchsorted(p.cumsum(1), uniform).squeeze(1).clamp(max=9)
 
 
 def fisher_of(labels):
@@ -498,23 +556,24 @@ frequencies = torch.stack([(labels == c).double().mean(0) for c in range(10)], 1
 assert (frequencies - p).abs().max() < 0.08, "the labels must come from the model: p, not the argmax, not the data"
 
 # %% [markdown]
-# **How fast does the error fall?** Each draw's matrix is $G$ on average, and draws are independent, so the mean
-# squared error of a mean of $m$ draws is $\mathrm{Var}/m$, where $\mathrm{Var}$ is that of a single one. Independent
-# examples add their variances. With $r$ the gradient of example $n$ at a random label, and $\|rr^\top\|=\|r\|^2$,
+# **How fast does the error fall?** Each draw's matrix is $G$ on average, and draws are independent. So the mean squared
+# error of a mean of several draws is $\mathrm{Var}/\text{draws}$, where $\mathrm{Var}$ is that of a single one.
+# Independent examples add their variances. Let $v$ be the gradient of example $n$ at a random label, as a vector. With
+# $\|vv^\top\|=\|v\|^2$,
 #
-# $$\mathrm{Var} = \mathbb E\,\|F_1-G\|^2 = \frac1{N^2}\sum_n \Big(\mathbb E\|r\|^4 - \big\|\mathbb E\,rr^\top\big\|^2\Big),$$
+# $$\mathrm{Var} = \mathbb E\,\|F_{\rm one\ draw}-G\|^2 = \frac1{N^2}\sum_n \Big(\mathbb E\|v\|^4 - \big\|\mathbb E\,vv^\top\big\|^2\Big),$$
 #
 # which needs only the inner products of an example's ten possible gradients, as
-# $\|\mathbb E\,rr^\top\|^2=\sum_{c,k}p_cp_k\,(r_c\cdot r_k)^2$. No fit, no free constant:
+# $\|\mathbb E\,vv^\top\|^2=\sum_{c,k}p_cp_k\,(v_c\cdot v_k)^2$. No fit, no free constant:
 
 # %%
 gram = torch.einsum("cnd,knd->nck", R, R)  # (500, 10, 10)
-fourth = (p * gram.diagonal(dim1=1, dim2=2).square()).sum(1)  # E‖r‖⁴
-square = torch.einsum("nc,nk,nck->n", p, p, gram.square())  # ‖E rrᵀ‖²
+fourth = (p * gram.diagonal(dim1=1, dim2=2).square()).sum(1)  # E‖v‖⁴
+square = torch.einsum("nc,nk,nck->n", p, p, gram.square())  # ‖E vvᵀ‖²
 variance = (fourth - square).sum() / N**2
 one_draw = (variance.sqrt() / G.norm()).item()
 print(f"predicted relative error of one draw {one_draw:.3f}, of a hundred {one_draw / 10:.3f}")
-assert fourth.ge(square).all(), "a variance is not negative: square the norm twice for E‖r‖⁴"
+assert fourth.ge(square).all(), "a variance is not negative: square the norm twice for E‖v‖⁴"
 
 # %% [markdown]
 # Now the experiment, five times over: draw a hundred labels for every digit, and follow the error of the running
@@ -524,15 +583,20 @@ assert fourth.ge(square).all(), "a variance is not negative: square the norm twi
 errors, kept = torch.zeros(5, 100), {}
 for repeat in range(5):
     total = torch.zeros(D, D)
-    for m in range(1, 101):
+    for draws in range(1, 101):
         total += fisher_of(draw())
-        errors[repeat, m - 1] = (total / m - G).norm() / G.norm()
-        if repeat == 0 and m in (1, 10, 100):
-            kept[m] = total / m
+        errors[repeat, draws - 1] = (total / draws - G).norm() / G.norm()
+        if repeat == 0 and draws in (1, 10, 100):
+            kept[draws] = total / draws
 empirical = fisher_of(y)
 observed_error = ((empirical - G).norm() / G.norm()).item()
-print({f"{m} draws": f"{errors[:, m - 1].mean():.3f}" for m in (1, 10, 100)}, f"observed {observed_error:.3f}")
-assert 0.75 < errors[:, -1].mean() * 10 / one_draw < 1.25, "the error must fall as 1/√draws: are draws fresh each time?"
+print("draws   predicted   the five repeats")
+for draws in (1, 10, 100):
+    print(f"{draws:5} {one_draw / draws**0.5:11.3f}  ", *(f"{each:.3f}" for each in errors[:, draws - 1]))
+print(f"observed labels: {observed_error:.3f}")
+root_mean_square = errors.square().mean(0).sqrt()  # what the formula predicts: it is about squares
+assert 0.75 < root_mean_square[-1] * 10 / one_draw < 1.25, "the error must fall as 1/√draws: are draws fresh each time?"
+assert errors[:, 0].min() < one_draw < errors[:, 0].max(), "one draw: the repeats lie about the prediction"
 
 # %% [markdown]
 # Side by side, the block of $G$ that belongs to the layer `out`: 90 × 90, ten groups of nine, one group for each
@@ -561,28 +625,28 @@ assert block_error["1 draw"] > block_error["10 draws"] > block_error["100 draws"
 # The empirical Fisher is not a noisy version of $G$. It is smaller in size almost everywhere: less orange where $G$
 # is orange, less blue where it is blue.
 #
-# The same as a curve. Both axes are logarithmic; a fall as $1/\sqrt m$ is a straight line of slope −½.
+# The same as a curve. Both axes are logarithmic; a fall as $1/\sqrt{\text{draws}}$ is a straight line of slope −½.
 
 # %%
-m = torch.arange(1, 101)
+number = torch.arange(1, 101)
 figure, ax = plt.subplots()
-ax.loglog(m, errors.T, color=plots.BLUE, alpha=0.5, linewidth=1, label=["sampled, five repeats"] + [None] * 4)
-ax.loglog(m, one_draw / m.sqrt(), color="black", linestyle="--", label="predicted: √(Var / draws)")
+ax.loglog(number, errors.T, color=plots.BLUE, alpha=0.5, linewidth=1, label=["sampled, five repeats"] + [None] * 4)
+ax.loglog(number, one_draw / number.sqrt(), color=plots.INK, linestyle="--", label="predicted: √(Var / draws)")
 ax.axhline(observed_error, color=plots.ORANGE, label="observed (empirical Fisher)")
 ax.set(xlabel="draws per example", ylabel="‖F − G‖ / ‖G‖ (no unit)")
 ax.set_yticks([0.02, 0.05, 0.1, 0.2, 0.5], labels=["0.02", "0.05", "0.1", "0.2", "0.5"])
 ax.minorticks_off()
 ax.legend()
-slope = (errors[:, -1].mean() / errors[:, 0].mean()).log10().item() / 2
-print(f"slope of the measured error: {slope:.2f}")
-assert -0.6 < slope < -0.4, "independent draws: the error falls as 1/√draws"
+fall = (root_mean_square[-1] / root_mean_square[0]).log10().item() / 2
+print(f"slope of the measured error: {fall:.2f}")
+assert -0.6 < fall < -0.4, "independent draws: the error falls as 1/√draws"
 assert observed_error > errors[:, 0].max(), "more than one draw's noise: a bias"
 
 # %% [markdown]
 # Sampled labels keep to the predicted line, some a little below it, some above. The observed line is flat: its error
 # is a *bias*, about twice the error of a single draw here, and neither data nor patience removes it. Its cause shows
-# at the outputs. A label from the model makes $\|p-e_y\|^2$ large with just the probability that the model is wrong
-# in its own opinion; the data's label is mostly the one that training has fitted, and for it $p-e_y$ has shrunk.
+# at the outputs. A label from the model is an unlikely one, with a large $\|p-e_y\|^2$, exactly as often as the model
+# says. The data's label is mostly the one that training has fitted, and for it $p-e_y$ has shrunk.
 
 # %%
 own = (p[:, :, None] - one_hot).square().sum(1)  # (500, 10): ‖p − e_c‖² for every label c
@@ -595,9 +659,9 @@ assert empirical.trace() < G.trace()
 # %% [markdown]
 # ## Does it matter for the scores?
 #
-# An honest question, since what we want is scores and not matrices. Take fifty digits that the network has not seen
-# as queries, and score all training digits with each matrix, **with the same damping for all**: a tenth of the mean
-# eigenvalue of exact $G$ in each layer. How well do the scores agree with those from exact $G$? (Pearson's
+# An honest question, since what we want is scores and not matrices. Take fifty digits that the network has not seen as
+# queries, and score all training digits with each matrix. **All get the same damping**: a tenth of the mean eigenvalue
+# of exact $G$ in each layer. How well do the scores agree with those from exact $G$? (Pearson's
 # correlation over the training set, averaged over the queries.)
 
 # %%
@@ -614,15 +678,16 @@ def scores_with(curvature):
 
 def correlation(scores, reference):
     """Pearson's correlation of each query's scores, averaged over the queries."""
-    x, y = (s - s.mean(1, keepdim=True) for s in (scores, reference))
-    return F.cosine_similarity(x, y, dim=1).mean().item()
+    ours, theirs = (each - each.mean(1, keepdim=True) for each in (scores, reference))
+    return F.cosine_similarity(ours, theirs, dim=1).mean().item()
 
 
 truth = scores_with(exact)
 assert truth.shape == (50, 500), "a row for each query, a column for each training digit"
 
 # %%
-kinds = {f"{m} sampled": dict(labels="sampled", draws=m) for m in (1, 10, 100)} | {"observed": dict(labels="observed")}
+kinds = {f"{each} sampled": dict(labels="sampled", draws=each) for each in (1, 10, 100)}
+kinds["observed"] = dict(labels="observed")
 table = {}
 for kind, options in kinds.items():
     curvature = gauss_newton(model, CrossEntropy(), data, **options, progress=False)
@@ -634,11 +699,14 @@ assert abs(table["observed"][1] - table["1 sampled"][1]) < 0.03, "and yet scores
 assert abs(table["observed"][0] - observed_error) < 1e-12, "inflib's empirical Fisher is ours"
 
 # %% [markdown]
-# Ten draws are enough for nearly everything. And note the awkward last line: observed labels, with twice the matrix
-# error of one draw, give scores that agree with the exact ones *as well as one draw does*. Bias and noise hurt scores
-# differently, and a correlation alone does not tell a wrong formula from an honest estimate. The course returns to
-# this in notebook 10. `inflib` computes expected labels where classes are few, draws labels where they are many, and
-# offers observed labels because published work uses them.
+# (Here `inflib` made its own draws. Its errors differ from those of the five repeats as they differ from one another.)
+# Ten draws bring the correlation to 0.98. And note the awkward last line: observed labels have twice the matrix error
+# of one draw, and their scores agree with the exact ones *about as well as one draw's do*. Bias and noise hurt scores
+# differently, and a correlation alone does not tell a wrong formula from an honest estimate.
+# The course returns to this in notebook 10.
+#
+# `inflib` computes expected labels where classes are few, draws labels where they are many, and offers observed labels
+# because published work uses them.
 #
 # ## A trap: one backward pass of $\sum_c \sqrt{p_c}\,\log p_c$
 #
@@ -654,11 +722,11 @@ assert abs(table["observed"][0] - observed_error) < 1e-12, "inflib's empirical F
 # %%
 f = torch.zeros(2, requires_grad=True)  # logits with p = (½, ½)
 log_p = f.log_softmax(0)
-trick = torch.autograd.grad((log_p.detach().exp().sqrt() * log_p).sum(), f)[0]
+once = torch.autograd.grad((log_p.detach().exp().sqrt() * log_p).sum(), f)[0]
 half = torch.tensor([0.5, 0.5])
-print("trick        ", (torch.outer(trick, trick).round(decimals=6) + 0.0).tolist())  # + 0.0: no −0.0
+print("trick        ", (torch.outer(once, once).round(decimals=6) + 0.0).tolist())  # + 0.0: no −0.0
 print("diag(p) − ppᵀ", (half.diag() - torch.outer(half, half)).tolist())
-assert trick.abs().max() < 1e-12, "∇log p₁ = (½, −½) and ∇log p₂ = (−½, ½): equal weights cancel"
+assert once.abs().max() < 1e-12, "∇log p₁ = (½, −½) and ∇log p₂ = (−½, ½): equal weights cancel"
 
 # %% [markdown]
 # A matrix of zeros where the curvature is ¼. On our network the trick is one weighted sum of the rows in `R`, and the
@@ -684,53 +752,58 @@ assert torch.allclose(torch.einsum("cni,cnj->nij", seeds, seeds), H_out, atol=1e
 # %% [markdown]
 # ## Summary
 #
-# A layer's gradient for one example is the outer product of what went in, $a$ (with a 1 for the bias), and the loss
-# gradient at what came out, $g$; a forward hook reads the first, and one backward pass to the layers' outputs yields
-# the second for the whole batch. Laid out as a vector it is $a\otimes g$ by columns or $g\otimes a$ by rows, equal up
-# to a fixed permutation. The Gauss-Newton Hessian is the second moment of such gradients if the loss is a negative
-# log-likelihood and the labels come from the model. Labels can be summed over exactly or drawn, with an error that
-# falls as $1/\sqrt{\text{draws}}$; the data's own labels give another matrix. Next: $G$ is made of Kronecker products
-# $aa^\top\otimes gg^\top$, and notebook 04 uses that to invert it.
+# A layer's gradient for one example is the outer product of the loss gradient at what came out, $g$, and what went in,
+# $a$. A forward hook reads the second, and one backward pass to the layers' outputs yields the first for the whole
+# batch. Laid out as a vector the gradient is $a\otimes g$ by columns or $g\otimes a$ by rows, equal up to a fixed
+# permutation. The Gauss-Newton Hessian is the second moment of such gradients if the loss is a negative log-likelihood
+# and the labels come from the model. Drawn labels have an error that falls as $1/\sqrt{\text{draws}}$, and the data's
+# own labels give another matrix. Next: $G$ is made of Kronecker products $aa^\top\otimes gg^\top$, and notebook 04 uses
+# that to invert it.
 #
 # ## Exercises
+#
+# Write your answer in place of the `...` and run the cell. The check answers in one sentence; its source is folded
+# above it, the solution below. *Run All* runs no solution.
 #
 # ### 1. The bias column (easy, 5 minutes)
 #
 # Without calling autograd again: write `bias_gradients(pair)`, which takes what `capture` returns for a layer and
 # gives every example's gradient of the *bias*, `(B, o)`.
 
+# %% jupyter={"source_hidden": true}
+from inflib.lab import exercise
+
+
+@exercise
+def check_bias_gradients(answer):
+    for layer, true in (("hidden1", slow[0][:, :, -1]), ("out", slow[1][:, :, -1])):
+        came = answer(captured[layer])
+        assert came.shape == true.shape, f"{layer}: shape {tuple(came.shape)}; a row (o) for a column (i), or T kept?"
+        assert torch.allclose(came, true, atol=1e-12), f"{layer}: not the LAST column: the first belongs to pixel 0"
+    return "right: the bias's gradient is g itself"
+
 
 # %%
-def check_bias_gradients(answer):
-    for name, b in (("hidden1", slow[0][:, :, -1]), ("out", slow[1][:, :, -1])):
-        came = answer(captured[name])
-        assert came.shape == b.shape, f"{name}: shape {tuple(came.shape)}; did you take a row (o) for a column (i)?"
-        assert torch.allclose(came, b, atol=1e-12), f"{name}: is it the LAST column? The first belongs to pixel 0"
-    print("right: the bias's gradient is g itself")
+def bias_gradients(pair):
+    """Every example's gradient of the bias (B, o), from pair.a (B, 1, i) and pair.g (B, 1, o)."""
+    return ...  # your answer
 
+
+check_bias_gradients(bias_gradients)
 
 # %% [markdown]
 # <details><summary>Solution</summary>
 #
-# The last entry of $a$ is 1, so the last column of $g a^\top$ is $g$.
+# The last entry of $a$ is 1, so the last column of $g a^\top$ is $g$; `pair.g[:, 0]` is another right answer.
 #
 # ```python
 # def bias_gradients(pair):
 #     return pair.matrices()[:, :, -1]
 #
+#
 # check_bias_gradients(bias_gradients)
-# check_bias_gradients(lambda pair: pair.g[:, 0])
 # ```
 # </details>
-
-
-# %% jupyter={"source_hidden": true}
-def bias_gradients(pair):
-    return pair.matrices()[:, :, -1]
-
-
-check_bias_gradients(bias_gradients)
-check_bias_gradients(lambda pair: pair.g[:, 0])
 
 # %% [markdown]
 # ### 2. A layer used twice (medium, 10 minutes)
@@ -740,21 +813,33 @@ check_bias_gradients(lambda pair: pair.g[:, 0])
 # What is the rank of such a gradient?
 
 
-# %%
+# %% jupyter={"source_hidden": true}
+@exercise
 def check_summed(answer):
     layer = mlp((5, 3), bias=False, seed=1, dtype=torch.float64).out
-    x = torch.randn(4, 5, 5, generator=torch.Generator().manual_seed(1))  # (B, T, i)
-    s = layer(x)  # (B, T, o)
-    g = torch.autograd.grad(s.tanh().sum((1, 2)).square().sum(), s, retain_graph=True)[0]
-    losses = s.tanh().sum((1, 2)).square()
-    truth = torch.stack([torch.autograd.grad(one, layer.weight, retain_graph=True)[0] for one in losses])
-    wrong = g.sum(1)[:, :, None] * x.sum(1)[:, None, :]
-    came = answer(x, g)
-    assert came.shape == truth.shape, f"shape {tuple(came.shape)}, expected (B, o, i) = {tuple(truth.shape)}"
-    assert not torch.allclose(came, wrong), "(Σ g)(Σ a)ᵀ pairs each position's g with every other position's a"
-    assert torch.allclose(came, truth), "sum g_t a_tᵀ over positions; a mean would be off by the factor T"
-    print("right; rank of the first gradient:", torch.linalg.matrix_rank(came[0]).item())
+    inputs = torch.randn(4, 5, 5, generator=torch.Generator().manual_seed(1))  # (B, T, i)
+    put_out = layer(inputs)  # (B, T, o)
+    losses = put_out.tanh().sum((1, 2)).square()
+    at_output = torch.autograd.grad(losses.sum(), put_out, retain_graph=True)[0]
+    true = torch.stack([torch.autograd.grad(one, layer.weight, retain_graph=True)[0] for one in losses])
+    came = answer(inputs, at_output)
+    crossed = at_output.sum(1)[:, :, None] * inputs.sum(1)[:, None, :]
+    assert came.shape == true.shape, f"shape {tuple(came.shape)}, expected (B, o, i) = {tuple(true.shape)}"
+    assert not torch.allclose(came, crossed), "(Σ g)(Σ a)ᵀ pairs each position's g with every other position's a"
+    assert not torch.allclose(came, true / 5), (
+        "that is the mean over positions; each use of the layer adds its own path"
+    )
+    assert torch.allclose(came, true), "not Σ_t g_t a_tᵀ: the same t in both, summed"
+    return f"right; rank of the first gradient: {torch.linalg.matrix_rank(came[0])}"
 
+
+# %%
+def summed(a, g):
+    """The gradients (B, o, i) of a layer used at T positions, from a (B, T, i) and g (B, T, o)."""
+    return ...  # your answer
+
+
+check_summed(summed)
 
 # %% [markdown]
 # <details><summary>Solution</summary>
@@ -766,35 +851,34 @@ def check_summed(answer):
 # def summed(a, g):
 #     return torch.einsum("bto,bti->boi", g, a)
 #
+#
 # check_summed(summed)
 # ```
 # </details>
 
+# %% [markdown]
+# ### 3. A loss that is no log-likelihood (medium, 15 minutes, pencil and paper)
+#
+# Somebody trains with *twice* the cross-entropy, $\ell = -2\log p$, and draws labels from the softmax as before. The
+# second moment of the gradients is then some factor times the $G$ of this loss. Derive the factor; the check computes
+# both matrices.
+
 
 # %% jupyter={"source_hidden": true}
-def summed(a, g):
-    return torch.einsum("bto,bti->boi", g, a)
-
-
-check_summed(summed)
-
-# %% [markdown]
-# ### 3. A loss that is no log-likelihood (medium, 15 minutes)
-#
-# Somebody trains with *twice* the cross-entropy, $\ell = -2\log p$, and draws labels from the softmax as before. By
-# what factor does the second moment of the gradients differ from the $G$ of this loss? Set `factor`, after deriving
-# it; the check computes both.
+@exercise
+def check_factor(answer):
+    second_moment = sum((p[:, c, None] * 2 * R[c]).T @ (2 * R[c]) for c in range(10)) / N
+    gauss_newton_of_it = torch.einsum("nca,ncd,ndb->ab", J, 2 * H_out, J) / N
+    assert answer != 1, "[11] was derived for ℓ = −log p; where did the derivation use that?"
+    assert answer != 4, "4 compares with the G of the plain cross-entropy; this loss has a G of its own"
+    assert torch.allclose(second_moment, answer * gauss_newton_of_it, atol=1e-12), f"the factor is not {answer}"
+    return "right: gradients enter twice, the Hessian once"
 
 
 # %%
-def check_factor(factor):
-    second_moment = sum((p[:, c, None] * 2 * R[c]).T @ (2 * R[c]) for c in range(10)) / N
-    gauss_newton_of_it = torch.einsum("nca,ncd,ndb->ab", J, 2 * H_out, J) / N
-    assert factor != 1, "[11] was derived for ℓ = −log p; where did the derivation use that?"
-    assert factor != 4, "4 compares with the G of the plain cross-entropy; this loss has a G of its own"
-    assert torch.allclose(second_moment, factor * gauss_newton_of_it, atol=1e-12), f"not {factor}"
-    print("right: gradients enter twice, the Hessian once")
+factor = ...  # your number
 
+check_factor(factor)
 
 # %% [markdown]
 # <details><summary>Solution</summary>
@@ -804,34 +888,40 @@ def check_factor(factor):
 #
 # ```python
 # factor = 2
+#
 # check_factor(factor)
 # ```
 # </details>
-
-# %% jupyter={"source_hidden": true}
-factor = 2
-check_factor(factor)
 
 # %% [markdown]
 # ### 4. Rescue the trap (harder, 20 minutes)
 #
 # One backward pass can give an *unbiased* estimate of the Fisher, of all classes at once, if the weights are chosen
-# well. Write `weights(p, generator)`, which returns random weights `(N, 10)` such that the second moment of
+# well. Write `weights(p, generator)`, which returns random weights $w$ `(N, 10)` such that the second moment of
 # $\sum_c w_c\nabla\ell_c$ is the Fisher on average. What do the cross terms need?
 
 
-# %%
+# %% jupyter={"source_hidden": true}
+@exercise
 def check_weights(answer):
-    generator, total = torch.Generator().manual_seed(2), torch.zeros(D, D)
-    assert not torch.equal(answer(p, generator), answer(p, generator)), "fixed weights keep the cross terms: draw them"
+    dice, total = torch.Generator().manual_seed(2), torch.zeros(D, D)
+    assert not torch.equal(answer(p, dice), answer(p, dice)), "fixed weights keep the cross terms: draw them"
     for _ in range(200):
-        one_pass = torch.einsum("nc,cnd->nd", answer(p, generator), R)
-        total += one_pass.T @ one_pass / (200 * N)
-    error, size = ((total - G).norm() / G.norm()).item(), (total.trace() / G.trace()).item()
+        drawn = torch.einsum("nc,cnd->nd", answer(p, dice), R)
+        total += drawn.T @ drawn / (200 * N)
+    apart, size = ((total - G).norm() / G.norm()).item(), (total.trace() / G.trace()).item()
     assert 0.9 < size < 1.1, f"the trace is {size:.2f} times that of G: E[w_c²] must be p_c and E[w_c w_k] zero"
-    assert error < 0.06, f"error {error:.2f}: E[w_c w_k] must vanish for c ≠ k: one sign for each class, not each digit"
-    print(f"right: error after 200 draws below 0.06; one draw of labels has {one_draw:.2f}")
+    assert apart < 0.06, f"error {apart:.2f}: E[w_c w_k] must vanish for c ≠ k, so one sign for each class"
+    return f"right: error after 200 draws below 0.06; one draw of labels has {one_draw:.2f}"
 
+
+# %%
+def weights(p, generator):
+    """Random weights (N, 10) for one backward pass, from the probabilities p (N, 10)."""
+    return ...  # your answer
+
+
+check_weights(weights)
 
 # %% [markdown]
 # <details><summary>Solution</summary>
@@ -844,18 +934,10 @@ def check_weights(answer):
 #     signs = 2.0 * torch.randint(2, p.shape, generator=generator) - 1
 #     return signs * p.sqrt()
 #
+#
 # check_weights(weights)
 # ```
 # </details>
-
-
-# %% jupyter={"source_hidden": true}
-def weights(p, generator):
-    signs = 2.0 * torch.randint(2, p.shape, generator=generator) - 1
-    return signs * p.sqrt()
-
-
-check_weights(weights)
 
 # %% [markdown]
 # ## References

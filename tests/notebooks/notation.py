@@ -54,7 +54,7 @@ def spelt(name: str) -> str:
     kind, _, word = unicodedata.name(name).lower().rpartition(" ")
     if not kind.startswith("greek"):
         return name
-    word = word.replace("lamda", "lambda")
+    word = {"lamda": "lambda", "epsilon": "varepsilon"}.get(word, word)
     return word.capitalize() if "capital" in kind else word
 
 

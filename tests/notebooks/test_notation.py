@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import ast
-import re
 from collections import Counter
 
 import pytest
-from build import ROOT, read_source
-from notation import EVERYWHERE, TABLE, Row, letters, rows, spelt, used
+from build import read_source
+from notation import EVERYWHERE, TABLE, Row, letters, occurs, rows, spelt, used
 from notebook_contract import parse
 from notebook_files import READY, TEXTS
 from rebound_names import bound
-
-SOURCE_LINK = re.compile(r"\[`(\w+)\.(\w+)`\]\(\.\./(inflib/[\w/]+\.py)\)")
 
 
 @pytest.mark.parametrize("source", READY, ids=lambda p: p.stem)
@@ -25,7 +21,7 @@ def test_every_letter_of_every_formula_is_in_the_table(source) -> None:
 
 @pytest.mark.parametrize("source", READY, ids=lambda p: p.stem)
 def test_a_single_letter_in_code_is_in_the_table(source) -> None:
-    known = {letter for row in rows() for letter in row.letters}
+    known = {letter for row in rows() for letter in row.letters} | EVERYWHERE
     cells = [cell for cell in read_source(source).cells if cell.cell_type == "code"]
     names = {name for cell in cells for name in bound(parse(cell.source)) if len(name) == 1 and name not in "_F"}
     single = {spelt(name) for name in names}
@@ -37,19 +33,17 @@ def test_a_letter_has_one_row() -> None:
     assert [letter for letter, n in counts.items() if n > 1] == []
 
 
+@pytest.mark.parametrize("row", rows(), ids=lambda row: row.symbols)
+def test_the_table_says_where_a_symbol_is_used_first(row) -> None:
+    where = [text.stem[:2] for text in TEXTS if occurs(row, text)]
+    assert where, "no notebook uses it"
+    assert row.first == where[0]
+
+
 @pytest.mark.parametrize("source", READY, ids=lambda p: p.stem)
 def test_a_notebook_links_the_table(source) -> None:
     first = "".join(cell.source for cell in read_source(source).cells[:1])
     assert f"]({TABLE.name})" in first, "link it under 'What you need to know': [one table](notation.md)"
-
-
-@pytest.mark.parametrize("source", TEXTS, ids=lambda p: p.stem)
-def test_a_link_to_a_function_leads_to_the_file_that_defines_it(source) -> None:
-    for module, name, path in SOURCE_LINK.findall(source.read_text()):
-        file = ROOT / path
-        assert file.is_file() and file.stem == module, f"{module}.{name}: {path}"
-        defined = {getattr(node, "name", None) for node in ast.parse(file.read_text()).body}
-        assert name in defined, f"{path} defines no {name}"
 
 
 def test_letters_are_read_as_a_reader_reads_them() -> None:
