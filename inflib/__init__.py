@@ -3,14 +3,17 @@
 Which training examples made this model do that? The code tells one story, and a file is a chapter of it:
 
     model + objective + batches
-      → hooks.capture                activations a and output gradients g of every chosen layer
+      → hooks.forward, hooks.pairs   activations a and output gradients g of every chosen layer
+      → proof.Proof                  each row of them shown to be one example's              (on a batch or two a pass)
       → kfac.second_moments          A = Σ a aᵀ / positions, S = Σ g gᵀ / examples            (pass 1 over the data)
       → ekfac.eigenbasis             Q_A, Q_S                                               (one eigh per factor)
       → ekfac.corrected_eigenvalues  Λ = E[(Q_Sᵀ Dθ Q_A)²]                                    (pass 2 over the data)
       → a Curvature                  matvec · solve(v, damping) · to_dense
       → scoring.influence            ∇m_qᵀ (C + diag λ_layer)⁻¹ (−∇ℓ_n) for every query q and training example n
 
-Each arrow is a function of plain values; the model is left exactly as it was found.
+Each arrow is a function of plain values; the model is left exactly as it was found. What is assumed about it is proved
+on the data, or refused by name: that rows are examples (proof), that a mask is a layer's (padding), that a loss and its
+seeds belong together (objectives), that weights and data are those of the fit (fingerprints, order).
 
     symbol   shape         meaning
     a        (B, T, i)     a layer's input: batch, positions (tokens, pixels; 1 for a plain MLP), features, bias's 1
