@@ -61,7 +61,7 @@ class Ladder(Panel):
         left, right = W.VBox([self.network, self.layer, self.rung]), W.VBox([self.damping, self.note, self.query])
         self.arrange(
             [W.HBox([left, right], layout=_WRAP)],
-            [self.pictures, W.HBox([self.table, self.eigenvalues, self.scatter], layout=_WRAP)],
+            [self.pictures, W.HBox([self.table, W.HBox([self.eigenvalues, self.scatter], layout=_WRAP)], layout=_WRAP)],
         )
         for control in (self.layer, self.damping):
             self.watch(control, self._again)

@@ -77,7 +77,7 @@ def table_html(comparison: Comparison) -> str:
     note = "* indefinite at this damping" if any(row.indefinite for row in comparison.rows.values()) else ""
     return (
         f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
-        '<div class="inflib-quiet">relative errors against G; scores: mean correlation with G\'s over queries '
+        '<div class="inflib-quiet" style="max-width:340px">relative errors against G; scores: mean correlation with G\'s over queries'
         f"<br>{note}</div>"
     )
 
@@ -86,11 +86,12 @@ def eigenvalues_svg(found: Mapping[str, tuple[Tensor, Tensor]], size: int = 260)
     """Eigenvalues of K-FAC (rings) and EK-FAC (dots) against the exact ones, both axes in powers of ten."""
     if not found:
         return ""
-    most = max(float(exact.max()) for exact, _ in found.values())
-    low, pad, span = most * 1e-4, 26, size - 36
+    every = torch.cat([exact for exact, _ in found.values()])
+    most = float(every.max())
+    low, pad, span = float(every[every > 1e-4 * most].min()) / 2, 26, size - 36
 
     def at(value: float) -> int:
-        return round(span * np.clip(np.log10(max(value, low) / low) / 4.2, 0, 1))
+        return round(span * np.clip(np.log10(max(value, low) / low) / np.log10(2 * most / low), 0, 1))
 
     marks, errors = "", []
     for rung, (exact, own) in found.items():
