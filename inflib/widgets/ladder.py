@@ -81,6 +81,7 @@ class Ladder(Panel):
         """Another network has other layers: back to all of them."""
         rungs = self._networks[self.network.value]
         self.layer.options = [ALL_LAYERS, *rungs.curvatures[rungs.exact].layers]
+        self.layer.value = ALL_LAYERS  # options that are the same leave it where it was
         self._again()
 
     def _again(self) -> None:

@@ -58,6 +58,15 @@ def test_it_opens_where_it_is_told_to(networks) -> None:
     assert Ladder(networks, network="network 1").layer.value == "all layers"
 
 
+def test_another_network_is_shown_with_all_its_layers(networks) -> None:
+    ladder = Ladder(networks, network="network 1", layer="out")
+    ladder.network.value = "network 0"
+    assert ladder.layer.value == "all layers"
+    assert len(ladder.comparison.matrices["G"]) == sum(
+        o * i for o, i in networks["network 0"].curvatures["G"].shapes.values()
+    )
+
+
 def test_without_a_correction_it_opens_at_the_first_network() -> None:
     networks = {"only": rungs_of(0, ("G", "K-FAC"))}
     assert most_corrected(networks) == (None, None)
