@@ -223,7 +223,7 @@ def _columns(answer: Answer) -> str:
     for name, p in _by_class(answer.subject):
         cell = "padding:0;text-align:center;" + "font-weight:700;" * (name == answer.subject.predicted)
         bar = f"height:{max(1, round(48 * p))}px;width:52%;margin:auto;background:{_BAR}"
-        numbers += f'<td style="{cell}font-size:10px">{p:.1%}</td>'
+        numbers += f'<td class="inflib-share" style="{cell}font-size:10px">{p:.1%}</td>'
         bars += f'<td style="{cell}height:50px;vertical-align:bottom"><div style="{bar}"></div></td>'
         names += f'<td style="{cell}border-top:1px solid {_BAR}">{escape(name)}</td>'
         marks += f'<td style="{cell}line-height:8px">{"▴" if name == answer.asked else ""}</td>'

@@ -83,8 +83,9 @@ function render({ model, el }) {
     hint.hidden = Boolean(paper?.byteLength || strokes.length || stroke);
     undo.disabled = !past.length;
     const diameter = model.get("width");
-    Object.assign(ring.style, { width: diameter + "px", height: diameter + "px",
-      left: pen.x - diameter / 2 + "px", top: pen.y - diameter / 2 + "px" });
+    const share = length => 100 * length / size + "%";  // of the sheet, which a narrow page shows smaller
+    Object.assign(ring.style, { width: share(diameter), height: share(diameter),
+      left: share(pen.x - diameter / 2), top: share(pen.y - diameter / 2) });
     ring.classList.toggle("inflib-down", Boolean(stroke));
   };
   const send = () => {
@@ -194,10 +195,10 @@ export default { render };
 """
 
 _CSS = """
-.inflib-sketch { width: 282px; }
-.inflib-sheet { position: relative; width: 280px; height: 280px; border: 1px solid var(--jp-border-color1, #bbb);
-  border-radius: 3px; overflow: hidden; }
-.inflib-sheet canvas { display: block; width: 280px; height: 280px; touch-action: none; cursor: crosshair; }
+.inflib-sketch { width: 282px; max-width: 100%; }
+.inflib-sheet { position: relative; box-sizing: border-box; aspect-ratio: 1; overflow: hidden;
+  border: 1px solid var(--jp-border-color1, #bbb); border-radius: 3px; }
+.inflib-sheet canvas { display: block; width: 100%; height: 100%; touch-action: none; cursor: crosshair; }
 .inflib-sheet canvas:focus { outline: none; }
 .inflib-sheet:has(canvas:focus-visible) { outline: 2px solid var(--jp-brand-color1, #1976d2); outline-offset: 1px; }
 body[data-jp-theme-light="false"] .inflib-sheet canvas { filter: invert(1); }
@@ -208,7 +209,7 @@ body[data-jp-theme-light="false"] .inflib-sheet canvas { filter: invert(1); }
 .inflib-hint { position: absolute; inset: 0; display: grid; place-content: center; pointer-events: none;
   color: var(--jp-ui-font-color2, #666); font-size: 15px; }
 .inflib-hint[hidden] { display: none; }
-.inflib-tools { display: flex; gap: 6px; margin: 8px 0 4px; }
+.inflib-tools { display: flex; flex-wrap: wrap; gap: 6px; margin: 8px 0 4px; }
 .inflib-tools button { flex: 1 1 auto; width: auto; margin: 0; padding: 0 8px; cursor: pointer; }
 .inflib-tools button:disabled { cursor: default; }
 .inflib-width { display: flex; align-items: center; gap: 8px; height: 28px; }

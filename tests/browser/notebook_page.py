@@ -91,6 +91,17 @@ class Notebook:
             )
         )
 
+    def fits_a_phone(self, panel: Locator, name: str) -> None:
+        """At 390 pixels, JupyterLab's own side panel folded away, nothing of a panel is cut off."""
+        before = self.page.viewport_size
+        self.page.set_viewport_size({"width": 390, "height": 1700})
+        self.page.evaluate("() => window.jupyterapp.shell.collapseLeft()")
+        self.page.wait_for_function("e => e.getBoundingClientRect().width > 200", arg=panel.element_handle())
+        panel.scroll_into_view_if_needed()
+        self.shot(f"{name}-phone", panel)
+        assert self.cut_off(panel) == []
+        self.page.set_viewport_size(before)
+
     def shot(self, name: str, what: Locator | None = None) -> Path:
         """Save a picture of the page, or of one element, where git does not look."""
         SHOTS.mkdir(exist_ok=True)

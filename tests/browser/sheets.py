@@ -272,4 +272,5 @@ def in_the_dark(page: SheetPage) -> None:
         colour = part.evaluate("e => getComputedStyle(e).color")
         assert min(map(int, colour.strip("rgba()").split(", ")[:3])) > 150, f"dark text on a dark ground: {colour}"
     page.nb.shot(f"{page.name}-dark", page.root)
+    page.nb.fits_a_phone(page.root, f"{page.name}-dark")
     page.nb.theme("JupyterLab Light")

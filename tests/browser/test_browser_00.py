@@ -196,6 +196,7 @@ def in_the_dark(page: Page) -> None:
     colour = page.cards.first.evaluate("e => getComputedStyle(e).color")
     assert min(map(int, colour.strip("rgba()").split(", ")[:3])) > 150, f"dark text on a dark ground: {colour}"
     page.nb.shot("00-dark", page.root)
+    page.nb.fits_a_phone(page.root, "00-dark")
     page.nb.theme("JupyterLab Light")
 
 

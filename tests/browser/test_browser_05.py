@@ -35,6 +35,7 @@ def test_network_layer_damping_rung_and_query_move_the_ladder(notebook, pixels) 
     columns_say_what_they_mean(nb.page, table)
     nb.theme("JupyterLab Dark")
     nb.shot("05-dark", ladder)
+    nb.fits_a_phone(ladder, "05-dark")
     nb.theme("JupyterLab Light")
 
     network, layer, rung = ladder.locator("select").all()
