@@ -17,7 +17,9 @@ from inflib import TrainIndex, diagonal, identity, influence, kfac, self_influen
 
 pytestmark = [
     pytest.mark.usefixtures("float64"),
-    pytest.mark.filterwarnings("ignore::inflib.CoverageNote", "ignore:.*gradient_checkpointing:FutureWarning"),
+    pytest.mark.filterwarnings(
+        "ignore::inflib.CoverageNote", "ignore::inflib.RowsNote", "ignore:.*gradient_checkpointing:FutureWarning"
+    ),
 ]
 
 TRIED = [
