@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from .batches import Batch
@@ -68,12 +69,9 @@ class Padding:
             return own[0]
         if all(self.follows[name, m] is False for m in fitting):
             return None
-        masks = masks_of(batch.inputs)
-        if len(masks) == 1 and not _foreign(batch.inputs, fitting[0], masks[fitting[0]]):  # the only sequence there is
-            return fitting[0]
         raise ValueError(
             f"layer {name!r} has {sum(recording.lengths[name])} positions, as many as {' and '.join(fitting)}; whether "
-            "they are the same did not show when the sequence was cut by one. Say it: inflib.with_masks(inputs, "
+            "they are the same did not show when the sequence was cut by one, or its hidden tokens replaced. Say it: inflib.with_masks(inputs, "
             f"{{{name!r}: {fitting[0]!r}}}), or None for a layer whose positions all count."
         )
 
@@ -174,5 +172,30 @@ def _tried(model: nn.Module, layers: dict[str, Layer], batch: Batch, name: str, 
     try:
         cut = forward(model, layers, {**batch.inputs, **short}, batch.size)
     except (RuntimeError, ValueError, IndexError, AssertionError):  # in the model's words: its lengths do not fit
-        return dict.fromkeys(layers)
+        return _tried_by_contents(model, layers, batch, name, mask)
     return {layer: bool(_runs(mask[..., 1:], layer, cut, batch.size)) for layer in layers}
+
+
+def _tried_by_contents(
+    model: nn.Module, layers: dict[str, Layer], batch: Batch, name: str, mask: Tensor
+) -> dict[str, bool | None]:
+    """The same of a model that takes one length only: what is hidden is replaced, and must change nothing elsewhere."""
+    hidden = mask == 0
+    other = {key: _replaced(batch.inputs[key], hidden) for key in _contents(batch.inputs, name, mask)}
+    before, after = (forward(model, layers, {**batch.inputs, **some}, batch.size) for some in ({}, other))
+    found: dict[str, bool | None] = {}
+    for layer in layers:
+        changed = (before.activations[layer] != after.activations[layer]).any(-1)  # (B, T)
+        runs = _runs(mask, layer, before, batch.size)
+        rows = _rows(hidden, layers[layer], batch.size).repeat(1, runs)
+        found[layer] = True if bool(changed.any()) and not bool((changed & ~rows).any()) else None
+    return found
+
+
+def _replaced(x: Tensor, where: Tensor) -> Tensor:
+    """x with other contents at some positions: another of its own ids, or other numbers."""
+    where = where.reshape(where.shape + (1,) * (x.ndim - where.ndim))
+    if x.is_floating_point():
+        return torch.where(where, 1 - 2 * x, x)
+    ids = x.unique()
+    return torch.where(where, torch.where(x == ids[0], ids[-1], ids[0]), x)

@@ -167,7 +167,7 @@ def test_a_captions_mask_is_not_laid_over_an_images_patches() -> None:
 def test_where_nothing_shows_whose_positions_they_are_it_has_to_be_said() -> None:
     model, (inputs, targets) = Caption(fixed=True).eval(), captioned()
     with pytest.raises(
-        ValueError, match=r"layer 'text' has 4 positions, as many as attention_mask.*with_masks\(inputs, \{"
+        ValueError, match=r"layer 'patches' has 4 positions, as many as attention_mask.*with_masks\(inputs, \{"
     ):
         moments(model, [(inputs, targets)], objective=CrossEntropy())
     said = with_masks(inputs, {"patches": None, "*": "attention_mask"})
@@ -313,6 +313,28 @@ class Recurrent(nn.Module):
         for t in range(x.shape[1]):
             h = torch.where(attention_mask[:, t, None] == 1, self.cell(x[:, t] + h).tanh(), h)
         return self.out(h)
+
+
+class Mixer(nn.Module):
+    """A layer over the tokens' axis, for which the features, as many, are positions; it takes one length only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.words, self.mix, self.out = nn.Embedding(WORDS, 4), nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        x = self.words(input_ids) * attention_mask[..., None]
+        return self.out(self.mix(x.mT).mT.tanh().mean(1))
+
+
+def test_a_model_of_one_length_that_shows_nothing_is_asked_about() -> None:
+    inputs, targets = captioned()
+    inputs.pop("pixel_values")
+    with pytest.raises(ValueError, match=r"layer 'mix' has 4 positions, as many as attention_mask; whether they are"):
+        moments(Mixer().eval(), [(inputs, targets)], objective=CrossEntropy())
+    said = with_masks(inputs, {"mix": None})
+    assert moments(Mixer().eval(), [(said, targets)], objective=CrossEntropy()).positions == {"mix": 12, "out": 3}
 
 
 def test_a_layer_called_once_a_token_has_the_tokens_for_positions() -> None:
