@@ -71,8 +71,8 @@ class Padding:
             return None
         raise ValueError(
             f"layer {name!r} has {sum(recording.lengths[name])} positions, as many as {' and '.join(fitting)}; whether "
-            "they are the same did not show when the sequence was cut by one, or its hidden tokens replaced. Say it: inflib.with_masks(inputs, "
-            f"{{{name!r}: {fitting[0]!r}}}), or None for a layer whose positions all count."
+            "they are the same did not show when the sequence was cut by one, or its hidden tokens replaced. Say it: "
+            f"inflib.with_masks(inputs, {{{name!r}: {fitting[0]!r}}}), or None for a layer whose positions all count."
         )
 
     def _say_apart(self, layers: list[str], batch: Batch, recording: Recording, masks: dict[str, Tensor]) -> None:
