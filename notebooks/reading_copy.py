@@ -46,6 +46,8 @@ def lay_out(course: Path = HERE, copy: Path = COPY) -> list[str]:
             if not own.is_file() or written(own) != written(notebook):
                 shutil.copyfile(notebook, own)
             laid[name] = written(notebook)
+    for page in course.glob("*.md"):  # what the notebooks link
+        shutil.copyfile(page, copy / page.name)
     shutil.copytree(course / "images", copy / "images", dirs_exist_ok=True)
     record.write_text(json.dumps(laid, indent=1))
     return kept

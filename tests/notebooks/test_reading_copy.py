@@ -23,6 +23,7 @@ def write(path: Path, *sources: str, output: str = "") -> bytes:
 def course(tmp_path: Path) -> Path:
     (tmp_path / "course" / "images").mkdir(parents=True)
     (tmp_path / "course" / "images" / "one.png").write_bytes(b"a picture")
+    (tmp_path / "course" / "notation.md").write_text("| a | an input |")
     write(tmp_path / "course" / "00.ipynb", "1 + 1", output="2")
     write(tmp_path / "course" / "01.ipynb", "3", output="3")
     return tmp_path / "course"
@@ -31,7 +32,7 @@ def course(tmp_path: Path) -> Path:
 def test_the_first_time_all_is_copied(course, tmp_path) -> None:
     mine = tmp_path / "mine"
     assert lay_out(course, mine) == []
-    for name in ("00.ipynb", "01.ipynb", "images/one.png"):
+    for name in ("00.ipynb", "01.ipynb", "notation.md", "images/one.png"):
         assert (mine / name).read_bytes() == (course / name).read_bytes()
 
 
