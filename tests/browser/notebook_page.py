@@ -75,6 +75,10 @@ class Notebook:
             )
         )
 
+    def cells(self) -> int:
+        """How many cells the notebook has; JupyterLab has only some of them in the page."""
+        return int(self.page.evaluate("() => window.jupyterapp.shell.currentWidget.context.model.cells.length"))
+
     def theme(self, name: str) -> None:
         """Switch to "JupyterLab Light" or "JupyterLab Dark"."""
         self.page.evaluate("t => window.jupyterapp.commands.execute('apputils:change-theme', {theme: t})", name)

@@ -198,7 +198,7 @@ def clear_and_undo(page: SheetPage) -> None:
 
 def draw_by_keyboard(page: SheetPage) -> None:
     """Arrow keys and Space draw a 1; JupyterLab keeps its own keys to itself."""
-    cells = page.page.locator(".jp-Notebook .jp-Cell").count()
+    cells = page.nb.cells()
     page.clear()
     keys = page.page.keyboard
     page.sheet.focus()
@@ -221,7 +221,7 @@ def draw_by_keyboard(page: SheetPage) -> None:
     page.changes(lambda: draw_a_bar(keys))
     page.changes(lambda: keys.press("Control+z"))
     expect(page.sheet).to_be_focused()
-    assert page.page.locator(".jp-Notebook .jp-Cell").count() == cells
+    assert page.nb.cells() == cells
 
 
 def draw_a_bar(keys) -> None:

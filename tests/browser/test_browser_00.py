@@ -142,7 +142,7 @@ def click_there_and_back(page: Page) -> None:
 
 def by_keyboard(page: Page) -> None:
     """Arrow keys walk along a strip, Enter and Space choose, and JupyterLab keeps its own keys to itself."""
-    cells = page.page.locator(".jp-Notebook .jp-Cell").count()
+    cells = page.nb.cells()
     first = page.cards.first
     first.focus()
     first.press("ArrowRight")
@@ -162,7 +162,7 @@ def by_keyboard(page: Page) -> None:
             page.page.keyboard.press("d")
     page.button("next").focus()
     page.changes(lambda: page.page.keyboard.press("Enter"))
-    assert page.page.locator(".jp-Notebook .jp-Cell").count() == cells
+    assert page.nb.cells() == cells
     expect(page.page.locator(".jp-mod-editMode")).to_have_count(0)
 
 

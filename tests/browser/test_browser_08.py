@@ -320,7 +320,7 @@ def point_at_tokens(page: Page) -> None:
 
 def by_keyboard(page: Page) -> None:
     """Arrows up and down walk over the texts, left and right over their tokens; JupyterLab keeps its keys to itself."""
-    cells = page.page.locator(".jp-Notebook .jp-Cell").count()
+    cells = page.nb.cells()
     first, second = page.passages.nth(0), page.passages.nth(1)
     first.focus()
     first.press("ArrowDown")
@@ -338,7 +338,7 @@ def by_keyboard(page: Page) -> None:
     expect(page.tip).to_have_count(0)
     for _ in range(2):
         page.page.keyboard.press("d")  # in command mode two of them delete the cell
-    assert page.page.locator(".jp-Notebook .jp-Cell").count() == cells
+    assert page.nb.cells() == cells
     expect(page.page.locator(".jp-mod-editMode")).to_have_count(0)
 
 

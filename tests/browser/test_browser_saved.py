@@ -95,13 +95,13 @@ def reload_with_its_kernel(nb, pixels, named: list[str]) -> None:
     expect(nb.page.get_by_text(STILL)).to_have_count(0)
     assert unguarded(page) == []
     assert names(page) == named
-    cells = nb.page.locator(".jp-Notebook .jp-Cell").count()
+    cells = nb.cells()
     for name in ("Query", "Damping"):
         slider = page.root.get_by_role("slider", name=name, exact=True)
         slider.focus()
         for _ in range(2):
             slider.press("d")  # in command mode two of them delete the cell
-    assert nb.page.locator(".jp-Notebook .jp-Cell").count() == cells
+    assert nb.cells() == cells
     page.changes(page.button("next").click)
 
 
