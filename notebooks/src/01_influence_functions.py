@@ -614,8 +614,9 @@ assert up > 1.5 * down, "log p is concave: the arms of its cloud differ"
 assert abs(up_carried - down_carried) < (up - down) / 4, "carried through the curve, the arms should be alike"
 
 # %% [markdown]
-# Carried through the curve, both arms are short by nearly the same share, and that share is leverage. Two errors, then,
-# and two remedies: $1-h$ for the example's own curvature, the exact function for a curved measurement.
+# Carried through the curve, both arms are short by nearly the same share. That share is the margin's own, since the
+# curve was exact: leverage, as in the panels beside it. Two errors, then, and two remedies: $1-h$ for the example's own
+# curvature, the exact function for a curved measurement.
 #
 # The first term above is worth a second look. By the chain rule $\nabla\log p_c = (1-p_c)\,\nabla\text{margin}$, so the
 # score for the log-likelihood is the one for the margin, shrunk by how sure the model already is.
