@@ -96,7 +96,9 @@ def test_outputs_without_an_axis_of_their_own_are_like_those_with_one(objective:
 
 
 @pytest.mark.parametrize(
-    ("objective", "formula"), [(SquaredError(), squared_error), (Bernoulli(), bernoulli)], ids=repr
+    ("objective", "formula"),
+    [(SquaredError(), squared_error), (Bernoulli(), bernoulli)],
+    ids=["squared error", "bernoulli"],
 )
 def test_outputs_without_an_axis_have_the_oracles_curvature(objective: Objective, formula: Any) -> None:
     model, train = column(objective, True)
