@@ -74,7 +74,11 @@ def test_two_plays_ship():
 
 @pytest.mark.parametrize(
     ("content", "says"),
-    [(None, "cannot be read"), (b"no archive", "cannot be read"), (gzip.compress(b"To be", mtime=0), "has SHA-256 .* expected")],
+    [
+        (None, "cannot be read"),
+        (b"no archive", "cannot be read"),
+        (gzip.compress(b"To be", mtime=0), "has SHA-256 .* expected"),
+    ],
 )
 def test_a_file_that_is_not_the_two_plays_is_refused(monkeypatch, tmp_path, content, says):
     path = tmp_path / "two_plays.txt.gz"
