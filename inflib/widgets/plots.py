@@ -19,6 +19,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib_inline.backend_inline import set_matplotlib_formats
 
+from ..validation.intervals import Interval
+
 BLUE, ORANGE, GREEN, PINK, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#787878"
 INK = GREY  # of text, axes and lines that are no data: contrast 4.3 and better on white and on a dark theme's #111111
 COLOURS = (BLUE, ORANGE, GREEN, PINK, "#E69F00", "#56B4E9", GREY)
@@ -103,6 +105,17 @@ def bars(ax: Axes, values: Mapping[str, float], *, what: str) -> Axes:
     names = list(values)
     ax.barh(names[::-1], [values[name] for name in names[::-1]], color=BLUE)
     ax.set_xlabel(what)
+    return ax
+
+
+def intervals(ax: Axes, values: Mapping[str, Interval], *, what: str, spec: str = ".2f") -> Axes:
+    """A dot and its interval on a line for each name, from top to bottom, the mean written at the right."""
+    for y, interval in enumerate(values.values()):
+        ax.plot([interval.low, interval.high], [y, y], color=BLUE, linewidth=2, solid_capstyle="butt")
+        ax.plot([interval.mean], [y], "o", color=BLUE, markersize=4)
+        ax.text(1.02, y, f"{interval.mean:{spec}}", transform=ax.get_yaxis_transform(), va="center", fontsize=8)
+    ax.set_yticks(range(len(values)), list(values))
+    ax.set(xlabel=what, ylim=(len(values) - 0.5, -0.5))
     return ax
 
 

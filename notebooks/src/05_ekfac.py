@@ -475,8 +475,9 @@ assert deep[1][8] < deep[0][0], "for the deep network at damping 1 it should be 
 # %%
 for kind in trials:
     for i, what in enumerate(("correlation", "of the ten highest")):
-        d = differences(kind, "EK-FAC", "K-FAC", i)
-        print(f"{kind:26} {what:18} EK-FAC better in {int((d > 0).sum())} of 9, by {d.min():+.3f} to {d.max():+.3f}")
+        gain = differences(kind, "EK-FAC", "K-FAC", i)
+        better = int((gain > 0).sum())
+        print(f"{kind:26} {what:18} EK-FAC better in {better} of 9, by {gain.min():+.3f} to {gain.max():+.3f}")
 pairs = [(row["EK-FAC"], row["K-FAC"]) for row in table.values()]
 assert all(e[0] < k[0] for e, k in pairs), "a theorem fails: do Λ and G use the same labels?"
 
@@ -488,9 +489,9 @@ assert all(e[0] < k[0] for e, k in pairs), "a theorem fails: do Λ and G use the
 # ## Climbing back up
 #
 # The Kronecker structure lost something. Can it be won back? We can multiply the exact $G$ with a vector without ever building it, at the
-# price of a few gradients. So we can *solve* $(G+\lambda I)\,h = v$ by steps, and start with EK-FAC's answer.
+# price of a few gradients. So we can *solve* $(G+\lambda I)\,\Delta = v$ by steps, and start with EK-FAC's answer.
 #
-# Solving is minimising $\tfrac12 h^\top (G+\lambda I)\, h - h^\top v$, whose negative gradient is the residual $r = v - (G+\lambda I)\,h$.
+# Solving is minimising $\tfrac12 \Delta^\top (G+\lambda I)\, \Delta - \Delta^\top v$, whose negative gradient is the residual $r = v - (G+\lambda I)\,\Delta$.
 # Write $\hat P$ for EK-FAC's damped inverse. Conjugate gradients walk along $\hat P r$, made conjugate to the directions before. Each step
 # goes to the minimum along its direction $d$, over a length of $r^\top \hat P r \,/\, d^\top (G+\lambda I)\, d$.
 
@@ -503,15 +504,15 @@ damped, P_hat = G.to_dense() + on_diagonal, torch.linalg.inv(ek.to_dense() + on_
 
 def climb(v, steps):
     """Conjugate gradients for one vector (D,), preconditioned by EK-FAC: the textbook's five lines a step."""
-    h, r = torch.zeros_like(v), v
+    change, r = torch.zeros_like(v), v
     turned = d = P_hat @ r
     for _ in range(steps):
         length = (r @ turned) / (d @ damped @ d)
-        h, r_next = h + length * d, r - length * (damped @ d)
+        change, r_next = change + length * d, r - length * (damped @ d)
         turned_next = P_hat @ r_next
         d = turned_next + (r_next @ turned_next) / (r @ turned) * d
         r, turned = r_next, turned_next
-    return h
+    return change
 
 
 # %% [markdown]
@@ -614,7 +615,7 @@ for steps_taken in (1, 3, 300):
 # %%
 solution = dial.solve_with_residual(v, damping)
 by_hand = (v_flat - three @ damped).norm(dim=1) / v_flat.norm(dim=1)
-assert torch.allclose(solution.residual, by_hand, atol=1e-6), "the residual is ‖v − (G + λ)h‖ / ‖v‖"
+assert torch.allclose(solution.residual, by_hand, atol=1e-6), "the residual is ‖v − (G + λ)Δ‖ / ‖v‖"
 
 
 # %%

@@ -4,8 +4,8 @@ import gzip
 import sys
 
 import pytest
+from build import SOURCES, read_source
 from matplotlib import pyplot as plt
-from shakespeare_figure import ask_the_plays
 
 from inflib.lab import shakespeare, two_plays
 from inflib.lab.downloads import TINY_SHAKESPEARE, at_hand
@@ -89,6 +89,23 @@ def test_a_file_that_is_not_the_two_plays_is_refused(monkeypatch, tmp_path, cont
         two_plays()
 
 
+def ask_the_plays(scale):
+    """What notebook 08's first cell and its cells on Shakespeare define, run at this scale."""
+    headings, sources = ("", "## Shakespeare", "## Summary"), {}
+    heading = ""
+    for cell in read_source(SOURCES / "08_transformer.py").cells:
+        if cell.cell_type == "code":
+            sources.setdefault(heading, []).append(cell.source)
+        else:
+            heading = next((line for line in cell.source.splitlines() if line in headings), heading)
+    names = {"__name__": "08_transformer"}
+    exec(sources[""][0], names)
+    names["scale"] = scale
+    for source in sources["## Shakespeare"]:
+        exec(source, names)
+    return names
+
+
 def test_notebook_08_asks_the_plays(monkeypatch, tmp_path, capsys):
     """Its own cells on Shakespeare, at scale "tiny": a model trained here, an index, a browser and a figure."""
     monkeypatch.delenv("INFLIB_DATA", raising=False)
@@ -102,5 +119,5 @@ def test_notebook_08_asks_the_plays(monkeypatch, tmp_path, capsys):
     assert len(plays) == len(browser.influence.index) == 64
     assert "the index of 64 sequences in 2 layers will take 0.1 MB" in capsys.readouterr().out
     assert browser.answer.question.completion == "Romeo?"
-    assert len(names["best"]) == 9
+    assert len(names["raised"]) == 9
     assert rows > 9 * plays.context

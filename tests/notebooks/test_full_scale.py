@@ -22,7 +22,7 @@ MEMORY = (
     'print(f"{torch.cuda.get_device_name()}: {torch.cuda.max_memory_allocated() / 1e9:.1f} GB of its memory at most")'
 )
 TYPED = """
-for prompt, then in ready:
+for prompt, then in lines:
     start = time.perf_counter()
     rows = browser.ask(prompt, then).raised
     print(f"{prompt + then!r} against {len(browser.influence.corpus):,} texts: {time.perf_counter() - start:.2f} s")
@@ -68,7 +68,9 @@ BOOKS = [
         tuple(MNIST.values()),
         ("60,000 digits to train on, 250 queries\n", "right: ten proponents of 60,000 hold"),
     ),
-    FullScale("08_transformer", (TINY_SHAKESPEARE,), ("the plays are here\n", "against 273 texts"), TYPED),
+    FullScale(
+        "08_transformer", (TINY_SHAKESPEARE,), ("4357 sequences, the first of them:", "against 273 texts"), TYPED
+    ),
 ]
 
 

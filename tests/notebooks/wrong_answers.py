@@ -111,4 +111,25 @@ WRONG: dict[str, list[tuple[str, str]]] = {
         ("check_slopes(lambda step: slopes(0.0))", "the step was not used"),
         ("check_lost(1 / 2 - 1 / 9)", "the rate again"),
     ],
+    "07_mnist": [
+        (
+            "check_celebrity(int(torch.bincount(groups['opponents'].flatten(), minlength=N).argmax()))",
+            "frequent opponent",
+        ),
+        ("check_shown(lambda scores: scores.topk(10).values.sum(1) / scores.sum(1))", "nearly cancels"),
+        ("check_shown(lambda scores: scores.topk(10).values.sum(1) / scores.abs().sum(1))", "opponents do not belong"),
+        ("check_times(0.01)", "the other way round"),
+        ("check_multiplied(lambda: scores)", "the right scores"),
+    ],
+    "08_transformer": [
+        ("check_ask(lambda p, c: (ask(p, c)[0], ask(p, c)[1].clamp(min=0)))", "the prompt is not predicted"),
+        (
+            "check_ask(lambda p, c: ({'input_ids': torch.tensor([train.vocabulary.encode(p + ' ' + c)])}, None))",
+            "leave it out",
+        ),
+        ("check_mean_rank(3.5)", "the first method"),
+        ("check_mean_rank(102)", "take their mean"),
+        ("check_mlps_alone(lambda multiples: (0.5, 1.0))", "the multiple first"),
+        ("check_mlps_alone(lambda multiples: (1.0, 0.0))", "choose on the even facts"),
+    ],
 }

@@ -16,6 +16,7 @@ from nbclient import NotebookClient
 from nbformat.v4 import new_code_cell, new_notebook
 from PIL import Image
 
+from inflib.validation.intervals import Interval
 from inflib.widgets import plots
 
 
@@ -128,3 +129,14 @@ def test_long_texts_are_broken_between_tokens_and_new_lines_are_visible():
 def test_texts_without_influence_are_drawn_without_colour():
     _, colours = parts(plots.heated_texts([(["a"], [0.0])], [""]))
     assert colours == [to_rgba(plots.DIVERGING(0.5))]
+
+
+def test_intervals_are_drawn_where_they_lie_from_top_to_bottom():
+    _, ax = plt.subplots()
+    plots.intervals(ax, {"first": Interval(2.0, 1.0, 4.0), "last": Interval(-1.0, -2.0, 0.5)}, what="loss", spec=".1f")
+    lines = [tuple(map(tuple, line.get_xydata())) for line in ax.lines]
+    assert lines == [((1, 0), (4, 0)), ((2, 0),), ((-2, 1), (0.5, 1)), ((-1, 1),)]
+    assert [text.get_text() for text in ax.texts] == ["2.0", "-1.0"]
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["first", "last"]
+    low, high = ax.get_ylim()
+    assert low > high  # the first name stands above the last
