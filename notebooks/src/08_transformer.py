@@ -567,6 +567,7 @@ titles = [
 ]
 _ = plots.heated_texts(heated, captions=titles, columns=64)
 print(*titles, sep="\n")
+_ = browser.ask(*lines[0])  # what the browser above shows at first
 first_text = raised[0][1].passage.text
 assert scale != "small" or "".join(lines[0]) in first_text, "the line asked about should be its own strongest proponent"
 
