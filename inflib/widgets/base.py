@@ -35,8 +35,9 @@ STYLE = """<style>
   font-size: 13px; line-height: 1.4; max-width: 1060px; container-type: inline-size; }
 .inflib-panel .widget-inline-hbox { min-width: 0; max-width: calc(100% - 4px); }
 .inflib-panel .widget-html-content { min-width: 0; max-width: 100%; }
-.inflib-panel .widget-hbox > * { max-width: 100%; }
+.inflib-panel .widget-hbox > *, .inflib-panel .widget-container { max-width: 100%; }
 @container (max-width: 560px) { .inflib-panel .widget-hbox { flex-wrap: wrap; row-gap: 4px; } }
+@container (max-width: 560px) { .inflib-panel .inflib-one-line { white-space: normal; } }
 @container (max-width: 320px) { .inflib-panel .inflib-share { font-size: 7px !important; } }
 .inflib-panel .widget-html-content { line-height: 1.4; }
 .inflib-panel .inflib-heading { font-weight: 600; }

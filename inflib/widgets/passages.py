@@ -232,7 +232,8 @@ body[data-jp-theme-light="false"] .inflib-passages {{ --inflib-plus: #f58231; --
   color: var(--jp-content-link-color, #0057b8); }}
 .inflib-choice:hover {{ text-decoration: underline; }}
 .inflib-context {{ font-size: 11px; color: var(--jp-ui-font-color2, #555); margin-top: 1px; }}
-.inflib-context summary {{ cursor: pointer; width: max-content; }}
+.inflib-context summary {{ cursor: pointer; }}
+.inflib-main, .inflib-context {{ min-width: 0; max-width: 100%; overflow-wrap: anywhere; }}
 .inflib-context summary:hover {{ text-decoration: underline; }}
 .inflib-around {{ margin: 4px 0 6px; padding-left: 10px; border-left: 2px solid var(--jp-border-color2, #ccc);
   font-size: 13px; line-height: 1.5; white-space: pre-wrap; overflow-wrap: anywhere;

@@ -103,7 +103,8 @@ class Notebook:
         self.page.wait_for_function("e => e.getBoundingClientRect().width > 200", arg=panel.element_handle())
         panel.scroll_into_view_if_needed()
         self.shot(f"{name}-phone", panel)
-        assert self.cut_off(panel) == []
+        cut_off = self.cut_off(panel)
+        assert not cut_off, "\n".join(cut_off)
         self.page.set_viewport_size(before)
 
     def shot(self, name: str, what: Locator | None = None) -> Path:
