@@ -18,7 +18,7 @@ from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Sampler, T
 
 import inflib
 from inflib import CrossEntropy, capture, ekfac, gauss_newton, influence, self_influence
-from inflib.batches import chunks, walk
+from inflib.batches import chunks, rows_of, walk
 from inflib.order import fingerprint
 from inflib.randomness import LabelStreams
 
@@ -169,6 +169,13 @@ def test_slow_data_prints_nothing_where_silence_is_asked_for(
     curvature = ekfac(case.model, case.objective, slow, progress=progress)
     influence(case.model, case.objective, slow, slow, curvature, progress=progress)
     assert tuple(capsys.readouterr()) == ("", "")
+
+
+def test_rows_are_taken_of_the_tensors_that_have_a_row_for_each_example_and_of_no_others() -> None:
+    x, table, number = torch.arange(3.0), torch.arange(5.0), torch.tensor(2.0)
+    came = rows_of({"x": x, "others": [table, number, None]}, slice(1, 3), 3)
+    assert torch.equal(came["x"], torch.tensor([1.0, 2.0]))
+    assert came["others"][0] is table and came["others"][1] is number and came["others"][2] is None
 
 
 def test_chunks_cover_everything_once_within_the_budget() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any
@@ -18,6 +19,7 @@ import inflib
 from inflib import Curvature, damping_of, diagonal, ekfac, gauss_newton, hessian, identity, influence, kfac, relative
 from inflib.curvature import Facts, Relative, hash_weights, resolve_damping
 from inflib.dense import BlockDense, Dense
+from inflib.implicit import refine_stochastic
 from inflib.kronecker import Kronecker
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -46,6 +48,21 @@ def drawn_damping(case: Case, seed: int) -> dict[str, float]:
     """One number for each layer, all different, over three orders of magnitude."""
     generator = torch.Generator().manual_seed(seed)
     return {n: float(10 ** (torch.rand((), generator=generator) * 3 - 2)) for n in case.layers}
+
+
+def test_a_solution_beyond_the_largest_number_is_refused_by_the_layers_name() -> None:
+    curvature = Kronecker({"0": torch.full((1, 1), 1e-200)}, {}, {}, FACTS)
+    with pytest.raises(FloatingPointError, match=r"'0'.*solution|solution.*'0'"):
+        curvature.solve({"0": torch.full((1, 1, 1), 1e200)}, 0.0)
+
+
+def test_whatever_draws_begins_at_seed_0_with_one_draw_and_shows_its_progress() -> None:
+    defaults = {"seed": 0, "draws": 1, "progress": True}
+    public = [refine_stochastic, *(getattr(inflib, name) for name in inflib.__all__)]
+    asked = [inspect.signature(f).parameters for f in public if inspect.isfunction(f)]
+    stated = [(name, par[name].default) for par in asked for name in defaults if name in par]
+    assert {name for name, _ in stated} == set(defaults)
+    assert all(value == defaults[name] for name, value in stated)
 
 
 # --- matvec, solve, to_dense ------------------------------------------------------------------------------------------------

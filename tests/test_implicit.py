@@ -151,6 +151,8 @@ def test_a_product_refuses_vectors_of_another_shape_and_a_model_in_train_mode() 
     v = case.problem.stacks(vectors(case.problem))
     with pytest.raises(ValueError, match=r"v\['fc1'\] has shape \(3, 2, 5\); expected \(K, 3, 5\)"):
         gauss_newton_product(case.model, case.objective, case.train, v | {"fc1": v["fc1"][:, :-1]})
+    with pytest.raises(ValueError, match=r"v\['fc1'\] has shape \(5,\); expected \(K, 3, 5\)"):
+        gauss_newton_product(case.model, case.objective, case.train, v | {"fc1": v["fc1"][0, 0]})
     dropping = nn.Sequential(nn.Dropout(0.5), nn.Linear(3, 3)).double().train()
     with pytest.raises(RuntimeError, match="eval"):
         gauss_newton_product(dropping, CrossEntropy(), [(case.x, case.y)], {"1": torch.randn(1, 3, 4)})
@@ -414,6 +416,15 @@ def test_a_curvature_of_another_model_is_refused() -> None:
     curvature = ekfac(other.model, other.objective, other.train)
     with pytest.raises(ValueError, match=r"\(5, 4\).*the model has.*\(4, 4\)"):
         refine(curvature, case.model, case.objective, case.train)
+
+
+def test_a_refined_curvature_refuses_stacks_of_the_wrong_shape_or_layers() -> None:
+    case = make()
+    refined = refine(ekfac(case.model, case.objective, case.train), case.model, case.objective, case.train)
+    v = case.problem.stacks(vectors(case.problem))
+    for function in (refined.matvec, lambda v: refined.solve(v, 0.1)):
+        with pytest.raises(ValueError, match=r"v has no layer 'fc1'; expected a stack \(K, 3, 5\)"):
+            function({"fc0": v["fc0"]})
 
 
 # --- the minibatch form -------------------------------------------------------------------------------------

@@ -74,6 +74,13 @@ def test_a_predicate_sees_only_layers_that_are_understood() -> None:
     assert seen == [("0", nn.Linear), ("3", nn.Linear)]
 
 
+def test_a_predicate_is_asked_for_a_grouped_convolution_once_and_by_its_own_name() -> None:
+    seen = []
+    model = nn.Sequential(nn.Conv1d(4, 4, 3, groups=2), nn.Flatten(), nn.Linear(8, 3))
+    assert list(select(model, lambda name, module: seen.append(name) or name == "2")) == ["2"]
+    assert seen == ["0", "2"]
+
+
 def test_a_name_with_glob_characters_in_it_means_itself() -> None:
     model = nn.Sequential()
     model.add_module("fc[0]", nn.Linear(3, 3))

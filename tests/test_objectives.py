@@ -222,6 +222,15 @@ def test_logit_is_the_targets_own_output() -> None:
     assert torch.equal(Bernoulli().measure("logit", f, y), torch.stack([-f[0], f[1], f[2], -f[3]]))
 
 
+@pytest.mark.parametrize("measurement", ["logit", "margin", "log_likelihood"])
+def test_a_target_that_is_left_out_measures_zero_and_the_others_what_they_did(measurement: str) -> None:
+    f, y = some("CrossEntropy")
+    came = CrossEntropy(ignore_index=-100).measure(measurement, f, y.where(torch.arange(5) != 2, -100))
+    assert came[2] == 0
+    kept = [0, 1, 3, 4]
+    assert torch.equal(came[kept], CrossEntropy().measure(measurement, f[kept], y[kept]))
+
+
 def test_a_measurement_may_be_any_function_of_outputs_and_targets() -> None:
     f, y = some("SquaredError")
     assert torch.equal(SquaredError().measure(lambda f, y: f[:, 2] * y[:, 0], f, y), f[:, 2] * y[:, 0])
@@ -331,6 +340,10 @@ def test_targets_of_the_wrong_kind_are_refused() -> None:
         CrossEntropy().check(f, [0, 1, 2, 0, 1])
     with pytest.raises(ValueError, match=r"outputs of shape \(5, 2, 3\); expected logits \(B, C\)"):
         CrossEntropy().check(torch.randn(5, 2, 3), torch.zeros(5, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"shape \(2, 4\); expected \(2, 3\).*Fix: look at what the batches hold"):
+        SquaredError().check(torch.randn(2, 3), torch.randn(2, 4))
+    with pytest.raises(ValueError, match=r"shape tuple; .*Fix: a pair of targets and weights belongs to Weighted"):
+        SquaredError().check(torch.randn(2, 3), (torch.randn(2, 3), torch.ones(2)))
     with pytest.raises(ValueError, match=r"SquaredError got targets of shape \(5,\); expected \(5, 1\)"):
         SquaredError().check(torch.randn(5, 1), torch.randn(5))
     with pytest.raises(ValueError, match=r"SquaredError got targets of shape \(5, 1\); expected \(5,\)"):

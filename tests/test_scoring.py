@@ -34,6 +34,8 @@ from inflib import (
     relative,
     self_influence,
 )
+from inflib.contractions import own_layer
+from inflib.hooks import Pair
 from inflib.layers import _KINDS, positions_last
 from inflib.scoring import HELD
 
@@ -357,6 +359,16 @@ def test_self_influence_is_the_diagonal_of_train_against_train(which: str, case:
     square = scored(case, C, 0.7, queries=case.train)
     own = self_influence(case.model, case.objective, case.train, C, 0.7, progress=False)
     assert_close(own, square.diagonal(), 1e-10)
+
+
+@pytest.mark.parametrize("T", [1, 2, 3])
+@pytest.mark.parametrize("inputs", [1, 2, 4])
+def test_the_parts_of_self_influence_add_up_to_the_rotated_matrix_squared(T: int, inputs: int) -> None:
+    a, g, Q_S, Q_A = (torch.randn(*shape) for shape in ((5, T, inputs), (5, T, 3), (3, 3), (inputs, inputs)))
+    inverse = torch.rand(3, inputs)
+    G = torch.einsum("bto,bti->boi", g, a)
+    expected = ((Q_S.T @ G @ Q_A).square() * inverse).sum((1, 2))
+    assert_close(own_layer(Pair(a, g), inverse, Q_S, Q_A), expected, 1e-13)
 
 
 @pytest.mark.parametrize("which", FITS)

@@ -20,6 +20,7 @@ from oracle import assert_close
 from torch import nn
 
 from inflib import (
+    CrossEntropy,
     Facts,
     Kronecker,
     TrainIndex,
@@ -35,7 +36,7 @@ from inflib import (
     save,
     untied,
 )
-from inflib.storage import read_safetensors, seal, write_safetensors
+from inflib.storage import _folder_beside, read_safetensors, seal, write_safetensors
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -85,6 +86,15 @@ def test_some_layers_only_and_untied_layers_come_back(tmp_path: Path) -> None:
         after = load(tmp_path / "f", model)
         assert after.facts == curvature.facts
         assert_close(after.to_dense(), curvature.to_dense(), 1e-14)
+
+
+def test_a_layer_with_one_output_and_one_input_comes_back(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 1, bias=False), nn.Linear(1, 2, bias=False))
+    train = [(torch.randn(4, 3), torch.tensor([0, 1, 1, 0]))]
+    curvature = ekfac(model, CrossEntropy(), train, progress=False)
+    save(curvature, tmp_path / "f")
+    assert_close(load(tmp_path / "f", model).to_dense(), curvature.to_dense(), 1e-14)
 
 
 def test_a_float32_curvature_keeps_its_dtype(tmp_path: Path) -> None:
@@ -498,6 +508,12 @@ def test_what_a_killed_process_left_is_removed_by_the_next_save_to_that_name(sav
 
 
 @pytest.mark.skipif(os.name != "posix", reason="locks are POSIX's")
+def test_a_folder_that_was_removed_meanwhile_is_no_error(tmp_path: Path) -> None:
+    with _folder_beside(tmp_path / "f") as folder:
+        folder.rmdir()
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_another_process_is_writing_is_left_alone(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plain, inner = safetensors.torch.save_file, load(saved, make().model)
 
