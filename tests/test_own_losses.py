@@ -325,3 +325,27 @@ def test_scores_under_a_loss_of_ones_own_are_the_dense_formula() -> None:
     C = gauss_newton(case.model, FourTimes(), case.train, **QUIET)
     came = influence(case.model, FourTimes(), case.train, case.queries, C, 0.1, **QUIET)
     assert_close(came, problem.influence(G, 0.1, case.query_x, case.query_y), 1e-10)
+
+
+class Cosh(Objective):
+    """Σ cosh(f − y), whose Hessian is diag cosh(f − y): nothing but a loss."""
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return (outputs - targets).cosh().sum(1)
+
+
+def test_a_loss_alone_has_its_hessians_seeds_and_asks_for_the_targets() -> None:
+    f, y = torch.randn(4, 3), torch.randn(4, 3)
+    H = sum(s[:, :, None] * s[:, None, :] for s in Cosh().seeds(f, y))
+    assert_close(H, torch.diag_embed((f - y).cosh()), 1e-12)
+    with pytest.raises(ValueError, match=r"Cosh: the Hessian of its loss depends on targets"):
+        list(Cosh().seeds(f))
+
+
+def test_a_weight_multiplies_the_log_likelihood_and_no_other_measurement() -> None:
+    f, y, w = torch.randn(4, 3), torch.tensor([0, 2, 1, 1]), torch.tensor([0.5, 2.0, 0.0, 3.0])
+    plain, weighted = CrossEntropy(), Weighted(CrossEntropy())
+    for name in (None, "log_likelihood"):
+        assert_close(weighted.measure(name, f, (y, w)), w * f.log_softmax(1)[range(4), y], 1e-13)
+    for name in ("margin", "logit"):
+        assert torch.equal(weighted.measure(name, f, (y, w)), plain.measure(name, f, y))

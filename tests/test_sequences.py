@@ -260,3 +260,7 @@ def test_a_classifier_of_sequences_may_have_a_mask_of_its_own_length() -> None:
     inputs["attention_mask"][1] = 0
     with pytest.raises(ValueError, match="sequence 1 of a batch hides every position"):
         check_batch(CrossEntropy(), inputs, torch.tensor([0, 1]))
+
+
+def test_a_sequence_takes_one_uniform_number_for_each_position_however_many_tokens_there_are() -> None:
+    assert [NextToken().uniforms(torch.randn(2, T, V)) for T, V in ((5, 3), (3, 5))] == [5, 3]
