@@ -7,11 +7,12 @@ by itself, so a batch is looked at before the model is called.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from .batches import say, tensors
 from .objectives import Objective, unweighted
@@ -97,6 +98,14 @@ def with_masks(inputs: Mapping[str, Any], masks: Mapping[str, str | Tensor | Non
     found = Masked(inputs)
     found.masks = dict(masks)
     return found
+
+
+def _rebuilt(values: Iterable[Any], kept: Any) -> Masked:
+    names, masks = kept
+    return with_masks(dict(zip(names, values, strict=True)), masks)
+
+
+pytree.register_pytree_node(Masked, lambda inputs: (list(inputs.values()), (list(inputs), inputs.masks)), _rebuilt)
 
 
 def masks_of(inputs: Any) -> dict[str, Tensor]:

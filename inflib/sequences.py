@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from .batches import double
 from .objectives import Objective, TooManySeedsError, inverse_cdf
@@ -30,6 +31,12 @@ Tokens = Sequence[int] | Tensor  # the ids of one sequence
 
 class Shifted(dict[str, Any]):
     """Inputs by name whose targets inflib itself shifted: that they follow need not be asked of them again."""
+
+
+# to torch a dict of its own, as the inputs of a batch are: tree_map, vmap
+pytree.register_pytree_node(
+    Shifted, lambda d: (list(d.values()), list(d)), lambda x, keys: Shifted(zip(keys, x, strict=True))
+)
 
 
 class NextToken(Objective):
