@@ -106,3 +106,10 @@ def test_free_memory_is_read_where_the_machine_tells_it(tmp_path: Path) -> None:
     assert free_bytes(torch.device("meta")) is None
     here = free_bytes(torch.device("cpu"))
     assert here is None or here > 2**20
+
+
+def test_the_memory_that_is_there_is_known_on_linux(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inflib.memory, "LIMIT", None)
+    free = free_bytes(torch.device("cpu"))
+    assert (free is not None) == Path("/proc/meminfo").exists()
+    assert free is None or 2**20 < free < 2**50

@@ -9,7 +9,7 @@ import pytest
 import torch
 from networks import OBJECTIVES, make
 from oracle import Problem, assert_close
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from inflib import (
@@ -349,3 +349,21 @@ def test_a_weight_multiplies_the_log_likelihood_and_no_other_measurement() -> No
         assert_close(weighted.measure(name, f, (y, w)), w * f.log_softmax(1)[range(4), y], 1e-13)
     for name in ("margin", "logit"):
         assert torch.equal(weighted.measure(name, f, (y, w)), plain.measure(name, f, y))
+
+
+@pytest.mark.parametrize(("off", "refused"), [(1e-4, True), (1e-9, False)])
+def test_seeds_in_float64_are_held_to_its_digits(off: float, refused: bool) -> None:
+    class Nearly(SquaredError):  # noqa: N818
+        def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+            return 0.5 * (outputs - targets).square().sum(1)
+
+        def seeds(self, outputs: Tensor, targets: Any = None) -> Any:
+            yield from ((1 + off) * s for s in super().seeds(outputs, targets))
+
+    torch.manual_seed(0)
+    model, data = nn.Linear(3, 2).double().eval(), [(torch.randn(4, 3).double(), torch.randn(4, 2).double())]
+    if refused:
+        with pytest.raises(ValueError, match="its seeds are not those of its loss"):
+            ekfac(model, Nearly(), data, progress=False)
+    else:
+        ekfac(model, Nearly(), data, progress=False)
