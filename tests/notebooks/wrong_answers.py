@@ -112,10 +112,7 @@ WRONG: dict[str, list[tuple[str, str]]] = {
         ("check_lost(1 / 2 - 1 / 9)", "the rate again"),
     ],
     "07_mnist": [
-        (
-            "check_celebrity(int(torch.bincount(groups['opponents'].flatten(), minlength=N).argmax()))",
-            "frequent opponent",
-        ),
+        ("check_celebrity(0)", "another in 27"),
         ("check_shown(lambda scores: scores.topk(10).values.sum(1) / scores.sum(1))", "nearly cancels"),
         ("check_shown(lambda scores: scores.topk(10).values.sum(1) / scores.abs().sum(1))", "opponents do not belong"),
         ("check_times(0.01)", "the other way round"),
