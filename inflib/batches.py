@@ -169,7 +169,7 @@ def _undisturbed(data: Data, name: str) -> Iterator[Any]:
 
 def example_positions(examples: Any, N: int) -> Tensor:
     """``examples=`` as (N',) int64; TypeError or ValueError for all but positions from 0 to N − 1 and bool masks."""
-    rows = torch.as_tensor(examples if isinstance(examples, Tensor) else np.asarray(examples))
+    rows = examples if isinstance(examples, Tensor) else torch.as_tensor(np.asarray(examples), device="cpu")
     if rows.numel() == 0 and not isinstance(examples, (Tensor, np.ndarray)):
         rows = rows.long()  # an empty list is no list of fractions
     whole = rows.dtype in (torch.int64, torch.int32, torch.int16, torch.int8)

@@ -202,9 +202,9 @@ def _everywhere(n: int, inputs: Any, size: int) -> Any:
 
 def _some_examples(size: int, draw: np.random.Generator) -> list[Tensor]:
     """Masks (B,) of examples to be looked at alone: the first, and half of the others, drawn by position."""
-    first = torch.zeros(size, dtype=torch.bool)
+    first = torch.zeros(size, dtype=torch.bool, device="cpu")
     first[0] = True
-    half = torch.zeros(size, dtype=torch.bool)
+    half = torch.zeros(size, dtype=torch.bool, device="cpu")
     half[1 + torch.from_numpy(draw.permutation(size - 1)[: size // 2])] = True
     return [first, half] if size > 1 else [first]
 

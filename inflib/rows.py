@@ -51,7 +51,7 @@ class Layout:
 
     def owners(self, shape: torch.Size, size: int) -> Tensor:
         """Which example each index of ``axis`` belongs to, (rows,)."""
-        rows = torch.arange(shape[self.axis])
+        rows = torch.arange(shape[self.axis], device="cpu")
         return rows % size if self.order == "strides" else rows // (len(rows) // size)
 
     def __str__(self) -> str:

@@ -88,7 +88,7 @@ def _check_tensors(path: Path, held: Mapping[str, Tensor], wanted: Mapping[str, 
 
 def _check_orthogonal(path: Path, key: str, Q: Tensor) -> None:
     """Raise ValueError unless ‖Q z‖ = ‖z‖ and Qᵀ Q z = z, to rounding, for a few z drawn at random."""
-    z = torch.randn(len(Q), PROBES, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    z = torch.randn(len(Q), PROBES, generator=torch.Generator().manual_seed(0), dtype=torch.float64, device="cpu")
     exact = double(Q).cpu()
     error = float((exact.T @ (exact @ z) - z).norm() / z.norm())
     if error > (100 + len(Q)) * torch.finfo(Q.dtype).eps:

@@ -445,7 +445,7 @@ def test_what_is_not_made_of_batches_is_refused() -> None:
 
 def test_inputs_and_targets_of_different_lengths_are_refused() -> None:
     case = make(n=8)
-    with pytest.raises(ValueError, match=r"layer 'fc0' saw 8 rows .*expected 7, the number of targets"):
+    with pytest.raises(ValueError, match=r"output has shape \(8, 3\); expected 7, the number of targets"):
         ekfac(case.model, case.objective, [(case.x, case.y[:7])], progress=False)
 
 

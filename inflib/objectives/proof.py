@@ -94,7 +94,9 @@ def _products(objective: Objective, f: Tensor, y: Any) -> tuple[Tensor, Tensor]:
     """(Σ s sᵀ) u and H_out u for three random u, each (3, B, ...)."""
 
     def products(f: Tensor, y: Any) -> tuple[Tensor, Tensor]:
-        u = torch.randn(3, *f.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(f)
+        u = torch.randn(3, *f.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64, device="cpu").to(
+            f
+        )
         got = torch.zeros_like(u)
         for s in part(objective, "seeds")(f, y):
             if s.shape != f.shape:
@@ -155,7 +157,7 @@ def _has_a_mean(s: Tensor) -> bool:
 
 def _traces(objective: Objective, f: Tensor, y: Any) -> Tensor:
     """uᵀ H_out u for eight vectors u of signs, whose mean is H_out's trace, (8, 1, 1)."""
-    signs = torch.randint(0, 2, (8, *f.shape), generator=torch.Generator().manual_seed(0)).to(f) * 2 - 1
+    signs = torch.randint(0, 2, (8, *f.shape), generator=torch.Generator().manual_seed(0), device="cpu").to(f) * 2 - 1
     bent = output_products(objective.loss, f, y, signs)
     return (signs * bent).reshape(8, -1).sum(1)[:, None, None] / len(f)
 
