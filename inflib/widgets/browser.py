@@ -35,6 +35,7 @@ class ImageBrowser(Asking):
     query, method, damping, count: what is shown first. Afterwards the controls decide, or ``ask`` and ``ask_back``.
     asked:      the class asked about: each query's own label, the model's prediction, or a class: "why not 6?".
     source:     the name of the data set that the pictures' ``index`` counts in.
+    n_train:    how many images the model was trained on; None where the index holds them all.
 
     ``answer`` is what is shown, as plain values; ``table()`` and ``to_csv(path)`` hand it out.
     """
@@ -54,8 +55,9 @@ class ImageBrowser(Asking):
         count: int = 8,
         asked: str | int = OWN_LABEL,
         source: str = "MNIST",
+        n_train: int | None = None,
     ) -> None:
-        self.influence = ImageInfluence(model, objective, index, train, queries, curvatures, source)
+        self.influence = ImageInfluence(model, objective, index, train, queries, curvatures, source, n_train)
         method = method or next(iter(self.influence.curvatures))
         first = Settings(method, damping, count=count, asked=self.influence.check_asked(asked))
         super().__init__("ImageBrowser", "inflib-browser", self.influence, first)

@@ -39,6 +39,7 @@ class DrawDigit(Asking):
     to_inputs:  (1, 28, 28) uint8 images → what the model reads.
     drawing:    what is drawn first: ink (h, w) uint8, white on black as MNIST has it, or strokes; None for nothing.
     asked:      the class asked about; "predicted" for the one that the model chooses.
+    n_train:    how many images the model was trained on; None where the index holds them all.
 
     ``answer`` is what is shown, as plain values, ``image`` what the model read; both None as long as nothing is drawn.
     """
@@ -57,8 +58,9 @@ class DrawDigit(Asking):
         method: str | None = None,
         damping: float = 0.1,
         count: int = 10,
+        n_train: int | None = None,
     ) -> None:
-        self.influence = ImageInfluence(model, objective, index, train, curvatures=curvatures)
+        self.influence = ImageInfluence(model, objective, index, train, curvatures=curvatures, n_train=n_train)
         method = method or next(iter(self.influence.curvatures))
         first = Settings(method, damping, count=count, asked=self.influence.check_asked(asked))
         super().__init__("DrawDigit", "inflib-draw", self.influence, first)

@@ -53,6 +53,9 @@ class Engine:
 
     curvatures: {name: curvature}, each in the index's eigenbasis or an identity; None for the index's own alone, which
     in either case sets the unit of damping.
+    n_train:    N of the mean that training minimised; None where the index holds all that the model was trained on.
+
+    Raises ValueError where the index holds more examples than ``n_train``.
     """
 
     def __init__(
@@ -61,8 +64,15 @@ class Engine:
         objective: Objective,
         index: TrainIndex,
         curvatures: Mapping[str, Kronecker] | None = None,
+        n_train: int | None = None,
     ) -> None:
+        if n_train is not None and not n_train >= len(index):  # so that NaN is refused too
+            raise ValueError(
+                f"n_train={n_train}, and the index holds {len(index)} training examples; expected how many the model "
+                "was trained on, of which the index holds all or some."
+            )
         self.model, self.objective, self.index = model, objective, index
+        self.n_train = len(index) if n_train is None else n_train
         self.curvatures = dict(curvatures) if curvatures else {index.curvature.facts.method: index.curvature}
 
     @property
@@ -98,5 +108,5 @@ class Engine:
         """What the measurement is expected to lose without each training example, where scores have its unit."""
         if settings.unit_norm or not self.calibrated(settings.method):
             return [None] * len(scores)
-        found: list[float | None] = contribution(torch.from_numpy(scores).double(), len(self.index)).tolist()
+        found: list[float | None] = contribution(torch.from_numpy(scores).double(), self.n_train).tolist()
         return found

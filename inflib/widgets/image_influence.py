@@ -38,8 +38,9 @@ class ImageInfluence(Engine):
     queries:    None where only pictures that are in no data set will be asked about.
     source:     the name of the data set that both were taken from, and that their ``index`` counts in.
     curvatures: {name: curvature}, each in the index's eigenbasis or an identity; None for the index's own alone.
+    n_train:    how many images the model was trained on; None where the index holds them all.
 
-    Raises ValueError where index and training images differ in number.
+    Raises ValueError where index and training images differ in number, and where the index holds more than ``n_train``.
     """
 
     def __init__(
@@ -51,13 +52,14 @@ class ImageInfluence(Engine):
         queries: Images | None = None,
         curvatures: Mapping[str, Kronecker] | None = None,
         source: str = "MNIST",
+        n_train: int | None = None,
     ) -> None:
         if len(index) != len(train.labels):
             raise ValueError(
                 f"the index holds {len(index)} training examples, and {len(train.labels)} training images came; "
                 "expected the images that the index was built from, in their order."
             )
-        super().__init__(model, objective, index, curvatures)
+        super().__init__(model, objective, index, curvatures, n_train)
         self.sides = {TRAINING: train} if queries is None else {TRAINING: train, QUERY: queries}
         self.probabilities = {side: _probabilities(model, images.inputs) for side, images in self.sides.items()}
         self.source = source
@@ -150,7 +152,7 @@ class ImageInfluence(Engine):
             parts=lists.parts,
             settings=settings,
             calibrated=self.calibrated(settings.method),
-            n_train=len(self.index),
+            n_train=self.n_train,
         )
 
     def picture(self, side: str, position: int) -> Picture:

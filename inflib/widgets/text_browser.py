@@ -42,14 +42,15 @@ class TextBrowser(Asking):
     queries:    (prompt, completion) pairs to choose from beside what is typed; the first is shown first.
     curvatures: {name: curvature} to choose from, see ``three_methods``; None for the index's own alone.
     context:    how many tokens the model reads at most; None for the longest that it was trained on.
+    n_train:    how many sequences it was trained on; None where the index holds them all.
     method, damping, count, unit_norm, heat: what is shown first. Afterwards the controls decide. ``heat`` is what
     colours a token: "position" (eq. 31 of Grosse et al. 2023), "output" (eq. 36) or "input" (eq. 38).
 
     In both boxes ⏎ stands for a new line. ``answer`` is what is shown, as plain values; ``table()``, ``token_table()``
     and ``to_csv(path)`` hand it out. ``ask`` raises ``InputError``, a ValueError, for what cannot be asked.
 
-    Raises ValueError without queries, where index and corpus differ in number, for a method or heat that there is not,
-    and for a context that the model cannot read.
+    Raises ValueError without queries, where index and corpus differ in number or the index holds more than ``n_train``, for a
+    method or heat that there is not, and for a context that the model cannot read.
     """
 
     def __init__(
@@ -67,10 +68,11 @@ class TextBrowser(Asking):
         count: int = 8,
         unit_norm: bool = False,
         heat: str = "output",
+        n_train: int | None = None,
     ) -> None:
         if not queries:
             raise ValueError("queries is empty; expected at least one (prompt, completion) pair: the one shown first.")
-        self.influence = TextInfluence(model, objective, index, corpus, curvatures, context)
+        self.influence = TextInfluence(model, objective, index, corpus, curvatures, context, n_train)
         for what, came, known in (("method", method, self.influence.curvatures), ("heat", heat, HEATS)):
             if came is not None and came not in known:
                 raise ValueError(f"{what}={came!r}; expected one of {', '.join(map(repr, known))}.")

@@ -76,8 +76,10 @@ class TextInfluence(Engine):
     index:      of the corpus's sequences, in their order; its own curvature sets the unit of damping.
     curvatures: {name: curvature}, each in the index's eigenbasis or an identity; None for the index's own alone.
     context:    how many tokens the model reads at most; None for the longest that it was trained on.
+    n_train:    how many sequences it was trained on; None where the index holds them all.
 
-    Raises ValueError where index and corpus differ in number, and for a context that the model cannot read.
+    Raises ValueError where index and corpus differ in number, where the index holds more than ``n_train``, and for a
+    context that the model cannot read.
     """
 
     def __init__(
@@ -88,13 +90,14 @@ class TextInfluence(Engine):
         corpus: Corpus,
         curvatures: Mapping[str, Kronecker] | None = None,
         context: int | None = None,
+        n_train: int | None = None,
     ) -> None:
         if len(index) != len(corpus.sequences):
             raise ValueError(
                 f"the index holds {len(index)} training examples, and the corpus {len(corpus.sequences)} sequences; "
                 "expected the sequences that the index was built from, in their order."
             )
-        super().__init__(model, objective, index, curvatures)
+        super().__init__(model, objective, index, curvatures, n_train)
         self.corpus = corpus
         trained = max(map(len, corpus.sequences)) - 1  # the last token is only predicted
         self.context = trained if context is None else context
@@ -223,7 +226,7 @@ class TextInfluence(Engine):
             parts=lists.parts,
             settings=settings,
             calibrated=self.calibrated(settings.method),
-            n_train=len(self.index),
+            n_train=self.n_train,
         )
 
     def _tokens(self, rows: Sequence[int], prompt: str, completion: str, settings: Settings) -> list[np.ndarray]:

@@ -551,7 +551,7 @@ print(index_size(reader, reading, reader_curvature, half))
 passage_index = TrainIndex.build(reader, objective, reading, reader_curvature, dtype=half)
 lines = [("O Romeo, Romeo! wherefore art thou ", "Romeo?"), ("Good night, good ", "night!"), ("WARWICK:\nThe ki", "ng")]
 # NBVAL_IGNORE_OUTPUT
-browser = TextBrowser(reader, objective, passage_index, passages, lines, damping=0.1)
+browser = TextBrowser(reader, objective, passage_index, passages, lines, damping=0.1, n_train=len(plays))
 assert len(browser.influence.index) == len(passages), "the index holds other passages than those shown"
 browser
 

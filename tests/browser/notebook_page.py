@@ -106,6 +106,25 @@ class Notebook:
         cut_off = self.cut_off(panel)
         assert not cut_off, "\n".join(cut_off)
         self.page.set_viewport_size(before)
+        self.at_rest(panel)
+
+    def at_rest(self, what: Locator) -> dict[str, float]:
+        """Where an element is once JupyterLab has stopped laying its page out: the same place in ten frames in a row."""
+        what.evaluate(
+            """e => new Promise(done => {
+                let last = '', same = 0;
+                const look = () => {
+                    const now = JSON.stringify(e.getBoundingClientRect());
+                    same = now === last ? same + 1 : 0;
+                    last = now;
+                    same < 10 ? requestAnimationFrame(look) : done();
+                };
+                look();
+            })"""
+        )
+        box = what.bounding_box()
+        assert box is not None, "the element is not on the page"
+        return box
 
     def shot(self, name: str, what: Locator | None = None) -> Path:
         """Save a picture of the page, or of one element, where git does not look."""

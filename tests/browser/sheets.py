@@ -29,7 +29,7 @@ class SheetPage(PanelPage):
     def stroke(self, points: list[tuple[float, float]], *, lift: bool = True) -> None:
         """Draw through these points of the sheet with the mouse."""
         self.sheet.scroll_into_view_if_needed()
-        box = self.sheet.bounding_box()
+        box = self.nb.at_rest(self.sheet)
         places = [(box["x"] + x * box["width"] / 280, box["y"] + y * box["height"] / 280) for x, y in points]
         self.page.mouse.move(*places[0])
         self.page.mouse.down()
@@ -40,7 +40,7 @@ class SheetPage(PanelPage):
 
     def touch(self, points: list[tuple[float, float]]) -> None:
         """Draw through these points with a finger."""
-        box = self.sheet.bounding_box()
+        box = self.nb.at_rest(self.sheet)
         touch = self.page.context.new_cdp_session(self.page)
         for kind, some in (
             ("touchStart", points[:1]),

@@ -227,6 +227,23 @@ def test_a_corpus_of_another_length_than_the_index_is_refused(talk) -> None:
         TextInfluence(talk.model, talk.objective, talk.index, fewer)
 
 
+def test_a_contribution_is_the_score_over_all_that_the_model_was_trained_on_not_over_what_is_searched(talk) -> None:
+    prompt, completion = talk.queries[0]
+    searched = talk.influence().ask(prompt, completion, Settings("EK-FAC"))
+    trained = TextInfluence(talk.model, talk.objective, talk.index, talk.corpus, talk.methods, n_train=96)
+    answer = trained.ask(prompt, completion, Settings("EK-FAC"))
+    for row, other in zip(answer.raised, searched.raised, strict=True):
+        assert row.score == other.score
+        assert row.contribution == pytest.approx(row.score / 96, rel=1e-12)
+        assert other.contribution == pytest.approx(row.score / 24, rel=1e-12)
+    assert "score ÷ 96" in answer.explanation()
+
+
+def test_an_index_that_holds_more_than_the_model_was_trained_on_is_refused(talk) -> None:
+    with pytest.raises(ValueError, match=r"n_train=23, and the index holds 24 training examples; expected how many"):
+        TextInfluence(talk.model, talk.objective, talk.index, talk.corpus, n_train=23)
+
+
 def test_an_index_says_its_size_before_it_is_built_and_answers_alike_when_read_back(talk, tmp_path) -> None:
     said = index_size(talk.model, talk.train, talk.index.curvature, torch.float32)
     numbers = sum(o * i for o, i in talk.index.curvature.shapes.values())
