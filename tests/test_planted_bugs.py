@@ -148,9 +148,9 @@ PLANTS = {
         asserting(SLOPE, PROPONENT.format("exact"), PROPONENT.format("EK-FAC"), CHANGE, DENSE.format("given")),
     ),
     "sign flipped, in the index": Plant(
-        "index.py",
-        "each.append(-_layer_scores(",
-        "each.append(_layer_scores(",
+        "index/exact.py",
+        "each.append(-layer_scores(",
+        "each.append(layer_scores(",
         asserting(PROPONENT.format("index"), INDEX.format("given")),
     ),
     "sign flipped, of a removal": Plant(

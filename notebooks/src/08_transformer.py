@@ -201,7 +201,7 @@ assert at_four == 1, "the decoys take two places, the paraphrases should take th
 #
 # Now EK-FAC, on all linear layers, with labels drawn from the model. The index keeps every training sentence's gradient in the
 # eigenbasis, so that many dampings can be tried on one pass. K-FAC and the dot product are answered from the same index
-# ([`TrainIndex.scores`](../inflib/index.py)).
+# ([`TrainIndex.scores`](../inflib/index/exact.py)).
 
 # %%
 from inflib.widgets import three_methods

@@ -17,33 +17,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .batches import (
-    BYTE_BUDGET,
-    Batch,
-    Data,
-    accumulator,
-    cached_bytes,
-    chunks,
-    example_positions,
-    length,
-    tensors,
-    walk,
-)
-from .contractions import contract, inner_products, kept, own_layer, weighted
-from .curvature import Curvature, Damping
-from .ekfac import rotate, rotated_gradients
-from .finite import check_finite, check_numbers
-from .hooks import Pair, forward
-from .kronecker import Kronecker
-from .objectives import Measurement, Objective
-from .order import Same, check_order
-from .placement import plain_numbers
-from .positions import masks_of
-from .proof import Proof
-from .scoring import check_pairs, layers_of
-
-Rotated = Pair | Tensor  # of N examples in one layer: ã (N, 1, i) and g̃ (N, 1, o), or G̃ (N, o, i)
-Side = dict[str, Rotated]
+from ..batches import BYTE_BUDGET, Batch, Data, accumulator, example_positions, tensors, walk
+from ..contractions import kept
+from ..curvature import Damping
+from ..finite import check_numbers
+from ..hooks import Pair, forward
+from ..kronecker import Kronecker
+from ..objectives import Measurement, Objective
+from ..order import check_order
+from ..placement import plain_numbers
+from ..positions import masks_of
+from ..scoring import layers_of
+from .products import layer_scores, own
+from .sides import Side, check_basis, held_examples, rotated, take
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,9 +58,9 @@ class TrainIndex:
         curvature without an eigenbasis, ValueError for data that changes its order, FloatingPointError for gradients
         too large for dtype (float16: above 65504).
         """
-        _check_basis(curvature)
+        check_basis(curvature)
         train = check_order(train, "train")
-        return cls(curvature, _rotated(model, objective, train, "train", curvature, None, dtype, {}, progress))
+        return cls(curvature, rotated(model, objective, train, "train", curvature, None, dtype, {}, progress))
 
     @staticmethod
     def bytes_needed(model: nn.Module, train: Data, curvature: Kronecker, dtype: torch.dtype | None = None) -> int:
@@ -82,7 +68,7 @@ class TrainIndex:
 
         Costs a walk over the data and a forward pass of its batch with the longest examples.
         """
-        _check_basis(curvature)
+        check_basis(curvature)
         layers, N, longest = layers_of(model, curvature), 0, None
         for batch in walk(train, name="train", progress=False):
             N += batch.size
@@ -101,7 +87,7 @@ class TrainIndex:
 
     def __len__(self) -> int:
         """N, the number of training examples."""
-        return _length(next(iter(self.held.values())))
+        return held_examples(next(iter(self.held.values())))
 
     @property
     def nbytes(self) -> int:
@@ -116,7 +102,7 @@ class TrainIndex:
         """The query side, captured and rotated: give it to ``scores`` again and again with other dampings."""
         queries = check_order(queries, "queries")
         what = measurement or "log_likelihood"
-        return _rotated(model, objective, queries, "queries", self.curvature, what, None, self.held, False)
+        return rotated(model, objective, queries, "queries", self.curvature, what, None, self.held, False)
 
     @plain_numbers
     def scores(
@@ -146,7 +132,7 @@ class TrainIndex:
         each = []  # (Q, N) a layer; one minus sign for −∇ℓ
         for name, inverse in curvature.inverse_eigenvalues(damping).items():
             training = self.held[name] if rows is None else take(self.held[name], rows)
-            each.append(-_layer_scores(prepared[name], training, inverse, max_bytes))
+            each.append(-layer_scores(prepared[name], training, inverse, max_bytes))
             check_numbers("scores", {name: each[-1]})
         return torch.stack(each, dim=-1) if axes.layer else sum(each)  # type: ignore[return-value]
 
@@ -171,7 +157,7 @@ class TrainIndex:
     def self_influence(self, curvature: Kronecker | None = None, damping: Damping = None) -> Tensor:
         """∇ℓ_nᵀ (C + λ)⁻¹ ∇ℓ_n of every training example, (N,)."""
         inverse = self._in_basis(curvature).inverse_eigenvalues(damping)
-        each = {k: _own(self.held[k], values) for k, values in inverse.items()}
+        each = {k: own(self.held[k], values) for k, values in inverse.items()}
         check_numbers("self-influences", each)
         return sum(each.values())  # type: ignore[return-value]
 
@@ -180,7 +166,7 @@ class TrainIndex:
         """‖∇ℓ_n‖ of every training example in all layers, or in those named, (N,)."""
         names = self.curvature.layers if layers is None else [layers] if isinstance(layers, str) else list(layers)
         ones = {k: torch.ones_like(self.curvature.eigenvalues[k]) for k in self.curvature.restrict(names).layers}
-        each = {k: _own(self.held[k], one) for k, one in ones.items()}
+        each = {k: own(self.held[k], one) for k, one in ones.items()}
         check_numbers("squared norms", each)
         return sum(each.values()).sqrt()  # type: ignore[union-attr]
 
@@ -206,124 +192,6 @@ class TrainIndex:
         return curvature
 
 
-# --- one side -----------------------------------------------------------------------------------------------------
-
-
-def _rotated(
-    model: nn.Module,
-    objective: Objective,
-    data: Same,
-    name: str,
-    curvature: Kronecker,
-    measurement: Measurement | None,
-    dtype: torch.dtype | None,
-    like: Side,
-    progress: bool,
-) -> Side:
-    """Every example's gradient in the eigenbasis: as pairs where T = 1, unless ``like`` has that layer as matrices."""
-    proof, N = Proof(model, layers_of(model, curvature), objective, measurement, length(data)), _count(data, name)
-    side: Side = {}
-    for batch in walk(data, name=name, progress=progress, what="index" if name == "train" else name):
-        found = proof.pairs(batch)
-        check_pairs(found, batch.index)
-        for layer, pair in found.items():
-            once = pair.a.shape[1] == 1 and isinstance(side.get(layer, like.get(layer, pair)), Pair)
-            Q_S, Q_A = curvature.Q_S.get(layer), curvature.Q_A.get(layer)
-            some = [Pair(rotate(pair.a, Q_A), rotate(pair.g, Q_S))] if once else rotated_gradients(pair, Q_S, Q_A)
-            at, before = batch.start, side.get(layer)
-            for rows in some:
-                side[layer] = _put(side.get(layer), rows, at, N, dtype)
-                at += _length(rows)
-            if dtype is not None:
-                start = batch.start if type(side[layer]) is type(before) else 0  # pairs may have become matrices
-                _check_kept(layer, take(side[layer], slice(start, at)), dtype, batch.index)
-    return side
-
-
-def _check_kept(layer: str, kept: Rotated, dtype: torch.dtype, batch: int) -> None:
-    """Raise FloatingPointError where a rotated gradient does not fit ``dtype``."""
-    for x in kept if isinstance(kept, Pair) else (kept,):
-        check_finite(f"gradients, kept as {dtype},", {layer: x}, batch)
-
-
-def _put(held: Rotated | None, rows: Rotated, at: int, N: int, dtype: torch.dtype | None) -> Rotated:
-    """``rows`` written into ``held`` from ``at`` on, made where needed, or turned from pairs into matrices."""
-    if isinstance(rows, Pair):
-        if held is None:
-            held = Pair(*(x.new_empty(N, *x.shape[1:], dtype=dtype) for x in rows))
-        for whole, part in zip(held, rows, strict=True):
-            whole[at : at + len(part)] = part
-        return held
-    if not isinstance(held, Tensor):
-        before, held = held, rows.new_empty(N, *rows.shape[1:], dtype=dtype)
-        if before is not None:  # sequences of one position came first
-            held[:at] = take(before, slice(0, at)).matrices()  # type: ignore[union-attr]
-    held[at : at + len(rows)] = rows
-    return held
-
-
-def take(held: Rotated, rows: slice | Tensor) -> Rotated:
-    """Some of the examples, by slice or positions."""
-    if isinstance(rows, Tensor):
-        rows = rows.to((held.a if isinstance(held, Pair) else held).device)
-    return Pair(held.a[rows], held.g[rows]) if isinstance(held, Pair) else held[rows]
-
-
-def _length(held: Rotated) -> int:
-    return len(held.a) if isinstance(held, Pair) else len(held)
-
-
 def _numbers(batch: Batch) -> int:
     """How many numbers one example's input has."""
     return sum(x.numel() for x in tensors(batch.inputs)) // batch.size
-
-
-def _count(data: Data, name: str) -> int:
-    """The number of examples in the data."""
-    return sum(batch.size for batch in walk(data, name=name, progress=False))
-
-
-def _check_basis(curvature: Curvature) -> None:
-    if not isinstance(curvature, Kronecker):
-        raise TypeError(f"an index needs an eigenbasis; {type(curvature).__name__} has none. Use ekfac or kfac.")
-
-
-# --- products -----------------------------------------------------------------------------------------------------
-
-
-def _layer_scores(few: Rotated, many: Rotated, inverse: Tensor, max_bytes: int) -> Tensor:
-    """⟨G̃_q ⊙ inverse, G̃_n⟩ of one layer, (Q, N)."""
-    swap = isinstance(many, Pair) and 0 < _length(many) < _length(few)
-    if swap:  # the form is symmetric: build matrices for the smaller side
-        few, many = many, few
-    each = inverse.numel() * inverse.element_size()
-    found = [
-        _against(_matrices(take(few, rows)).to(inverse) * inverse, many, max_bytes)
-        for rows in chunks(_length(few), each, max_bytes)
-    ]
-    scores = torch.cat(found) if found else inverse.new_zeros(0, _length(many))
-    return scores.T if swap else scores
-
-
-def _against(P: Tensor, many: Rotated, max_bytes: int) -> Tensor:
-    """Weighted queries P (Q, o, i) against one side, (Q, N)."""
-    if isinstance(many, Pair):
-        return contract({"": P}, {"": many}, max_bytes=max_bytes)
-    if many.dtype == P.dtype:
-        return inner_products(P, many)
-    each = P[0].numel() * P.element_size()
-    parts = [inner_products(P, many[rows].to(P)) for rows in chunks(len(many), each, cached_bytes(P))]
-    return torch.cat(parts, dim=1) if parts else P.new_zeros(len(P), 0)
-
-
-def _own(held: Rotated, inverse: Tensor) -> Tensor:
-    """Σ_jk (G̃_jk)² inverse_jk of every example, (N,)."""
-    if isinstance(held, Pair):
-        return own_layer(held, inverse, None, None)
-    each = inverse.numel() * inverse.element_size()
-    parts = (held[rows].to(inverse).square() for rows in chunks(len(held), each, cached_bytes(inverse)))
-    return torch.cat([weighted(squares, inverse) for squares in parts])
-
-
-def _matrices(held: Rotated) -> Tensor:
-    return held.matrices() if isinstance(held, Pair) else held

@@ -1,0 +1,97 @@
+"""One side of the scores, captured and rotated into the eigenbasis: the training examples', or the queries'.
+
+ã = Q_Aᵀ a, g̃ = Q_Sᵀ g where T = 1          G̃ = Q_Sᵀ (Σ_t g_t a_tᵀ) Q_A, (o, i), where T > 1
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..batches import Data, length, walk
+from ..curvature import Curvature
+from ..ekfac import rotate, rotated_gradients
+from ..finite import check_finite
+from ..hooks import Pair
+from ..kronecker import Kronecker
+from ..objectives import Measurement, Objective
+from ..order import Same
+from ..proof import Proof
+from ..scoring import check_pairs, layers_of
+
+Rotated = Pair | Tensor  # of N examples in one layer: ã (N, 1, i) and g̃ (N, 1, o), or G̃ (N, o, i)
+Side = dict[str, Rotated]
+
+
+def rotated(
+    model: nn.Module,
+    objective: Objective,
+    data: Same,
+    name: str,
+    curvature: Kronecker,
+    measurement: Measurement | None,
+    dtype: torch.dtype | None,
+    like: Side,
+    progress: bool,
+) -> Side:
+    """Every example's gradient in the eigenbasis: as pairs where T = 1, unless ``like`` has that layer as matrices."""
+    proof, N = Proof(model, layers_of(model, curvature), objective, measurement, length(data)), count(data, name)
+    side: Side = {}
+    for batch in walk(data, name=name, progress=progress, what="index" if name == "train" else name):
+        found = proof.pairs(batch)
+        check_pairs(found, batch.index)
+        for layer, pair in found.items():
+            once = pair.a.shape[1] == 1 and isinstance(side.get(layer, like.get(layer, pair)), Pair)
+            Q_S, Q_A = curvature.Q_S.get(layer), curvature.Q_A.get(layer)
+            some = [Pair(rotate(pair.a, Q_A), rotate(pair.g, Q_S))] if once else rotated_gradients(pair, Q_S, Q_A)
+            at, before = batch.start, side.get(layer)
+            for rows in some:
+                side[layer] = _put(side.get(layer), rows, at, N, dtype)
+                at += held_examples(rows)
+            if dtype is not None:
+                start = batch.start if type(side[layer]) is type(before) else 0  # pairs may have become matrices
+                _check_kept(layer, take(side[layer], slice(start, at)), dtype, batch.index)
+    return side
+
+
+def _check_kept(layer: str, kept: Rotated, dtype: torch.dtype, batch: int) -> None:
+    """Raise FloatingPointError where a rotated gradient does not fit ``dtype``."""
+    for x in kept if isinstance(kept, Pair) else (kept,):
+        check_finite(f"gradients, kept as {dtype},", {layer: x}, batch)
+
+
+def _put(held: Rotated | None, rows: Rotated, at: int, N: int, dtype: torch.dtype | None) -> Rotated:
+    """``rows`` written into ``held`` from ``at`` on, made where needed, or turned from pairs into matrices."""
+    if isinstance(rows, Pair):
+        if held is None:
+            held = Pair(*(x.new_empty(N, *x.shape[1:], dtype=dtype) for x in rows))
+        for whole, part in zip(held, rows, strict=True):
+            whole[at : at + len(part)] = part
+        return held
+    if not isinstance(held, Tensor):
+        before, held = held, rows.new_empty(N, *rows.shape[1:], dtype=dtype)
+        if before is not None:  # sequences of one position came first
+            held[:at] = take(before, slice(0, at)).matrices()  # type: ignore[union-attr]
+    held[at : at + len(rows)] = rows
+    return held
+
+
+def take(held: Rotated, rows: slice | Tensor) -> Rotated:
+    """Some of the examples, by slice or positions."""
+    if isinstance(rows, Tensor):
+        rows = rows.to((held.a if isinstance(held, Pair) else held).device)
+    return Pair(held.a[rows], held.g[rows]) if isinstance(held, Pair) else held[rows]
+
+
+def held_examples(held: Rotated) -> int:
+    return len(held.a) if isinstance(held, Pair) else len(held)
+
+
+def count(data: Data, name: str) -> int:
+    """The number of examples in the data."""
+    return sum(batch.size for batch in walk(data, name=name, progress=False))
+
+
+def check_basis(curvature: Curvature) -> None:
+    if not isinstance(curvature, Kronecker):
+        raise TypeError(f"an index needs an eigenbasis; {type(curvature).__name__} has none. Use ekfac or kfac.")
