@@ -68,22 +68,28 @@ def check_inverse(layer: str, inverse: Tensor, eigenvalues: Tensor, damping: flo
     )
 
 
-def note_rounding(eigenvalues: Mapping[str, Tensor]) -> None:
-    """Warn (RoundingNote), once for all layers, where a mean eigenvalue is rounding noise or about to underflow.
+def rounding_noise(eigenvalues: Mapping[str, Tensor]) -> dict[str, float]:
+    """{layer: mean eigenvalue} of the layers in which it is rounding noise or about to underflow.
 
     E‖Dθ‖², a layer's sum of Λ, is compared with the largest of all layers; a Λ near the smallest number of its dtype
     has no digits left. Λ = 0 throughout is no noise: no gradient comes.
     """
     traces = {name: float(values.sum(dtype=torch.float64)) for name, values in eigenvalues.items()}
-    largest, noisy = max(traces.values(), default=0.0), []
+    largest, noisy = max(traces.values(), default=0.0), {}
     for name, values in eigenvalues.items():
-        kind = torch.finfo(values.dtype)
+        kind, mean = torch.finfo(values.dtype), traces[name] / values.numel()
         small = traces[name] <= (NOISE * kind.eps) ** 2 * largest
-        if traces[name] > 0 and (small or traces[name] / values.numel() < kind.tiny / kind.eps):
-            noisy.append(f"{name!r} ({traces[name] / values.numel():.3g})")
-    if noisy:
+        if mean > 0 and (small or mean < kind.tiny / kind.eps):
+            noisy[name] = mean
+    return noisy
+
+
+def note_rounding(eigenvalues: Mapping[str, Tensor]) -> None:
+    """Warn (RoundingNote), once for all layers, where a mean eigenvalue is rounding noise or about to underflow."""
+    if noisy := rounding_noise(eigenvalues):
+        names = ", ".join(f"{name!r} ({mean:.3g})" for name, mean in noisy.items())
         warnings.warn(
-            f"the mean eigenvalue of layer {', '.join(noisy)} is rounding noise: its gradients cancel or underflow, "
+            f"the mean eigenvalue of layer {names} is rounding noise: its gradients cancel or underflow, "
             "and damping relative to it amplifies them. Leave such layers out with layers=, use float64, or give "
             "damping= as a number.",
             RoundingNote,

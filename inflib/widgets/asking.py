@@ -95,7 +95,7 @@ class Asking(Panel):
         whose = (
             "its curvature" if len(of_layers) == 1 else f"the curvature of {left_out} more layer{'s' * (left_out > 1)}"
         )
-        why = f"{whose} is rounding noise"
+        why = f"{whose} is rounding noise and counts nothing"
         if not numbers:
             return f"no λ, {why}"
         many = len(numbers) > 4

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..batches import Data
 from ..curvature import damping_of
+from ..finite import rounding_noise
 from ..index import TrainIndex
 from ..kfac import second_moments
 from ..kronecker import Kronecker, identity
@@ -89,20 +90,21 @@ class Engine:
         return self.curvatures[method].facts.method != "identity"
 
     def damping(self, settings: Settings, *, all_layers: bool = False) -> dict[str, float]:
-        """{layer: λ} of the layers asked about, or of all; 0 for the identity, where damping plays no role."""
+        """{layer: λ} of the layers asked about, or of all; 0 for the identity, where damping plays no role.
+
+        A layer whose curvature is rounding noise has the largest λ of all: relative to its own it would be amplified
+        into scores as large as the others', and so it counts nothing.
+        """
         layers = self.layers if all_layers or settings.layer == ALL_LAYERS else (settings.layer,)
         if not self.calibrated(settings.method):
             return dict.fromkeys(layers, 0.0)
         numbers = damping_of(self.index.curvature, settings.damping)
-        return {name: numbers[name] for name in layers}
+        noisy, most = self.noisy(), max(numbers.values())
+        return {name: most if name in noisy else numbers[name] for name in layers}
 
     def noisy(self) -> list[str]:
-        """Layers whose curvature is rounding noise, beside that of the others: nothing of theirs is a fact.
-
-        Gradients are off by some ε times the largest, and Λ is the mean of their squares.
-        """
-        means, ε = self.index.curvature.mean_eigenvalues(), torch.finfo(next(self.model.parameters()).dtype).eps
-        return [name for name, mean in means.items() if mean < (10 * ε) ** 2 * max(means.values())]
+        """Layers whose curvature is rounding noise, beside that of the others: nothing of theirs is a fact."""
+        return list(rounding_noise(self.index.curvature.eigenvalues))
 
     def contributions(self, scores: np.ndarray, settings: Settings) -> list[float | None]:
         """What the measurement is expected to lose without each training example, where scores have its unit."""

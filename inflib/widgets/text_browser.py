@@ -49,8 +49,8 @@ class TextBrowser(Asking):
     In both boxes ⏎ stands for a new line. ``answer`` is what is shown, as plain values; ``table()``, ``token_table()``
     and ``to_csv(path)`` hand it out. ``ask`` raises ``InputError``, a ValueError, for what cannot be asked.
 
-    Raises ValueError without queries, where index and corpus differ in number or the index holds more than ``n_train``, for a
-    method or heat that there is not, and for a context that the model cannot read.
+    Raises ValueError without queries, where index and corpus differ in number or the index holds more than ``n_train``,
+    for a method or heat that there is not, and for a context that the model cannot read.
     """
 
     def __init__(

@@ -6,10 +6,14 @@ import csv
 import io
 import json
 import re
+from copy import deepcopy
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
+from inflib import RoundingNote, TrainIndex, ekfac
 from inflib.widgets import TextBrowser, TextInfluence
 from inflib.widgets.base import InputError
 from inflib.widgets.ranking import ALL_LAYERS
@@ -429,19 +433,35 @@ def test_a_first_question_that_cannot_be_asked_is_refused_as_such(talk) -> None:
 # --- λ ---------------------------------------------------------------------------------------------------------
 
 
-def test_λ_of_a_layer_whose_curvature_is_rounding_noise_is_not_shown(talk, monkeypatch) -> None:
-    means = talk.index.curvature.mean_eigenvalues()
-    first, *_ = means
-    noisy = {**means, first: 1e-31 * max(means.values())}
-    browser = talk.browser()
-    assert "rounding noise" not in browser.damping_note.value
-    smallest = min(x for name, x in means.items() if name != first)
-    monkeypatch.setattr(type(talk.index.curvature), "mean_eigenvalues", lambda _self: noisy)
-    browser.damping.value = 1.0
-    assert "; the curvature of 1 more layer is rounding noise" in browser.damping_note.value
+@pytest.fixture
+def quiet(talk):
+    """The same model with one block's queries and keys of 1e-20: no gradient reaches them but rounding."""
+    model = deepcopy(talk.model)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if re.match(r"blocks\.1\.attention\.[qk]\.", name):
+                weight.mul_(1e-20)
+    with pytest.warns(RoundingNote, match=r"blocks\.1\.attention\.q"):
+        curvature = ekfac(model, talk.objective, talk.train, progress=False)
+    index = TrainIndex.build(model, talk.objective, talk.train, curvature, progress=False)
+    return replace(talk, model=model, index=index, methods={"EK-FAC": curvature})
+
+
+def test_a_layer_whose_curvature_is_rounding_noise_has_no_λ_and_counts_nothing(talk, quiet) -> None:
+    browser, layers = quiet.browser(), quiet.index.curvature.layers
+    dead = [layers.index(f"blocks.1.attention.{name}") for name in "qk"]
+    alive = [k for k in range(len(layers)) if k not in dead]
+    scores = browser.influence.scores(*quiet.queries[0], browser.settings)  # (N, L)
+    assert np.abs(scores[:, dead]).max() < 1e-12 * np.abs(scores).max()
+    asked = [browser.influence.query(*quiet.queries[0])]
+    own = quiet.index.influence(quiet.model, quiet.objective, asked, keep=("layer",))[0]
+    assert own[:, dead].abs().max() > 1e-3 * own.abs().max(), "at λ of their own they would count"
+    assert "; the curvature of 2 more layers is rounding noise and counts nothing" in browser.damping_note.value
+    means = list(quiet.index.curvature.mean_eigenvalues().values())
     low = float(re.search(r"λ = (\S+) to", browser.damping_note.value)[1])
-    assert low == pytest.approx(smallest, rel=0.05)
-    browser.layer.value = first
+    assert low == pytest.approx(0.1 * min(means[k] for k in alive), rel=0.05)
+    browser.layer.value = layers[dead[0]]
     assert "no λ, its curvature is rounding noise" in browser.damping_note.value
-    browser.layer.value = list(means)[-1]
+    browser.layer.value = layers[-1]
     assert "rounding noise" not in browser.damping_note.value
+    assert "rounding noise" not in talk.browser().damping_note.value
