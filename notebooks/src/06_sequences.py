@@ -1166,7 +1166,7 @@ check_in_two_parts(in_two_parts)
 #
 # All tokens in one backward pass *can* be right on average. Write `signs(generator)`: numbers of shape `(6, 8, 60)`, for
 # tokens, classes and sentences, such that the second moment of $\sum_{tc}w_{tc}J_t^\top s_{tc}$ is $G$ on average. `seeded`
-# holds the $J_t^\top s_{tc}$. What must $\mathbb E[w_{tc}w_{uk}]$ be?
+# holds the $J_t^\top s_{tc}$. What must $\mathbb E[w_{tc}w_{t^\prime c^\prime}]$ be?
 
 
 # %% jupyter={"source_hidden": true}

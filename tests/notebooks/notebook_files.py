@@ -8,6 +8,5 @@ from build import SOURCES
 BOOKS = sorted(NOTEBOOKS.glob("*.ipynb"))
 TEXTS = sorted(SOURCES.glob("*.py"))
 
-READY = [text for text in TEXTS if "@exercise" in text.read_text()]
 
-__all__ = ["BOOKS", "NOTEBOOKS", "READY", "SOURCES", "TEXTS"]
+__all__ = ["BOOKS", "NOTEBOOKS", "SOURCES", "TEXTS"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from exercise_contract import EXERCISE_RULES
 from notebook_contract import RULES, Book
-from notebook_files import BOOKS, NOTEBOOKS, READY
+from notebook_files import BOOKS, NOTEBOOKS, TEXTS
 from prose_contract import PROSE_RULES
 
 
@@ -26,7 +26,7 @@ COURSE_RULES = {**EXERCISE_RULES, **PROSE_RULES}
 
 
 @pytest.mark.parametrize("rule", COURSE_RULES)
-@pytest.mark.parametrize("name", [text.stem for text in READY])
+@pytest.mark.parametrize("name", [text.stem for text in TEXTS])
 def test_a_notebook_keeps_the_rules_of_the_course(name, rule) -> None:
     found = list(COURSE_RULES[rule](Book.read(NOTEBOOKS / f"{name}.ipynb")))
     assert not found, "\n".join(found)

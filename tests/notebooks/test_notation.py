@@ -8,18 +8,18 @@ import pytest
 from build import read_source
 from notation import EVERYWHERE, TABLE, Row, letters, occurs, rows, spelt, used
 from notebook_contract import parse
-from notebook_files import READY, TEXTS
+from notebook_files import TEXTS
 from rebound_names import bound
 
 
-@pytest.mark.parametrize("source", READY, ids=lambda p: p.stem)
+@pytest.mark.parametrize("source", TEXTS, ids=lambda p: p.stem)
 def test_every_letter_of_every_formula_is_in_the_table(source) -> None:
     known = {letter for row in rows() for letter in row.letters} | EVERYWHERE
     unknown = {letter: formula.strip() for letter, formula in used(source) if letter not in known}
     assert not unknown, f"not in {TABLE.name}: {unknown}"
 
 
-@pytest.mark.parametrize("source", READY, ids=lambda p: p.stem)
+@pytest.mark.parametrize("source", TEXTS, ids=lambda p: p.stem)
 def test_a_single_letter_in_code_is_in_the_table(source) -> None:
     known = {letter for row in rows() for letter in row.letters} | EVERYWHERE
     cells = [cell for cell in read_source(source).cells if cell.cell_type == "code"]
@@ -40,7 +40,7 @@ def test_the_table_says_where_a_symbol_is_used_first(row) -> None:
     assert row.first == where[0]
 
 
-@pytest.mark.parametrize("source", READY, ids=lambda p: p.stem)
+@pytest.mark.parametrize("source", TEXTS, ids=lambda p: p.stem)
 def test_a_notebook_links_the_table(source) -> None:
     first = "".join(cell.source for cell in read_source(source).cells[:1])
     assert f"]({TABLE.name})" in first, "link it under 'What you need to know': [one table](notation.md)"

@@ -12,7 +12,7 @@ import pytest
 from build import execute, read_source
 from exercise_contract import Exercise, exercises
 from nbformat import NotebookNode, v4
-from notebook_files import NOTEBOOKS, READY
+from notebook_files import NOTEBOOKS, TEXTS
 from rebound_names import rebound
 from wrong_answers import WRONG
 
@@ -37,7 +37,7 @@ def answered(source: Path) -> tuple[list[tuple[Exercise, list[str]]], list[tuple
     )
 
 
-@pytest.mark.parametrize("source", READY, ids=lambda p: p.stem)
+@pytest.mark.parametrize("source", TEXTS, ids=lambda p: p.stem)
 def test_solutions_are_right_and_wrong_answers_are_named(source: Path) -> None:
     solutions, mistakes = answered(source)
     assert solutions, "no exercises found"
@@ -49,12 +49,12 @@ def test_solutions_are_right_and_wrong_answers_are_named(source: Path) -> None:
 
 
 def test_every_exercise_has_a_wrong_answer() -> None:
-    for source in READY:
+    for source in TEXTS:
         codes = " ".join(code for code, _ in WRONG.get(source.stem, []))
         for each in exercises(read_source(source)):
             assert f"{each.checks[0].name}(" in codes, f"{source.stem}, {each.title}: no entry in wrong_answers.py"
 
 
-@pytest.mark.parametrize("source", READY, ids=lambda p: p.stem)
+@pytest.mark.parametrize("source", TEXTS, ids=lambda p: p.stem)
 def test_what_an_exercise_reads_is_bound_in_one_cell(source: Path) -> None:
     assert rebound(read_source(source)) == []
