@@ -48,7 +48,9 @@ ALSO = {
     "shifts": ["test_sequences", "test_language_models"],
     "positions": ["test_hooks", "test_language_models"],
     "selection": ["test_layers", "test_coverage"],
-    "wholeness": ["test_storage"],
+    **{name: ["test_storage"] for name in ("wholeness", "curvatures", "files", "saving")},
+    **{name: ["test_index"] for name in ("sides", "products")},
+    "exact": ["test_exact", "test_index"],  # the core's, and the index's
     "hooks": ["test_layers"],
     "regression": ["test_objectives", "test_losses"],
     "softmax": ["test_objectives", "test_losses"],

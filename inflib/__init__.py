@@ -48,7 +48,7 @@ from .exact import gauss_newton, hessian
 from .finite import RoundingNote
 from .hooks import Pair
 from .implicit import Implicit, refine
-from .index import TrainIndex
+from .index import TrainIndex, load_index, save
 from .kronecker import Kronecker, diagonal, ekfac, identity, kfac
 from .layers import register, untied
 from .objectives import (
@@ -66,7 +66,7 @@ from .positions import with_masks
 from .proof import RowsNote, capture
 from .scoring import contribution, influence, predicted_change, self_influence
 from .sequences import NextToken, completion, token_batches
-from .storage import load, load_index, save
+from .storage import load
 
 __version__ = "0.1.0"
 

@@ -36,7 +36,7 @@ from inflib import (
     save,
     untied,
 )
-from inflib.storage import _folder_beside, read_safetensors, seal, write_safetensors
+from inflib.storage import folder_beside, read_safetensors, seal, write_safetensors
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -509,7 +509,7 @@ def test_what_a_killed_process_left_is_removed_by_the_next_save_to_that_name(sav
 
 @pytest.mark.skipif(os.name != "posix", reason="locks are POSIX's")
 def test_a_folder_that_was_removed_meanwhile_is_no_error(tmp_path: Path) -> None:
-    with _folder_beside(tmp_path / "f") as folder:
+    with folder_beside(tmp_path / "f") as folder:
         folder.rmdir()
     assert not list(tmp_path.iterdir())
 

@@ -6,6 +6,7 @@ exact.py      TrainIndex: every number of every gradient, in memory
 """
 
 from .exact import TrainIndex
+from .saving import load_index, save
 from .sides import Rotated, Side, take
 
-__all__ = ["Rotated", "Side", "TrainIndex", "take"]
+__all__ = ["Rotated", "Side", "TrainIndex", "load_index", "save", "take"]

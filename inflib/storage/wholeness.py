@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .batches import double
-from .curvature import Facts, Relative
+from ..batches import double
+from ..curvature import Facts, Relative
 
 Shapes = dict[str, tuple[int, int]]
 PROBES = 8  # vectors that Q must keep: what keeps them all is orthogonal, but for chance

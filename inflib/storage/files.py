@@ -1,0 +1,133 @@
+"""Files that are there whole, or not at all: written beside their place and moved there, sealed with a checksum.
+
+A process that is killed leaves a folder that nobody holds a lock on; the next writer removes it.
+"""
+
+from __future__ import annotations
+
+import errno
+import glob
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from torch import Tensor
+
+from ..fingerprints import hash_tensor
+
+
+def seal(tensors: dict[str, Tensor], metadata: dict[str, Any]) -> dict[str, Any]:
+    """The metadata with a checksum over every tensor and every other entry: one bit that changes is noticed."""
+    digest = blake2b(digest_size=16)
+    facts = {key: value for key, value in metadata.items() if key != "checksum"}
+    digest.update(json.dumps(facts, sort_keys=True).encode())
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        hash_tensor(digest, tensors[name])
+    return facts | {"checksum": digest.hexdigest()}
+
+
+def write_safetensors(tensors: dict[str, Tensor], metadata: dict[str, str], path: Path) -> None:
+    """Write into a temporary folder beside ``path``, then move the file there. The same contents give the same bytes.
+
+    What a killed process left of an earlier try is removed. Raises OSError that names the path and the bytes needed,
+    the old file being as it was, where the disk is full or the folder may not be written to.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"cannot write {path}: expected its folder to exist. Create {path.parent} first.")
+    try:
+        remove_strays(path)
+        with folder_beside(path) as folder:
+            temporary = folder / "file"
+            temporary.touch(exist_ok=False)
+            mode = temporary.stat().st_mode  # what the umask asks for; safetensors makes files for their owner only
+            # one entry, because safetensors writes several in an order that changes from call to call
+            save_file(tensors, temporary, {"inflib": json.dumps(metadata, sort_keys=True)})
+            temporary.chmod(mode)
+            os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:
+        size = sum(x.numel() * x.element_size() for x in tensors.values())
+        was = " The file that was there is as it was." if path.exists() else ""
+        raise OSError(
+            getattr(error, "errno", None) or errno.EIO,
+            f"cannot write {path} ({error}); expected a folder that may be written to, with {size:,} bytes free. Make "
+            f"room, or save elsewhere.{was}",
+        ) from error
+
+
+@contextmanager
+def folder_beside(path: Path) -> Iterator[Path]:
+    """A folder of its own beside ``path``, locked for as long as its process lives, and gone afterwards.
+
+    A folder, because safetensors writes to a name of its own choosing beside the one it is given.
+    """
+    folder = path.with_name(f"{path.name}.{uuid4().hex}.part")
+    folder.mkdir()
+    held = lock(folder)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        if held is not None:
+            os.close(held)
+
+
+def remove_strays(path: Path) -> None:
+    """Remove what processes that were killed left of writing to ``path``; those still writing hold a lock."""
+    for stray in path.parent.glob(f"{glob.escape(path.name)}.*.part"):
+        held = lock(stray)
+        if held is None:
+            continue
+        if stray.is_dir():
+            shutil.rmtree(stray, ignore_errors=True)
+        else:
+            stray.unlink(missing_ok=True)
+        os.close(held)
+
+
+def lock(path: Path) -> int | None:
+    """A lock on a file or folder that ends with its process; None where another holds it, or locks are unknown."""
+    try:
+        import fcntl
+    except ImportError:  # not POSIX
+        return None
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """(tensors, metadata) of a safetensors file; ValueError where it is damaged."""
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise FileNotFoundError(f"{path} {what}; expected a file written by inflib.save. Check the path.")
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        found = json.loads(metadata["inflib"]) if "inflib" in metadata else metadata
+        if not isinstance(found, dict):
+            raise ValueError(f"its metadata is {found!r:.40}, no JSON object")
+        return tensors, found
+    except (SafetensorError, ValueError) as error:  # ValueError: metadata that is no JSON, or no UTF-8
+        raise ValueError(
+            f"{path} is damaged or no safetensors file ({error}); expected one written by inflib.save."
+        ) from None
