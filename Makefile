@@ -9,6 +9,7 @@ DEMO_ARGS ?=
 TEST_ARGS ?=
 BENCH_ARGS ?=
 ONLY ?=
+RECIPE ?= decay
 
 VENV := .venv
 PEERS := .venv-peers
@@ -21,7 +22,7 @@ AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help lab demo test notebooks format bench peers data clean
+.PHONY: help lab demo test notebooks format bench bank peers data clean
 
 help: ## list these commands
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -48,6 +49,9 @@ format: $(VENV)/.dev ## rewrite the code in the project's style
 
 bench: $(VENV)/.course $(PEERS)/.installed ## compare speed, memory and scores with other libraries
 	$(BIN)/python benchmarks/run.py $(BENCH_ARGS)
+
+bank: $(VENV)/.course ## retrain a network hundreds of times, and keep what it said of each query (RECIPE=decay)
+	$(BIN)/python -m inflib.validation.bank $(RECIPE) --small data/banks/$(RECIPE).npz
 
 peers: $(PEERS)/.installed ## set up .venv-peers, the environment of the libraries compared with
 

@@ -11,6 +11,7 @@ models      small networks whose layers have readable names
 networks    the networks of notebook 07, shipped or trained when first asked for
 transformer the language model, whose layers have readable names too
 language_models  the models of notebook 08, shipped or trained when first asked for
+banks       which networks were retrained on which data, for notebook 09
 exercises   checks of the reader's answers, which reply in one sentence
 training    seeded training, and checkpoints that know their weights and their data
 """
