@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from . import perceptrons
 
 Parameters = dict[str, Tensor]  # {name: (M, ...)}
 Outputs = Callable[[Parameters, Any], Tensor]  # stacked parameters, a batch's inputs → outputs (M, B, ...)
+Gradients = Callable[[Parameters, Any, Any, Tensor], Parameters]  # with targets and weights (M, B) → ∇ Σ_n w_mn ℓ_n
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,3 +110,18 @@ def forward_of(template: nn.Module) -> Outputs:
             return vmap(one, in_dims=(0, None))(parameters, inputs)
 
     return outputs
+
+
+def gradients_of(template: nn.Module, objective: Objective) -> Gradients:
+    """The gradients of stacked networks' weighted losses: by hand for a multilayer perceptron, else by autograd."""
+    layers = perceptrons.layers_of(template)
+    if layers is not None:
+        return partial(perceptrons.gradients, layers, perceptrons.slope_of(objective))
+    forward = forward_of(template)
+
+    def gradients(parameters: Parameters, inputs: Any, targets: Any, weights: Tensor) -> Parameters:
+        leaves = {name: p.detach().requires_grad_() for name, p in parameters.items()}
+        total = (weights * perceptrons.losses(objective, forward(leaves, inputs), targets)).sum()
+        return dict(zip(leaves, torch.autograd.grad(total, list(leaves.values())), strict=True))
+
+    return gradients

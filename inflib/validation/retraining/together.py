@@ -2,8 +2,8 @@
 
     step of network m:   ∇_θm (1/B) Σ_{n in minibatch} w_mn ℓ_n(θ_m)        B counts the examples of weight 0 too
 
-The M losses are added up before the one backward pass: no parameter belongs to two networks, so each gets its own
-gradient, and an elementwise optimiser is an optimiser for each.
+No parameter belongs to two networks, so one backward pass of the M losses' sum gives each its own gradient, and an
+elementwise optimiser is an optimiser for each.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ...batches import bar, mapped, tensors
 from ...objectives import Objective
 from ...placement import plain_numbers
-from .stacked import Networks, forward_of, stack
+from .stacked import Networks, gradients_of, stack
 from .training import Training
 
 
@@ -57,29 +57,20 @@ def retrain(
     like = next(iter(networks.parameters.values()))
     x, y = (mapped(part, lambda t: t.to(like.device)) for part in (inputs, targets))
     w = weights.to(device=like.device, dtype=like.dtype)
-    leaves = {name: p.requires_grad_() for name, p in networks.parameters.items()}
-    forward, optimiser = forward_of(networks.template), training.optimise(list(leaves.values()))
-    steps = training.steps(count)
+    parameters, gradients = networks.parameters, gradients_of(networks.template, objective)
+    optimiser, steps = training.optimise(list(parameters.values())), training.steps(count)
     rows = training.minibatches(count, starts[0] if order is None else order)
     for step, chosen in enumerate(bar(rows, steps, "retraining", "step") if progress else rows):
         chosen = chosen.to(like.device)
+        some_x, some_y = mapped((x, y), itemgetter(chosen))
+        found = gradients(parameters, some_x, some_y, w[:, chosen] / len(chosen))
+        for name, p in parameters.items():
+            p.grad = found[name]
         for group in optimiser.param_groups:
             group["lr"] = training.rate(step, steps)
-        some = mapped((x, y), itemgetter(chosen))
-        losses = stacked_losses(objective, forward(leaves, some[0]), some[1])  # (M, B)
-        optimiser.zero_grad()
-        ((w[:, chosen] * losses).sum() / len(chosen)).backward()
         optimiser.step()
-    parameters = {name: p.detach() for name, p in leaves.items()}
     _check_finite(parameters, training)
-    return Networks(parameters, networks.template)
-
-
-def stacked_losses(objective: Objective, outputs: Tensor, targets: Any) -> Tensor:
-    """Every network's per-example losses (M, B), from outputs (M, B, ...) and the targets they share."""
-    M, B = outputs.shape[:2]
-    repeated = mapped(targets, lambda t: t.expand(M, *t.shape).flatten(0, 1))
-    return objective.loss(outputs.flatten(0, 1), repeated).view(M, B)
+    return Networks({name: p.detach() for name, p in parameters.items()}, networks.template)
 
 
 def _check(inputs: Any, targets: Any, weights: Tensor, starts: list[int]) -> int:
@@ -100,5 +91,5 @@ def _check_finite(parameters: dict[str, Tensor], training: Training) -> None:
         bad = (~fine).nonzero().flatten().tolist()
         raise ValueError(
             f"{len(bad)} of {len(fine)} networks ended with weights that are not finite, network {bad[0]} first; "
-            f"expected a training that converges. Lower the learning rate (lr={training.lr:g}), and look for non-finite inputs."
+            f"expected a training that converges. Lower lr={training.lr:g}, and look for non-finite inputs."
         )
