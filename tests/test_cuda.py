@@ -21,6 +21,7 @@ import inflib
 from inflib import TrainIndex, diagonal, ekfac, gauss_newton, hessian, identity, influence, kfac, refine, self_influence
 from inflib.curvature import hash_weights
 from inflib.tokens import input_tokens, output_tokens
+from inflib.validation import Run, Training, through_training
 
 pytestmark = [
     pytest.mark.cuda,
@@ -201,6 +202,17 @@ def test_a_curvature_fitted_on_one_device_serves_the_other(which: str, tmp_path:
     expected = cpu.influence(C)
     assert_close(gpu.influence(there).cpu(), expected, 1e-10)
     assert_close(cpu.influence(here), expected, 1e-10)
+
+
+@pytest.mark.parametrize("optimiser", ["sgd", "adamw"])
+def test_the_derivative_through_training_is_the_cpus(optimiser: str) -> None:
+    cpu, gpu = both("perceptron")
+    N = sum(len(y) for _, y in cpu.train)
+    run = Run.of(Training(3, 2, 0.05, weight_decay=0.01, optimiser=optimiser), N)
+    came, expected = (through_training(t.model, t.objective, t.train, t.queries, run) for t in (gpu, cpu))
+    assert on_gpu([came.scores, came.measured, came.parameters])
+    assert_close(came.scores.cpu(), expected.scores, 1e-9)
+    assert_close(came.sensitivity.cpu(), expected.sensitivity, 1e-9)
 
 
 def test_data_left_on_the_cpu_is_named_with_the_fix() -> None:

@@ -6,6 +6,7 @@ retrieval       recall of the examples known to be answers; how concentrated inf
 intervals       bootstrap intervals of means over queries, rank correlation
 retraining      many trainings of one recipe as a single batch
 bank            what many retrainings on parts of the data did to a set of queries, made once and kept
+through_training   the derivative of the trained network itself, by differentiating through all of training
 pbrf            minimise the proximal Bregman objective: what influence with damped G estimates for a network
 """
 
@@ -18,6 +19,7 @@ from .mislabels import Flipped, auc, flip_labels, placements, recall
 from .pbrf import NotConvergedWarning, Proximal, pbrf
 from .retraining import Networks, Training, retrain, stack
 from .retrieval import Tail, recall_at, tail_exponent, top_share
+from .through_training import Run, ThroughTraining, through_training
 
 __all__ = [
     "Bank",
@@ -28,7 +30,9 @@ __all__ = [
     "NotConvergedWarning",
     "Proximal",
     "Refit",
+    "Run",
     "Tail",
+    "ThroughTraining",
     "Training",
     "auc",
     "bootstrap",
@@ -48,6 +52,7 @@ __all__ = [
     "save_small",
     "stack",
     "tail_exponent",
+    "through_training",
     "top_share",
     "without",
 ]
