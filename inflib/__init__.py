@@ -64,6 +64,7 @@ from .objectives import (
 from .padding import PaddingNote
 from .positions import with_masks
 from .proof import RowsNote, capture
+from .queries import precondition
 from .scoring import contribution, influence, predicted_change, self_influence
 from .sequences import NextToken, completion, token_batches
 from .storage import load
@@ -108,6 +109,7 @@ __all__ = [
     "kfac",
     "load",
     "load_index",
+    "precondition",
     "predicted_change",
     "refine",
     "register",

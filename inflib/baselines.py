@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from .batches import BYTE_BUDGET, Data, length, walk
 from .contractions import own_scorer
+from .curvature import layers_of
 from .finite import check_numbers
 from .kronecker import identity
 from .layers import LayerSpec
@@ -26,7 +27,7 @@ from .objectives import Measurement, Objective
 from .order import Same
 from .placement import plain_numbers
 from .proof import Proof
-from .scoring import influence, layers_of, self_influence
+from .scoring import influence, self_influence
 
 
 def gradient_dot(

@@ -7,8 +7,8 @@ token, the terms g_tᵀ P a_t are kept apart (Grosse et al. 2023, eq. 31); split
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from collections.abc import Iterable
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -133,21 +133,31 @@ def _check_tokens(names: list[str], each: list[Tensor]) -> None:
 # --- an example with itself ----------------------------------------------------------------------------------------
 
 
-def own_scorer(curvature: Curvature, damping: Damping, max_bytes: int) -> Callable[[Pairs], Tensor]:
-    """A function of pairs → ∇ℓᵀ (C + λ)⁻¹ ∇ℓ per example and layer's share, (b, L)."""
+class OwnScorer(Protocol):
+    """A function of pairs → vᵀ (C + λ)⁻¹ ∇ℓ per example and layer's share, (b, L); v another gradient, or ∇ℓ itself."""
+
+    def __call__(self, found: Pairs, other: Pairs | None = None) -> Tensor: ...
+
+
+def own_scorer(curvature: Curvature, damping: Damping, max_bytes: int, *, moved: bool = False) -> OwnScorer:
+    """∇ℓᵀ (C + λ)⁻¹ ∇ℓ per example and layer; moved=True: ‖(C + λ)⁻¹ ∇ℓ‖², how far the example moves the weights."""
     if isinstance(curvature, Kronecker):
         inverse = {  # laid out as ``rotated_gradients`` are
-            name: values.mT.contiguous().mT for name, values in curvature.inverse_eigenvalues(damping).items()
+            name: (values.square() if moved else values).mT.contiguous().mT
+            for name, values in curvature.inverse_eigenvalues(damping).items()
         }
 
-        def in_eigenbasis(found: Pairs) -> Tensor:
+        def in_eigenbasis(found: Pairs, other: Pairs | None = None) -> Tensor:
             Q_S, Q_A = curvature.Q_S, curvature.Q_A
-            shares = [own_layer(p, inverse[k], Q_S.get(k), Q_A.get(k)) for k, p in found.items()]
+            shares = [
+                own_layer(p, inverse[k], Q_S.get(k), Q_A.get(k), None if other is None else other[k])
+                for k, p in found.items()
+            ]
             return torch.stack(shares, dim=-1)
 
         return in_eigenbasis
 
-    def by_solving(found: Pairs) -> Tensor:
+    def by_solving(found: Pairs, other: Pairs | None = None) -> Tensor:
         size = sum(o * i for o, i in curvature.shapes.values())
         first = next(iter(found.values()))
         rows_found = []
@@ -155,19 +165,30 @@ def own_scorer(curvature: Curvature, damping: Damping, max_bytes: int) -> Callab
             v = {name: Pair(p.a[rows], p.g[rows]).matrices() for name, p in found.items()}
             check_stacks(curvature, v)
             solved = curvature.solve(v, damping)
+            if moved:
+                v = solved
+            elif other is not None:
+                v = {name: Pair(p.a[rows], p.g[rows]).matrices() for name, p in other.items()}
             rows_found.append(torch.stack([(v[k] * solved[k]).sum((1, 2)) for k in v], dim=-1))
         return torch.cat(rows_found)
 
     return by_solving
 
 
-def own_layer(pair: Pair, inverse: Tensor, Q_S: Tensor | None, Q_A: Tensor | None) -> Tensor:
-    """Σ_jk (G̃_jk)² inverse_jk per example, (b,); for one position G̃² = g̃² ⊗ ã² is never built."""
-    pair = Pair(pair.a.to(inverse), pair.g.to(inverse))
+def own_layer(pair: Pair, inverse: Tensor, Q_S: Tensor | None, Q_A: Tensor | None, other: Pair | None = None) -> Tensor:
+    """Σ_jk (G̃_jk)² inverse_jk per example, (b,), or Σ_jk G̃_jk H̃_jk inverse_jk with another pair's H.
+
+    For one position G̃ = g̃ ⊗ ã is never built.
+    """
+    pairs = [Pair(p.a.to(inverse), p.g.to(inverse)) for p in (pair, other) if p is not None]
     if pair.a.shape[1] == 1:
-        a, g = rotate(pair.a[:, 0], Q_A), rotate(pair.g[:, 0], Q_S)
-        return ((g.square() @ inverse) * a.square()).sum(1)
-    return torch.cat([weighted(G.square_(), inverse) for G in rotated_gradients(pair, Q_S, Q_A)])
+        a, g = (rotate(pairs[0].a[:, 0], Q_A), rotate(pairs[0].g[:, 0], Q_S))
+        b, h = (a, g) if other is None else (rotate(pairs[1].a[:, 0], Q_A), rotate(pairs[1].g[:, 0], Q_S))
+        return (((g * h) @ inverse) * (a * b)).sum(1)
+    if other is None:
+        return torch.cat([weighted(G.square_(), inverse) for G in rotated_gradients(pairs[0], Q_S, Q_A)])
+    both = zip(rotated_gradients(pairs[0], Q_S, Q_A), rotated_gradients(pairs[1], Q_S, Q_A), strict=True)
+    return torch.cat([weighted(G.mul_(H), inverse) for G, H in both])
 
 
 def weighted(squares: Tensor, inverse: Tensor) -> Tensor:

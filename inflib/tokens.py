@@ -21,7 +21,7 @@ from torch.func import grad, jvp, vmap
 
 from .batches import BYTE_BUDGET, Batch, Data, chunks, tensors, walk
 from .contractions import Keep, join
-from .curvature import Curvature, Damping
+from .curvature import Curvature, Damping, layers_of
 from .exact import bytes_of_a_product
 from .finite import check_numbers
 from .hooks import Matrices, checked_outputs
@@ -32,7 +32,7 @@ from .objectives import Measurement
 from .order import check_order
 from .placement import call, check_mode, plain_numbers
 from .positions import check_batch
-from .scoring import Preconditioned, gather, layers_of, passes
+from .queries import Preconditioned, gather, passes
 from .sequences import NextToken
 
 PerToken = Callable[[Fit, Batch, Matrices], Tensor]  # of a batch (B, T), along one query's P

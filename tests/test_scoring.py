@@ -37,7 +37,7 @@ from inflib import (
 from inflib.contractions import own_layer
 from inflib.hooks import Pair
 from inflib.layers import _KINDS, positions_last
-from inflib.scoring import HELD
+from inflib.queries import HELD
 
 pytestmark = [
     pytest.mark.usefixtures("float64", "conv1d"),

@@ -13,23 +13,26 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..batches import BYTE_BUDGET, Batch, Data, accumulator, example_positions, tensors, walk
 from ..contractions import kept
-from ..curvature import Damping
+from ..curvature import Curvature, Damping, check_stacks, layers_of, resolve_damping
 from ..finite import check_numbers
-from ..hooks import Pair, forward
+from ..hooks import Matrices, Pair, forward
 from ..kronecker import Kronecker
 from ..objectives import Measurement, Objective
 from ..order import check_order
 from ..placement import plain_numbers
 from ..positions import masks_of
-from ..scoring import layers_of
+from ..queries import Sets, precondition
+from ..scoring import check_relative, divided
+from ..solvers import Solution
 from .products import layer_scores, own
-from .sides import Side, check_basis, held_examples, rotated, take
+from .sides import Side, check_basis, held_examples, rotated, summed, take
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,61 +100,88 @@ class TrainIndex:
 
     @plain_numbers
     def prepare(
-        self, model: nn.Module, objective: Objective, queries: Data, measurement: Measurement | None = None
+        self,
+        model: nn.Module,
+        objective: Objective,
+        queries: Data,
+        measurement: Measurement | None = None,
+        sets: Sets = None,
     ) -> Side:
-        """The query side, captured and rotated: give it to ``scores`` again and again with other dampings."""
+        """The query side, captured and rotated: give it to ``scores`` again and again with other dampings.
+
+        sets: as for ``influence``: one row for each set of queries, their sum.
+        """
         queries = check_order(queries, "queries")
         what = measurement or "log_likelihood"
-        return rotated(model, objective, queries, "queries", self.curvature, what, None, self.held, False)
+        side = rotated(model, objective, queries, "queries", self.curvature, what, None, self.held, False)
+        return summed(side, sets)
 
     @plain_numbers
     def scores(
         self,
-        prepared: Side,
+        prepared: Side | Solution,
         curvature: Kronecker | None = None,
         damping: Damping = None,
         *,
         layers: Iterable[str] | None = None,
         examples: Sequence[int] | Tensor | None = None,
         keep: Iterable[str] = (),
+        relative: str | None = None,
         max_bytes: int = BYTE_BUDGET,
     ) -> Tensor:
         """Scores of prepared queries, (Q, N), or (Q, N, L) with keep=("layer",); exactly those of ``influence``.
 
+        prepared:  from ``prepare``, or what ``precondition`` found with any curvature of these layers, a refined or an
+                   exact one: the training side is the same for all, and damping is in it already.
         curvature: another one in the same eigenbasis (K-FAC beside EK-FAC), or an identity; None for the index's own.
         layers:    exact names of some of the layers; None for all. Relative damping is each layer's own either way.
         examples:  positions of some training examples, (N',) columns in that order, or a bool mask (N,); None for all.
+        relative:  "loss" or "weights", as for ``influence``; by ``curvature`` at ``damping``, also of solved queries.
 
         Raises TypeError or ValueError for examples that are neither, or not there; FloatingPointError for scores that
         are not finite.
         """
+        check_relative(relative)
         curvature, axes = self._in_basis(curvature), kept(keep, ("layer",))
         if layers is not None:
             curvature = curvature.restrict([layers] if isinstance(layers, str) else layers)
         rows = None if examples is None else example_positions(examples, len(self))
-        each = []  # (Q, N) a layer; one minus sign for −∇ℓ
-        for name, inverse in curvature.inverse_eigenvalues(damping).items():
+        side, weights = self._asked(prepared, curvature, damping)
+        each = []  # (Q, N) a layer
+        for name in curvature.layers:
             training = self.held[name] if rows is None else take(self.held[name], rows)
-            each.append(-layer_scores(prepared[name], training, inverse, max_bytes))
+            each.append(-layer_scores(side[name], training, weights[name], max_bytes))  # one minus sign for −∇ℓ
             check_numbers("scores", {name: each[-1]})
-        return torch.stack(each, dim=-1) if axes.layer else sum(each)  # type: ignore[return-value]
+        scores: Tensor = torch.stack(each, dim=-1) if axes.layer else sum(each)  # type: ignore[assignment]
+        return scores if relative is None else divided(scores, self._sizes(relative, curvature, damping, rows))
 
     def influence(
         self,
         model: nn.Module,
         objective: Objective,
         queries: Data,
-        curvature: Kronecker | None = None,
+        curvature: Curvature | None = None,
         damping: Damping = None,
         *,
         layers: Iterable[str] | None = None,
         measurement: Measurement | None = None,
         keep: Iterable[str] = (),
+        sets: Sets = None,
+        relative: str | None = None,
         max_bytes: int = BYTE_BUDGET,
     ) -> Tensor:
-        """``prepare`` and ``scores`` in one: what ``inflib.influence`` gives, without a pass over the training data."""
-        prepared = self.prepare(model, objective, queries, measurement)
-        return self.scores(prepared, curvature, damping, layers=layers, keep=keep, max_bytes=max_bytes)
+        """``prepare`` and ``scores`` in one: what ``inflib.influence`` gives, without a pass over the training data.
+
+        A refined curvature, or an exact one, is solved with for the queries alone; ``precondition`` and ``scores`` in
+        its place tell each query's residual. ``relative`` is then by the index's own curvature.
+        """
+        options: dict[str, Any] = {"layers": layers, "keep": keep, "relative": relative, "max_bytes": max_bytes}
+        if curvature is None or isinstance(curvature, Kronecker):
+            prepared = self.prepare(model, objective, queries, measurement, sets)
+            return self.scores(prepared, curvature, damping, **options)
+        asked: dict[str, Any] = {"measurement": measurement, "sets": sets, "max_bytes": max_bytes, "progress": False}
+        solved = precondition(model, objective, queries, curvature, damping, **asked)
+        return self.scores(solved, None, resolve_damping(curvature, damping), **options)
 
     @plain_numbers
     def self_influence(self, curvature: Kronecker | None = None, damping: Damping = None) -> Tensor:
@@ -169,6 +199,21 @@ class TrainIndex:
         each = {k: own(self.held[k], one) for k, one in ones.items()}
         check_numbers("squared norms", each)
         return sum(each.values()).sqrt()  # type: ignore[union-attr]
+
+    def _asked(self, prepared: Side | Solution, curvature: Kronecker, damping: Damping) -> tuple[Side, Matrices]:
+        """The query side in the eigenbasis, and what its coordinates are weighted with: 1 / (Λ + λ), or 1 if solved."""
+        if not isinstance(prepared, Solution):
+            return prepared, curvature.inverse_eigenvalues(damping)
+        check_stacks(self.curvature, prepared.x)
+        solved = self.curvature.rotate(prepared.x)
+        return dict(solved), {name: torch.ones_like(x[0]) for name, x in solved.items()}
+
+    def _sizes(self, relative: str, curvature: Kronecker, damping: Damping, rows: Tensor | None) -> Tensor:
+        """The squares of what relative scores are divided by, (N',)."""
+        inverse = curvature.inverse_eigenvalues(damping)
+        weights = inverse if relative == "loss" else {k: x.square() for k, x in inverse.items()}
+        held = {k: self.held[k] if rows is None else take(self.held[k], rows) for k in weights}
+        return sum(own(held[k], x) for k, x in weights.items())  # type: ignore[return-value]
 
     def _in_basis(self, curvature: Kronecker | None) -> Kronecker:
         """The curvature, if the index's pairs are its eigenbasis coordinates."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..batches import Data, length, walk
-from ..curvature import Curvature
+from ..curvature import Curvature, layers_of
 from ..ekfac import rotate, rotated_gradients
 from ..finite import check_finite
 from ..hooks import Pair
@@ -17,7 +17,7 @@ from ..kronecker import Kronecker
 from ..objectives import Measurement, Objective
 from ..order import Same
 from ..proof import Proof
-from ..scoring import check_pairs, layers_of
+from ..queries import Sets, check_pairs, set_numbers
 
 Rotated = Pair | Tensor  # of N examples in one layer: ã (N, 1, i) and g̃ (N, 1, o), or G̃ (N, o, i)
 Side = dict[str, Rotated]
@@ -52,6 +52,20 @@ def rotated(
                 start = batch.start if type(side[layer]) is type(before) else 0  # pairs may have become matrices
                 _check_kept(layer, take(side[layer], slice(start, at)), dtype, batch.index)
     return side
+
+
+def summed(side: Side, sets: Sets) -> Side:
+    """Σ G̃_q over the queries of each set, (S, o, i) in each layer; the side itself for sets=None."""
+    if sets is None:
+        return side
+    at = set_numbers(sets, held_examples(next(iter(side.values()))))
+    members = [(at == s).nonzero()[:, 0] for s in range(int(at.max()) + 1)]
+    return {name: torch.stack([_sum(take(held, rows)) for rows in members]) for name, held in side.items()}
+
+
+def _sum(held: Rotated) -> Tensor:
+    """Σ_n G̃_n, (o, i)."""
+    return held.g[:, 0].T @ held.a[:, 0] if isinstance(held, Pair) else held.sum(0)
 
 
 def _check_kept(layer: str, kept: Rotated, dtype: torch.dtype, batch: int) -> None:
