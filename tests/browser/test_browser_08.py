@@ -183,7 +183,7 @@ def type_a_query(page: Page) -> None:
     person = page.said.locator("b").inner_text().strip()
     place = prompt.split()[3]
     page.box("Prompt").fill(f"every stone at {place} recalls")
-    expect(page.root.get_by_text("5 + 1 tokens; the model reads up to 9")).to_be_visible()
+    expect(page.root.get_by_text("5 + 1 tokens, of at most 9")).to_be_visible()
     page.changes(page.button("Ask").click)
     expect(page.said).to_have_text(f"every stone at {place} recalls {person}")
     expect(ready.locator("option:checked")).to_have_text("your own, typed below")

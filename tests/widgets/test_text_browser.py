@@ -77,7 +77,7 @@ def test_a_typed_query_that_is_a_ready_one_is_recognised(browser, talk) -> None:
 
 
 def test_while_typing_the_panel_says_what_fits(browser) -> None:
-    assert "5 + 1 tokens; the model reads up to 7" in browser.fits.value
+    assert "5 + 1 tokens, of at most 7" in browser.fits.value
     browser.completion.value = "qwerty <b>"
     assert "&#x27;qwerty&#x27;, word 1" in browser.fits.value
     browser.completion.value = "was"
