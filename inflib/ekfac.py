@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from .batches import accumulator, cached_bytes, chunks, double
+from .checkpoint import NOWHERE, Checkpoint, Done
 from .finite import check_finite
 from .hooks import Pair, Recording
 from .kfac import Fit, Moments
@@ -33,14 +34,23 @@ class Eigenbasis:
     lambda_A: dict[str, Tensor]  # (i,)
 
 
-def eigenbasis(moments: Moments) -> Eigenbasis:
-    """One ``eigh`` per factor, in float64; eigenvalues clamped at 0, ascending."""
+def eigenbasis(moments: Moments, kept: Checkpoint = NOWHERE) -> Eigenbasis:
+    """One ``eigh`` per factor, in float64; eigenvalues clamped at 0, ascending. What ``kept`` has is not done again."""
     found: tuple[dict[str, Tensor], ...] = ({}, {}, {}, {})
     Q_S, Q_A, lambda_S, lambda_A = found
-    for name in moments.A_sum:
-        lambda_S[name], Q_S[name] = eigh(moments.S(name))
-        lambda_A[name], Q_A[name] = eigh(moments.A(name))
+    for at, name in enumerate(moments.A_sum):
+        lambda_S[name], Q_S[name] = _kept_eigh(moments.S(name), kept, f"basis-{at:04}-S")
+        lambda_A[name], Q_A[name] = _kept_eigh(moments.A(name), kept, f"basis-{at:04}-A")
     return Eigenbasis(Q_S, Q_A, lambda_S, lambda_A)
+
+
+def _kept_eigh(matrix: Tensor, kept: Checkpoint, file: str) -> tuple[Tensor, Tensor]:
+    if held := kept.read(file):
+        values, vectors = (held[0][part].to(matrix) for part in ("values", "vectors"))
+        return values, vectors.mT.contiguous().mT  # laid out as eigh's are, or products would be rounded otherwise
+    values, vectors = eigh(matrix)
+    kept.save(file, {"values": values, "vectors": vectors}, {}, Done(whole=True))
+    return values, vectors
 
 
 def eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
@@ -58,7 +68,7 @@ def eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class Squares:
-    """Sums of squared rotated gradients with their count."""
+    """Sums of squared rotated gradients with their count; ``+`` merges two shards of the data."""
 
     sums: dict[str, Tensor]  # (o, i) per layer
     examples: int
@@ -67,20 +77,29 @@ class Squares:
         """Λ per layer, (o, i)."""
         return {name: total / self.examples for name, total in self.sums.items()}
 
+    def __add__(self, other: Squares) -> Squares:
+        return Squares({k: v + other.sums[k] for k, v in self.sums.items()}, self.examples + other.examples)
+
 
 def corrected_eigenvalues(fit: Fit, basis: Eigenbasis | None, *, check: bool = False) -> Squares:
     """Λ = E[(Q_Sᵀ Dθ Q_A)²], (o, i) per layer: pass 1 over the data, with labels drawn afresh (eq. 20).
 
     basis=None leaves the coordinates as they are: Λ is then the curvature's own diagonal.
     """
-    sums: dict[str, Tensor] = {}
-    examples = 0
+    file = "squares" if basis else "diagonal"
+    held, counts, done = fit.kept.read(file) or ({}, {"examples": 0}, Done())
+    sums = {name: x.to(fit.layers[name].weight.device) for name, x in held.items()}
+    examples = counts["examples"]
     Q_S, Q_A = (basis.Q_S, basis.Q_A) if basis else ({}, {})
-    for batch, recording, seeds in fit.recordings(1, "corrected eigenvalues", check=check):
+    for batch, recording, seeds in fit.recordings(1, "corrected eigenvalues", check=check, done=done):
         _add_squares(sums, recording, seeds, fit.one_seed, Q_S, Q_A)
         check_finite("rotated gradients", sums, batch.index)
         examples += batch.size
         del recording, seeds
+        if fit.kept.due:
+            fit.kept.save(file, sums, {"examples": examples}, fit.progress_made())
+    if fit.kept and not done.whole:
+        fit.kept.save(file, sums, {"examples": examples}, fit.progress_made(whole=True))
     return Squares({name: sums[name].contiguous() for name in fit.layers}, examples)
 
 

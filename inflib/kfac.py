@@ -16,13 +16,17 @@ outputs are averaged over positions before the loss, as after global pooling (Es
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from numbers import Integral
+from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
 from .batches import Batch, Data, accumulator, length, walk
+from .checkpoint import Checkpoint, Done, Tensors
 from .coverage import select_and_say
+from .fingerprints import hash_weights
 from .finite import check_finite
 from .hooks import Recording, aligned
 from .layers import Layer, LayerSpec
@@ -45,7 +49,7 @@ class Fit:
 
     model: nn.Module
     objective: Objective
-    data: Data
+    data: Same
     layers: dict[str, Layer]
     labels: str
     draws: int
@@ -53,6 +57,8 @@ class Fit:
     progress: bool
     sharing: str
     proof: Proof
+    kept: Checkpoint = field(default_factory=Checkpoint)
+    start: int = 0  # position of the data's first example among all examples, whose label streams go by it
 
     @classmethod
     def of(
@@ -66,6 +72,8 @@ class Fit:
         seed: int = 0,
         progress: bool = True,
         sharing: str = "expand",
+        checkpoint: str | Path | None = None,
+        start: int = 0,
     ) -> Fit:
         """Check the arguments and choose the layers."""
         if not (isinstance(draws, Integral) and int(draws) >= 1):
@@ -80,18 +88,30 @@ class Fit:
         check_seed(seed)
         check_mode(model)
         chosen, kind = select_and_say(model, layers), label_kind(objective, labels)
-        return cls(
-            model,
-            objective,
-            Same.of(data, "train", ordered=kind == "sampled"),  # label streams go by position
-            chosen,
-            kind,
-            int(draws),
-            int(seed),
-            progress,
-            sharing,
-            Proof(model, chosen, objective, batches=length(data), seed=int(seed), say=True),
-        )
+        same = Same.of(data, "train", ordered=kind == "sampled")  # label streams go by position
+        if checkpoint is not None and not same.by_batch:
+            raise ValueError(
+                "checkpoint= with data that may come in another order each time (a loader that shuffles, or "
+                "what is neither a list nor a DataLoader); expected an order that a fit can go on in. Use "
+                "DataLoader(..., shuffle=False)."
+            )
+        proof = Proof(model, chosen, objective, batches=length(data), seed=int(seed), say=True)
+        fit = cls(model, objective, same, chosen, kind, int(draws), int(seed), progress, sharing, proof, start=start)
+        return fit if checkpoint is None else replace(fit, kept=Checkpoint.at(checkpoint, fit.facts()))
+
+    def facts(self) -> dict[str, Any]:
+        """What the sums depend on beside the data, for a checkpoint to be known by."""
+        return {
+            "weights": hash_weights(self.model),
+            "layers": {name: layer.shape for name, layer in self.layers.items()},
+            "untied": any(layer.untied for layer in self.layers.values()),
+            "objective": repr(self.objective),
+            "labels": self.labels,
+            "draws": self.draws,
+            "seed": self.seed,
+            "sharing": self.sharing,
+            "start": self.start,
+        }
 
     @property
     def one_seed(self) -> bool:
@@ -99,13 +119,27 @@ class Fit:
         return self.labels == "observed" or (self.labels == "sampled" and self.draws == 1)
 
     def recordings(
-        self, pass_: int, what: str, *, check: bool
+        self,
+        pass_: int,
+        what: str,
+        *,
+        check: bool,
+        done: Done = Done(),  # noqa: B008 (immutable)
     ) -> Iterator[tuple[Batch, Recording, Iterator[tuple[Tensor, float]]]]:
         """Every batch with its forward pass and its label seeds (``pass_`` names the streams of sampled labels).
 
-        check=True has the proof look at batches whose turn it is.
+        check=True has the proof look at batches whose turn it is. Batches that are ``done`` are only compared with
+        those that were.
         """
+        checked = not done.items
         for batch in walk(self.data, name="train", progress=self.progress, what=what):
+            if self.data.at <= done.items:
+                if check:
+                    self.proof.see(batch)
+                continue
+            if not checked:
+                self.data.check_resumed(done)
+                checked = True
             recording = self.proof.recording(batch, look=check)
             self.objective.check(recording.outputs, batch.targets)
             if check and batch.index == 0:
@@ -118,10 +152,16 @@ class Fit:
                 draws=self.draws,
                 seed=self.seed,
                 pass_=pass_,
-                start=batch.start,
+                start=self.start + batch.start,
             )
             yield batch, recording, seeds
             del recording, seeds  # or this batch would be held while the next one is recorded
+        if not checked:
+            self.data.check_resumed(done)
+
+    def progress_made(self, whole: bool = False) -> Done:
+        """How far the present pass has come, for a checkpoint."""
+        return Done(self.data.at, self.data.digest(self.data.at), whole)
 
 
 @dataclass(frozen=True)
@@ -170,11 +210,16 @@ def second_moments(
 def accumulate_moments(fit: Fit) -> Moments:
     """``second_moments`` of a Fit: pass 0 over its data. Raises MemoryError where the factors would not fit."""
     check_factors(fit.layers)
-    A: dict[str, Tensor] = {}
-    S: dict[str, Tensor] = {}
-    positions = dict.fromkeys(fit.layers, 0)
-    examples, padding = 0, Padding(fit.model)
-    for batch, recording, seeds in fit.recordings(0, "second moments", check=True):
+    A, S, positions, examples, done = _begun(fit)
+    padding = Padding(fit.model)
+
+    def save(whole: bool = False) -> None:
+        sums = {"A": A, "S": S}
+        held = {f"{side}/{name}": x for side, by_layer in sums.items() for name, x in by_layer.items()}
+        counts = {"positions": positions, "examples": examples}
+        fit.kept.save("moments", held, counts, fit.progress_made(whole))
+
+    for batch, recording, seeds in fit.recordings(0, "second moments", check=True, done=done):
         there = padding.present(batch, recording)
         for name in fit.layers:
             rows = _activation_rows(recording.activations[name], there[name], fit.sharing)
@@ -188,7 +233,24 @@ def accumulate_moments(fit: Fit) -> Moments:
         check_finite("output gradients", S, batch.index)
         examples += batch.size
         del recording, seeds
+        if fit.kept.due:
+            save()
+    if fit.kept and not done.whole:
+        save(whole=True)
     return Moments(_mirrored(A, fit.layers), _mirrored(S, fit.layers), positions, examples)
+
+
+def _begun(fit: Fit) -> tuple[Tensors, Tensors, dict[str, int], int, Done]:
+    """A, S, positions, examples and how far they go: empty, or as a checkpoint has them."""
+    held = fit.kept.read("moments")
+    if held is None:
+        return {}, {}, dict.fromkeys(fit.layers, 0), 0, Done()
+    tensors, counts, done = held
+    A, S = (
+        {name: _laid(tensors[f"{side}/{name}"].to(layer.weight.device)) for name, layer in fit.layers.items()}
+        for side in ("A", "S")
+    )
+    return A, S, counts["positions"], counts["examples"], done
 
 
 def _activation_rows(a: Tensor, there: Tensor | None, sharing: str) -> Tensor:
@@ -211,11 +273,18 @@ def _add(sums: dict[str, Tensor], name: str, rows: Tensor, weight: float) -> Non
     """
     d = rows.shape[1]
     if name not in sums:
-        sums[name] = rows.new_zeros(d, aligned(d))[:, :d]
+        sums[name] = _laid(rows.new_zeros(d, d))
     strip = max(STRIP, aligned(-(-d // 4)))
     for start in range(0, d, strip):
         part = slice(start, start + strip)
         sums[name][part, start:].addmm_(rows[:, part].T, rows[:, start:], alpha=weight)
+
+
+def _laid(matrix: Tensor) -> Tensor:
+    """A copy whose rows begin where products are fast: also of what was saved, or it would be rounded otherwise."""
+    d = len(matrix)
+    rows = matrix.new_zeros(d, aligned(d))[:, :d]
+    return rows.copy_(matrix)
 
 
 def _mirrored(sums: dict[str, Tensor], order: Iterable[str]) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -134,6 +135,7 @@ def ekfac(
     progress: bool = True,
     *,
     sharing: str = "expand",
+    checkpoint: str | Path | None = None,
 ) -> Kronecker:
     """EK-FAC curvature of the objective at the model's weights: two passes over ``train``, one eigh per factor.
 
@@ -143,14 +145,17 @@ def ekfac(
             "observed" (the empirical Fisher), or None for the objective's default.
     sharing: in a layer applied at many positions, what makes a row of A and S: "expand", each position; "reduce", the
             mean of a and the sum of g over an example's positions (see kfac.py). Λ is exact in either basis.
+    checkpoint: a folder for the sums so far, saved now and then, and for the eigenvectors. The same call goes on where
+            a call that was killed stopped, and ends with the same bits. Remove it once the curvature is saved.
 
     Returns a Kronecker curvature, mean over the examples; the model is left exactly as it was. Raises ValueError,
     TypeError, RuntimeError or FloatingPointError with the layer or argument, what came, what was expected, and the fix.
     Source: George et al. 2018; Grosse et al. 2023, eq. 16–21; Eschenhagen et al. 2023 for ``sharing``.
     """
-    fit = Fit.of(model, objective, train, layers, labels, draws, seed, progress, sharing)
-    basis = eigenbasis(accumulate_moments(fit))
-    squares = corrected_eigenvalues(fit, basis)
+    fit = Fit.of(model, objective, train, layers, labels, draws, seed, progress, sharing, checkpoint)
+    with fit.kept as kept:
+        basis = eigenbasis(accumulate_moments(fit), kept)
+        squares = corrected_eigenvalues(fit, basis)
     return _noted(Kronecker(squares.means(), basis.Q_S, basis.Q_A, facts_of(fit, "EK-FAC", squares.examples)))
 
 
@@ -166,14 +171,16 @@ def kfac(
     progress: bool = True,
     *,
     sharing: str = "expand",
+    checkpoint: str | Path | None = None,
 ) -> Kronecker:
     """K-FAC curvature, S ⊗ A: Λ = λ_S λ_Aᵀ. One pass over ``train``. Arguments and errors as for ``ekfac``.
 
     Source: Martens & Grosse 2015; Grosse et al. 2023, eq. 16–17.
     """
-    fit = Fit.of(model, objective, train, layers, labels, draws, seed, progress, sharing)
-    moments = accumulate_moments(fit)
-    basis = eigenbasis(moments)
+    fit = Fit.of(model, objective, train, layers, labels, draws, seed, progress, sharing, checkpoint)
+    with fit.kept as kept:
+        moments = accumulate_moments(fit)
+        basis = eigenbasis(moments, kept)
     values = {name: torch.outer(basis.lambda_S[name], basis.lambda_A[name]) for name in fit.layers}
     return _noted(Kronecker(values, basis.Q_S, basis.Q_A, facts_of(fit, "K-FAC", moments.examples)))
 
@@ -188,10 +195,13 @@ def diagonal(
     draws: int = 1,
     seed: int = 0,
     progress: bool = True,
+    *,
+    checkpoint: str | Path | None = None,
 ) -> Kronecker:
     """The curvature's diagonal, Λ = E[Dθ²], exact under ``labels``. One pass. Arguments as for ``ekfac``."""
-    fit = Fit.of(model, objective, train, layers, labels, draws, seed, progress)
-    squares = corrected_eigenvalues(fit, None, check=True)
+    fit = Fit.of(model, objective, train, layers, labels, draws, seed, progress, checkpoint=checkpoint)
+    with fit.kept:
+        squares = corrected_eigenvalues(fit, None, check=True)
     return _noted(Kronecker(squares.means(), {}, {}, facts_of(fit, "diagonal", squares.examples)))
 
 

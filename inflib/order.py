@@ -9,6 +9,7 @@ keeps its order; the sum of its examples' own hashes, which is the same in any o
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from hashlib import blake2b
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler
 
 from .batches import Data, batch_size, iterate, tensors
+from .checkpoint import Done
 from .fingerprints import checksum
 from .randomness import preserved_rng
 
@@ -48,6 +50,7 @@ class Same:
         self.by_batch = ordered or _keeps_order(data)
         self.prints: list[bytes] = []  # of the batches seen so far, where ``by_batch``
         self.whole: tuple[int, int] | None = None  # examples of a walk to the end, and the sum of their hashes
+        self.at = 0  # batches of the present walk so far
 
     @classmethod
     def of(cls, data: Data, name: str, *, ordered: bool) -> Same:
@@ -60,6 +63,7 @@ class Same:
     def __iter__(self) -> Iterator[Any]:
         """The items of ``data``; ValueError where they are not those of the first walk."""
         index, examples, total = 0, 0, 0
+        self.at = 0
         for item in iterate(self.data, self.name):
             if isinstance(item, (tuple, list)) and len(item) == 2:  # ``walk`` says what else is wrong
                 size = batch_size(item[1], self.name, index)
@@ -72,6 +76,7 @@ class Same:
                     inputs, targets = item
                     total = (total + _sum_of_examples(inputs, targets, size)) % 2**64
                 index += 1
+            self.at += 1
             yield item
         if self.whole is None:
             self.whole = examples, total
@@ -91,6 +96,23 @@ class Same:
                 if self.ordered
                 else self._other(f"another batch {index} than on the pass before")
             )
+
+    def digest(self, count: int) -> str:
+        """A hash of the first ``count`` batches, where they are known by their order."""
+        return blake2b(b"".join(self.prints[:count]), digest_size=16).hexdigest()
+
+    def check_resumed(self, done: Done) -> None:
+        """Raise ValueError where the batches that are in a checkpoint's sums are not those of this walk."""
+        if done.whole and self.at > done.items:
+            came = f"more than the {done.items} batches"
+        elif self.at < done.items or self.digest(done.items) != done.digest:
+            came = f"other batches than the {done.items}"
+        else:
+            return
+        raise ValueError(
+            f"{self.name} yielded {came} that are in the checkpoint's sums; expected the same. For other data give "
+            "checkpoint= another folder."
+        )
 
     def _other(self, came: str) -> str:
         return (

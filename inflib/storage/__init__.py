@@ -1,12 +1,11 @@
-"""What is kept on disk: files that are there whole or not at all, curvatures with their facts, and their checks.
+"""What is kept on disk: curvatures with their facts, and their checks. How files are written is in ``inflib.files``.
 
-files.py        written beside their place and moved there; locks that end with their process
 curvatures.py   a curvature to and from a file
 wholeness.py    what a file must hold to be believed
 """
 
+from ..files import folder_beside, lock, read_safetensors, remove_strays, seal, write_safetensors
 from .curvatures import FORMAT, INDEX_FORMAT, READERS, curvature_parts, load, read, read_curvature, save_curvature
-from .files import folder_beside, lock, read_safetensors, remove_strays, seal, write_safetensors
 from .wholeness import check_index
 
 __all__ = [

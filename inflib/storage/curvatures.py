@@ -17,8 +17,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..curvature import Relative, layers_of
+from ..files import read_safetensors, seal, write_safetensors
 from ..kronecker import Kronecker
-from .files import read_safetensors, seal, write_safetensors
 from .wholeness import check_curvature, read_facts
 
 FORMAT = "inflib curvature 2"

@@ -19,7 +19,7 @@ from uuid import uuid4
 
 from torch import Tensor
 
-from ..fingerprints import hash_tensor
+from .fingerprints import hash_tensor
 
 
 def seal(tensors: dict[str, Tensor], metadata: dict[str, Any]) -> dict[str, Any]:
@@ -33,7 +33,7 @@ def seal(tensors: dict[str, Tensor], metadata: dict[str, Any]) -> dict[str, Any]
     return facts | {"checksum": digest.hexdigest()}
 
 
-def write_safetensors(tensors: dict[str, Tensor], metadata: dict[str, str], path: Path) -> None:
+def write_safetensors(tensors: dict[str, Tensor], metadata: dict[str, Any], path: Path) -> None:
     """Write into a temporary folder beside ``path``, then move the file there. The same contents give the same bytes.
 
     What a killed process left of an earlier try is removed. Raises OSError that names the path and the bytes needed,
