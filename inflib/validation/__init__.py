@@ -6,17 +6,27 @@ retrieval       recall of the examples known to be answers; how concentrated inf
 intervals       bootstrap intervals of means over queries, rank correlation
 retraining      many trainings of one recipe as a single batch
 bank            what many retrainings on parts of the data did to a set of queries, made once and kept
-through_training   the derivative of the trained network itself, by differentiating through all of training
+through_training  the derivative of the trained network, by differentiating through all of training
+datamodeling    do summed scores order retrainings on parts of the data? the score, its interval, its ceiling
+calibration     are sizes right? slope and correlation of actual against predicted change
+leave_k_out     leaving out one or k on a deep network: effect, noise, and the seeds it takes
+removal         take away what an answer rests on, and see whether it falls
+board           named methods against the same ground truths, each at its best dial
 pbrf            minimise the proximal Bregman objective: what influence with damped G estimates for a network
 """
 
 from __future__ import annotations
 
 from .bank import Bank, BankRecipe, half_subsets, load_bank, make_bank, save_small, without
+from .board import Board, Measurement, Method, board, by_reference, by_retraining, by_size, halves
+from .calibration import Calibration, bank_calibration, calibration
+from .datamodeling import Datamodeling, ceiling, datamodeling
 from .intervals import Interval, bootstrap, rank_correlation
+from .leave_k_out import LeftOut, leave_k_out
 from .leave_one_out import Refit, fit_linear, leave_one_out, left_out
 from .mislabels import Flipped, auc, flip_labels, placements, recall
 from .pbrf import NotConvergedWarning, Proximal, pbrf
+from .removal import Removal, nearest, random_same_class, remove_top
 from .retraining import Networks, Training, retrain, stack
 from .retrieval import Tail, recall_at, tail_exponent, top_share
 from .through_training import Run, ThroughTraining, through_training
@@ -24,30 +34,50 @@ from .through_training import Run, ThroughTraining, through_training
 __all__ = [
     "Bank",
     "BankRecipe",
+    "Board",
+    "Calibration",
+    "Datamodeling",
     "Flipped",
     "Interval",
+    "LeftOut",
+    "Measurement",
+    "Method",
     "Networks",
     "NotConvergedWarning",
     "Proximal",
     "Refit",
+    "Removal",
     "Run",
     "Tail",
     "ThroughTraining",
     "Training",
     "auc",
+    "bank_calibration",
+    "board",
     "bootstrap",
+    "by_reference",
+    "by_retraining",
+    "by_size",
+    "calibration",
+    "ceiling",
+    "datamodeling",
     "fit_linear",
     "flip_labels",
     "half_subsets",
+    "halves",
+    "leave_k_out",
     "leave_one_out",
     "left_out",
     "load_bank",
     "make_bank",
+    "nearest",
     "pbrf",
     "placements",
+    "random_same_class",
     "rank_correlation",
     "recall",
     "recall_at",
+    "remove_top",
     "retrain",
     "save_small",
     "stack",
