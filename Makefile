@@ -10,6 +10,7 @@ TEST_ARGS ?=
 BENCH_ARGS ?=
 ONLY ?=
 RECIPE ?= decay
+ITEMS ?=
 
 VENV := .venv
 PEERS := .venv-peers
@@ -22,7 +23,7 @@ AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help lab demo test notebooks format bench bank peers data clean
+.PHONY: help lab demo test notebooks format bench bank study peers data clean
 
 help: ## list these commands
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -52,6 +53,9 @@ bench: $(VENV)/.course $(PEERS)/.installed ## compare speed, memory and scores w
 
 bank: $(VENV)/.course ## retrain a network hundreds of times, and keep what it said of each query (RECIPE=decay)
 	$(BIN)/python -m inflib.validation.bank $(RECIPE) --small data/banks/$(RECIPE).npz
+
+study: $(VENV)/.course ## how far to believe a score: what is missing of benchmarks/results/study.json (ITEMS="decay")
+	$(BIN)/python benchmarks/study.py $(ITEMS)
 
 peers: $(PEERS)/.installed ## set up .venv-peers, the environment of the libraries compared with
 

@@ -17,7 +17,6 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..objectives import CrossEntropy
@@ -86,8 +85,10 @@ def recipe(name: str) -> BankRecipe:
 
 
 def pooled(inputs: Tensor) -> Tensor:
-    """Digits (N, 784) averaged over squares of 2 × 2 pixels: (N, 196)."""
-    return F.avg_pool2d(inputs.view(-1, 1, 28, 28), 2).flatten(1)
+    """Digits (N, 784) averaged over squares of 2 × 2 pixels, (N, 196): the same bits on every machine."""
+    square = inputs.view(-1, 14, 2, 14, 2)
+    a, b, c, d = (square[:, :, i, :, j] for i in (0, 1) for j in (0, 1))
+    return ((a + b + c + d) / 4).flatten(1)
 
 
 def _digits(

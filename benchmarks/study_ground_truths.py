@@ -1,0 +1,166 @@
+"""The study's other ground truths: the proximal objective, removal, mislabels, leaving out one and fifty."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from study_scores import FIRST_SEED, kept, network
+from torch import Tensor
+
+from inflib import CrossEntropy, damping_of, ekfac, identity, influence, kfac, refine, self_influence
+from inflib.lab import banks, mlp, mnist_5k
+from inflib.validation import (
+    NotConvergedWarning,
+    Training,
+    auc,
+    bootstrap,
+    calibration,
+    flip_labels,
+    leave_k_out,
+    nearest,
+    pbrf,
+    random_same_class,
+    remove_top,
+    retrain,
+)
+
+EXAMPLES, ASKED = 24, 40  # of the proximal objectives, and the queries that respond
+RIGHT, REMOVED = 40, (5, 10, 20)
+
+
+def proximal() -> dict[str, Any]:
+    """The tanh network: what each method says of the proximal Bregman response, its size included."""
+    recipe = banks.recipe("smooth")
+    model, plain = network(recipe, FIRST_SEED, torch.float64)
+    objective, data = recipe.objective, recipe.data(2000, torch.float64)
+    queries = [(x[: 5 * ASKED : 5], y[: 5 * ASKED : 5]) for x, y in recipe.asked(torch.float64)]
+    which = list(range(0, recipe.examples, recipe.examples // EXAMPLES))[:EXAMPLES]
+    rows = []
+    for factor in (0.01, 0.1, 1.0):
+        numbers = damping_of(plain, factor)
+        found = {
+            "exact G": refine(plain, model, objective, data, tolerance=1e-4, progress=False),
+            "refined, 10 steps": refine(plain, model, objective, data, steps=10, progress=False),
+            "refined, 3 steps": refine(plain, model, objective, data, steps=3, progress=False),
+            "refined, 1 step": refine(plain, model, objective, data, steps=1, progress=False),
+            "EK-FAC": plain,
+            "K-FAC": kfac(model, objective, data, progress=False),
+            "identity": identity(model, objective, data, progress=False),
+        }
+        scores = {
+            name: influence(model, objective, data, queries, C, numbers, measurement="margin", progress=False)
+            for name, C in found.items()
+        }
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotConvergedWarning)  # counted below, and left out
+            truth = pbrf(
+                model, objective, data, queries, which, numbers, epsilon=0.1 / recipe.examples,
+                measurement="margin", curvature=plain, tolerance=1e-3, progress=False,
+            )  # fmt: skip
+        done = truth.converged
+        own = torch.tensor(which)[done]
+        for name, each in scores.items():
+            against = calibration(each[:, own], truth.response[:, done])
+            exact = calibration(each, scores["exact G"])
+            rows.append(
+                {"method": name, "damping": factor, "converged": int(done.sum()), "of": EXAMPLES}
+                | {"pearson": asdict(against.correlation), "slope": asdict(against.slope)}
+                | {"pearson_exact": exact.correlation.mean, "slope_exact": exact.slope.mean}
+            )
+            print(rows[-1])
+    return {"network": "196-32-16-10, tanh, weight decay 5e-3", "rows": rows}
+
+
+def removal() -> dict[str, Any]:
+    """196-32-16-10 with weight decay: flips and change of margin after removing the first k by twelve networks."""
+    recipe = banks.recipe("decay")
+    (x, y), train = recipe.asked()[0], (recipe.inputs, recipe.targets)
+    model, _ = network(recipe, FIRST_SEED, torch.float32)
+    reported = torch.arange(1, len(y), 2)
+    asked = reported[(model(x[reported]).argmax(1) == y[reported])][:: max(1, 90 // RIGHT)][:RIGHT]
+    own = y[asked]
+    body = torch.nn.Sequential(*list(model)[:-1])
+    rankings = {
+        "EK-FAC": mean_scores(recipe, "EK-FAC", 0.1)[asked],
+        "refined": mean_scores(recipe, "refined", 1.0, 20)[asked],
+        "identity": mean_scores(recipe, "identity", None)[asked],
+        "random, same class": random_same_class(train[1], own),
+        "pixels, same class": nearest(train[0], x[asked], train[1], own),
+        "features, same class": nearest(body(train[0]).detach(), body(x[asked]).detach(), train[1], own),
+    }
+    found = remove_top(recipe, rankings, REMOVED, queries=asked, seeds=2)
+    rows = []
+    for name, k in found.flips:
+        rows.append(
+            {"ranking": name, "k": k, "flips": asdict(found.flip_rate(name, k))}
+            | {"margin": asdict(found.mean_change(name, k))}
+            | {"beyond_pixels": asdict(found.beyond(name, "pixels, same class", k))}
+        )
+        print(rows[-1])
+    return {"queries": len(asked), "seeds": 2, "rows": rows}
+
+
+def mislabels() -> dict[str, Any]:
+    """A network that has learned 10% wrong labels by heart: AUC of self-influence and of the loss, five seeds."""
+    digits = mnist_5k().train
+    training = Training(epochs=150, batch_size=128, lr=3e-3, optimiser="adam")
+    rows = []
+    for seed in range(5):
+        flipped = flip_labels(digits.labels, 0.1, seed=seed)
+        everything = torch.ones(1, len(digits))
+        networks = retrain(
+            lambda s: mlp(seed=s), CrossEntropy(), digits.inputs, flipped.labels, training, everything, seed,
+            progress=False,
+        )  # fmt: skip
+        model = networks.model(0).double()
+        x, y = digits.inputs.double(), flipped.labels
+        data = list(zip(x.split(500), y.split(500), strict=True))
+        curvature = ekfac(model, CrossEntropy(), data, progress=False)
+        own = self_influence(model, CrossEntropy(), data, curvature, progress=False)
+        with torch.no_grad():
+            loss = CrossEntropy().loss(model(x), y)
+        rows.append(
+            {"seed": seed, "fit": float((model(x).argmax(1) == y).double().mean())}
+            | {"self_influence": auc(own, flipped.wrong), "loss": auc(loss, flipped.wrong)}
+        )
+        print(rows[-1])
+    difference = torch.tensor([r["self_influence"] - r["loss"] for r in rows])
+    return {
+        "rows": rows,
+        "difference": asdict(bootstrap(difference)),
+        "standard_error": float(difference.std() / 5**0.5),
+    }
+
+
+def one_out() -> dict[str, Any]:
+    """196-32-16-10 with weight decay: leaving out one and fifty, ten seeds: effect, noise, the seeds it takes."""
+    recipe = banks.recipe("decay")
+    scores = mean_scores(recipe, "refined", 1.0, 20, networks=1)
+    strongest = scores.argsort(dim=1, descending=True)
+    queries = torch.arange(1, 200, 20)  # ten of the reported half
+    groups = {"one": [[int(strongest[q, 0])] for q in queries]}
+    groups["one at random"] = [[n] for n in range(0, 2000, 200)]
+    groups["fifty"] = [strongest[q, :50].tolist() for q in queries]
+    rows = []
+    for name, some in groups.items():
+        found = leave_k_out(recipe, some, seeds=10, progress=False)
+        own = torch.arange(10)
+        pairs = (queries, own) if name != "one at random" else (queries[:, None], own[None])
+        needed = found.seeds_needed()[pairs].flatten()
+        predicted = torch.stack([-scores[:, list(g)].sum(1) / recipe.examples for g in some], dim=1)
+        rows.append(
+            {"left out": name, "median seeds needed": float(needed.median())}
+            | {"median effect": float(found.effect[pairs].abs().median())}
+            | {"median noise of one seed": float(found.change.std(0)[pairs].median())}
+            | {"slope": float((predicted[pairs] * found.effect[pairs]).sum() / predicted[pairs].square().sum())}
+        )
+        print(rows[-1])
+    return {"seeds": 10, "rows": rows}
+
+
+def mean_scores(recipe: Any, name: str, damping: float | None, steps: int = 0, networks: int = 12) -> Tensor:
+    """Scores averaged over networks, (Q, N)."""
+    return torch.stack([kept(recipe, FIRST_SEED + k, name, damping, steps) for k in range(networks)]).mean(0)
