@@ -68,6 +68,7 @@ from .queries import precondition
 from .scoring import contribution, influence, predicted_change, self_influence
 from .sequences import NextToken, completion, token_batches
 from .storage import load
+from .texts import TokenNote
 
 __version__ = "0.1.0"
 
@@ -92,6 +93,7 @@ __all__ = [
     "RoundingNote",
     "RowsNote",
     "SquaredError",
+    "TokenNote",
     "TrainIndex",
     "Weighted",
     "capture",

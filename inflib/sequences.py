@@ -17,12 +17,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from .batches import double
 from .objectives import Objective, TooManySeedsError, inverse_cdf
 from .objectives.softmax import softmax_seeds
+from .texts import check_ids, context_of, part
 
 IGNORED = -100  # the target of a position that is not in the loss
 MAX_SEEDS = 4096  # backward passes a batch that expected labels may take
@@ -186,13 +187,25 @@ def token_batches(
 
 
 def completion(
-    prompt: Tokens, completion: Tokens, *, context: int | None = None, device: torch.device | str | None = None
+    prompt: Tokens | str,
+    completion: Tokens | str,
+    *,
+    tokenizer: Any = None,
+    model: nn.Module | None = None,
+    context: int | None = None,
+    device: torch.device | str | None = None,
 ) -> tuple[dict[str, Tensor], Tensor]:
     """A query as a batch of one: with ``NextToken`` its log-likelihood is log p(completion | prompt).
 
-    The prompt's own tokens are read but not predicted. ``context``: the longest input the model takes, if known.
-    Raises ValueError for an empty prompt or completion, and for one that does not fit the context.
+    The prompt's own tokens are read but not predicted. Two texts with a ``tokenizer`` (Hugging Face's, or anything with
+    ``encode`` and ``decode``), or two lists of ids. The completion's tokens are those it has after the prompt; a
+    TokenNote says where it has others alone. ``context``: the longest input the model takes; ``model``: whose
+    config says so, and whose vocabulary the ids must be of.
+    Raises ValueError for an empty prompt or completion, for one that does not fit the context, and for another model's
+    tokenizer.
     """
+    if tokenizer is not None:
+        prompt, completion = part(tokenizer, prompt, completion)
     first, then = _ids(prompt, "the prompt"), _ids(completion, "the completion")
     if len(first) == 0:
         raise ValueError(
@@ -202,6 +215,9 @@ def completion(
     if len(then) == 0:
         raise ValueError("the completion is empty; expected at least one token, whose probability is asked about.")
     inputs = torch.cat([first, then[:-1]])
+    if model is not None:
+        check_ids(model, torch.cat([first, then]).tolist(), tokenizer)
+        context = context_of(model) if context is None else context
     if context is not None and len(inputs) > context:
         raise ValueError(
             f"prompt and completion take {len(inputs)} positions ({len(first)} + {len(then)} tokens, the last is not "
@@ -227,13 +243,14 @@ def _padded(
     return inputs, torch.stack([fill(y, IGNORED) for _, y in rows]).to(device)
 
 
-def _ids(tokens: Tokens, what: str) -> Tensor:
+def _ids(tokens: Tokens | str, what: str) -> Tensor:
     """Token ids as an int64 vector on the CPU."""
     try:
         ids = torch.as_tensor(tokens, device="cpu")
     except (TypeError, ValueError, RuntimeError):
         raise TypeError(
-            f"{what} is {tokens!r:.60}; expected a list of token ids. Encode the text first: vocabulary.encode(text)."
+            f"{what} is {tokens!r:.60}; expected a list of token ids. Encode the text first, vocabulary.encode(text), "
+            "or let completion do it: completion(prompt, completion, tokenizer=...)."
         ) from None
     if ids.numel() == 0:
         return torch.zeros(0, dtype=torch.int64)
