@@ -68,9 +68,10 @@ STYLE = """<style>
   background: var(--jp-layout-color2, #eee); }
 .inflib-panel.inflib-stale > .inflib-status ~ *, .inflib-panel.inflib-stale .inflib-prediction {
   opacity: 0.4; filter: grayscale(1); }
-.inflib-panel .inflib-explained { position: relative; cursor: help; text-decoration: underline dotted; }
+.inflib-panel .inflib-explains { position: relative; }
+.inflib-panel .inflib-explained { cursor: help; text-decoration: underline dotted; }
 .inflib-panel .inflib-explained:focus-visible::after { content: attr(data-says); position: absolute; z-index: 5;
-  left: 0; top: 125%; width: 230px; padding: 4px 8px; border-radius: 3px; text-align: left; font-weight: 400;
+  left: 0; margin-top: 1.5em; width: 230px; padding: 4px 8px; border-radius: 3px; text-align: left; font-weight: 400;
   color: var(--jp-layout-color0, #fff); background: var(--jp-ui-font-color0, #111); }
 .inflib-panel .inflib-error pre { max-height: 220px; overflow: auto; font-size: 11px; margin: 4px 0; }
 .inflib-panel :focus-visible { outline: 2px solid var(--jp-brand-color1, #1976d2); outline-offset: 1px; }

@@ -76,7 +76,7 @@ def table_html(comparison: Comparison) -> str:
     )
     note = "* indefinite at this damping" if any(row.indefinite for row in comparison.rows.values()) else ""
     return (
-        f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+        f'<div class="inflib-explains"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
         '<div class="inflib-quiet" style="max-width:340px">relative errors against G; '
         f"scores: mean correlation with G's over queries<br>{note}</div>"
     )

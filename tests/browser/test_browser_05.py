@@ -6,6 +6,9 @@ import re
 
 from playwright.sync_api import Locator, Page, expect
 
+HANGS = """e => [e, e.closest('.inflib-explains')].map(part => getComputedStyle(part).position).concat(
+    getComputedStyle(e, '::after').left)"""
+
 
 def changed(page: Page, part: Locator, before: str) -> str:
     """Wait until a part of the widget shows something else; its new HTML."""
@@ -93,3 +96,6 @@ def columns_say_what_they_mean(page: Page, table: Locator) -> None:
         expect(column).to_be_focused()
         assert meaning in column.evaluate("e => getComputedStyle(e, '::after').content")
         assert meaning in (column.get_attribute("aria-label") or "")
+        assert column.evaluate(HANGS) == ["static", "relative", "0px"], (
+            "it hangs from the table's left side: a phone has it"
+        )
