@@ -24,6 +24,11 @@ WRONG: dict[str, list[tuple[str, str]]] = {
         ("check_flipped(lambda n: flipped(n) / 2)", "removing one label or adding the other"),
         ("check_flipped(lambda n: N * flipped(n))", "in units of 1/N"),
         ("check_flipped(lambda n: flipped(n)[None])", "shape (1, 50), expected (50,)"),
+        ("check_flipped(lambda n: torch.linalg.solve(H_alpha, 2 * (p[n] - y[n]) * X[n]) / N)", "is no addition"),
+        (
+            "check_flipped(lambda n: flipped(n).sign() * flipped(n).square().sum() / flipped(n).abs().sum())",
+            "the direction does not",
+        ),
         ("check_total(lambda gradient: total(gradient) / N)", "only their mean"),
         ("check_total(lambda gradient: -total(gradient))", "two minus signs"),
         ("check_total(lambda gradient: 2 * total(gradient))", "the scores sum to"),
@@ -34,6 +39,10 @@ WRONG: dict[str, list[tuple[str, str]]] = {
         ("check_group_step(lambda rows: -group_step(rows))", "the sign"),
         ("check_group_step(lambda rows: torch.linalg.solve(H_alpha, gradients[rows].sum(0) / N))", "still holds"),
         ("check_group_step(lambda rows: 2 * group_step(rows))", "hardly better"),
+        (
+            "check_group_step(lambda rows: 1.3 * torch.linalg.solve(H_alpha, gradients[rows].sum(0) / N))",
+            "a multiple of the plain step",
+        ),
     ],
     "02_when_the_hessian_fails": [
         ("check_poisson_bregman(lambda f, f0: poisson_bregman(f0, f))", "swapped"),
