@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from .adapters import check_adapters
 from .layers import Layer, LayerSpec
 from .selection import chosen
 
@@ -86,8 +87,9 @@ def uncovered(model: nn.Module, layers: dict[str, Layer]) -> dict[str, int]:
 
 
 def select_and_say(model: nn.Module, layers: LayerSpec) -> dict[str, Layer]:
-    """``select``, with a CoverageNote where layers=None leaves parameters out."""
+    """``select``, with a CoverageNote where layers=None leaves parameters out; adapters must be there and trained."""
     found, reasons = chosen(model, layers)
+    check_adapters(model, found)
     text = _note(model, _coverage(model, found), reasons) if layers is None else _left_out(reasons)
     if text:
         warnings.warn(text, CoverageNote, stacklevel=5)
