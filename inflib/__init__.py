@@ -48,7 +48,7 @@ from .exact import gauss_newton, hessian
 from .finite import RoundingNote
 from .hooks import Pair
 from .implicit import Implicit, refine
-from .index import TrainIndex, load_index, save
+from .index import Store, TrainIndex, load_index, save
 from .kronecker import Kronecker, diagonal, ekfac, identity, kfac
 from .layers import register, untied
 from .objectives import (
@@ -93,6 +93,7 @@ __all__ = [
     "RoundingNote",
     "RowsNote",
     "SquaredError",
+    "Store",
     "TokenNote",
     "TrainIndex",
     "Weighted",

@@ -19,6 +19,13 @@ from uuid import uuid4
 
 from torch import Tensor
 
+try:
+    import fcntl
+
+    LOCKS = True  # whether this system has locks that end with their process
+except ImportError:  # not POSIX
+    LOCKS = False
+
 from .fingerprints import hash_tensor
 
 
@@ -96,9 +103,7 @@ def remove_strays(path: Path) -> None:
 
 def lock(path: Path) -> int | None:
     """A lock on a file or folder that ends with its process; None where another holds it, or locks are unknown."""
-    try:
-        import fcntl
-    except ImportError:  # not POSIX
+    if not LOCKS:
         return None
     try:
         descriptor = os.open(path, os.O_RDONLY)

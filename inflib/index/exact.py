@@ -13,26 +13,32 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
 
-from ..batches import BYTE_BUDGET, Batch, Data, accumulator, example_positions, tensors, walk
+from ..batches import BYTE_BUDGET, Data, example_positions
 from ..contractions import kept
-from ..curvature import Curvature, Damping, check_stacks, layers_of, resolve_damping
+from ..curvature import Curvature, Damping
 from ..finite import check_numbers
-from ..hooks import Matrices, Pair, forward
+from ..hooks import Pair
 from ..kronecker import Kronecker
 from ..objectives import Measurement, Objective
 from ..order import check_order
 from ..placement import plain_numbers
-from ..positions import masks_of
-from ..queries import Sets, precondition
+from ..queries import Sets
 from ..scoring import check_relative, divided
 from ..solvers import Solution
+from .basis import ask_with, asked, check_basis, in_basis
+from .building import build_store
+from .fitting import record_bytes
 from .products import layer_scores, own
-from .sides import Side, check_basis, held_examples, rotated, summed, take
+from .search import Found, strongest
+from .sides import Side, held_examples, rotated, summed, take
+from .store import Store
+from .survey import survey
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +47,22 @@ class TrainIndex:
 
     curvature: Kronecker  # whose eigenbasis the gradients are in, and the default for queries
     held: Side
+
+    @overload
+    @classmethod
+    def build(
+        cls, model: nn.Module, objective: Objective, train: Data, curvature: Kronecker, *,
+        dtype: torch.dtype | None = None, progress: bool = True,
+    ) -> TrainIndex: ...  # fmt: skip
+
+    @overload
+    @classmethod
+    def build(
+        cls, model: nn.Module, objective: Objective, train: Data, curvature: Kronecker, *, path: str | Path,
+        axes: float | int = 1.0, bits: int = 1, components: int | None = None, damping: Damping = None,
+        sample: int = 1024, seed: int = 0, shard: int | None = None, part: tuple[int, int] = (0, 1),
+        append: bool = False, progress: bool = True,
+    ) -> Store: ...  # fmt: skip
 
     @classmethod
     @plain_numbers
@@ -52,41 +74,76 @@ class TrainIndex:
         curvature: Kronecker,
         *,
         dtype: torch.dtype | None = None,
+        path: str | Path | None = None,
+        axes: float | int | None = None,
+        bits: int | None = None,
+        components: int | None = None,
+        damping: Damping = None,
+        sample: int = 1024,
+        seed: int = 0,
+        shard: int | None = None,
+        part: tuple[int, int] = (0, 1),
+        append: bool = False,
         progress: bool = True,
-    ) -> TrainIndex:
+    ) -> TrainIndex | Store:
         """One pass over ``train``. Memory: ``TrainIndex.bytes_needed``, said before anything is built.
 
         dtype: what gradients are kept in; None for the model's (float32 at least). torch.bfloat16 takes half the memory
-        and rounds each kept number to three digits, torch.float16 to four, but to 0 below 6e-8. Raises TypeError for a
-        curvature without an eigenbasis, ValueError for data that changes its order, FloatingPointError for gradients
-        too large for dtype (float16: above 65504).
+        and rounds each kept number to three digits, torch.float16 to four, but to 0 below 6e-8.
+
+        With ``path``, a folder, a ``Store`` in it instead, compressed and never more than a shard of it in memory:
+
+        axes:       the share of each layer's axes that are kept (a float), or their number (an int): the largest Λ.
+        bits:       1, 2, 4, 8 or 16, for each kept coordinate.
+        components: so many principal components of the axes in place of them, of ``sample`` examples drawn by ``seed``.
+        damping:    λ₀, at which gradients are whitened; any other can be asked for afterwards.
+        shard:      how many examples a file holds; None for files of 256 MiB.
+        part:       (which, of how many): this call writes every so-many-th shard, for several processes with one path.
+        append:     ``train`` are new examples, numbered on from those that the store has.
+
+        A build that was killed goes on where it stopped when the same call is made again, to the same bytes. Layers
+        with T = 1 keep their vectors, exact. Raises TypeError for a curvature without an eigenbasis, ValueError for
+        data that changes its order or a folder with another store, BlockingIOError while another process builds it,
+        OSError where the disk is full, FloatingPointError for gradients too large for dtype (float16: above 65504).
         """
         check_basis(curvature)
         train = check_order(train, "train")
-        return cls(curvature, rotated(model, objective, train, "train", curvature, None, dtype, {}, progress))
+        if path is None:
+            _check_exact(axes=axes, bits=bits, components=components, append=append or None)
+            return cls(curvature, rotated(model, objective, train, "train", curvature, None, dtype, (), progress))
+        if dtype is not None:
+            raise ValueError(f"dtype={dtype} with a store at path={str(path)!r}; expected bits=, 1, 2, 4, 8 or 16.")
+        chosen: dict[str, Any] = dict(
+            axes=1.0 if axes is None else axes, bits=1 if bits is None else bits, components=components
+        )
+        options: dict[str, Any] = dict(damping=damping, sample=sample, seed=seed, shard=shard, part=part, append=append)
+        return build_store(model, objective, train, curvature, Path(path), **chosen, **options, progress=progress)
 
     @staticmethod
-    def bytes_needed(model: nn.Module, train: Data, curvature: Kronecker, dtype: torch.dtype | None = None) -> int:
+    def bytes_needed(
+        model: nn.Module,
+        train: Data,
+        curvature: Kronecker,
+        dtype: torch.dtype | None = None,
+        *,
+        axes: float | int | None = None,
+        bits: int | None = None,
+        components: int | None = None,
+    ) -> int:
         """What an index of ``train`` will hold, in bytes: (o + i) numbers an example in a layer with T = 1, else o · i.
 
-        Costs a walk over the data and a forward pass of its batch with the longest examples.
+        With axes, bits or components: what a store will take on disk. Costs a walk over the data and a forward pass of
+        its batch with the longest examples.
         """
         check_basis(curvature)
-        layers, N, longest = layers_of(model, curvature), 0, None
-        for batch in walk(train, name="train", progress=False):
-            N += batch.size
-            if longest is None or _numbers(batch) > _numbers(longest):
-                longest = batch
-        assert longest is not None  # walk refuses data without an example
-        masks_of(longest.inputs)
-        recording = forward(model, layers, longest.inputs, longest.size, raw=True)
-        each = 0
-        for name, (o, i) in curvature.shapes.items():
-            read, modules = layers[name].kind.activations, [module for module, _ in recording.calls[name]]
-            a = [read(module, x) for module, x in zip(modules, recording.inputs[name], strict=True)]  # (R, T, i) each
-            once = sum(len(x) * x.shape[1] for x in a) == longest.size
-            each += (o + i if once else o * i) * (dtype or accumulator(a[0].dtype)).itemsize
-        return N * each
+        known = survey(model, train, curvature)
+        if axes is None and bits is None and components is None:
+            numbers = {k: o + i if known.once[k] else o * i for k, (o, i) in curvature.shapes.items()}
+            return known.examples * sum(numbers.values()) * (dtype or known.dtype).itemsize
+        options: dict[str, Any] = dict(
+            axes=1.0 if axes is None else axes, bits=1 if bits is None else bits, components=components
+        )
+        return known.examples * record_bytes(curvature, known, **options)
 
     def __len__(self) -> int:
         """N, the number of training examples."""
@@ -113,7 +170,8 @@ class TrainIndex:
         """
         queries = check_order(queries, "queries")
         what = measurement or "log_likelihood"
-        side = rotated(model, objective, queries, "queries", self.curvature, what, None, self.held, False)
+        whole = [name for name, held in self.held.items() if isinstance(held, Tensor)]
+        side = rotated(model, objective, queries, "queries", self.curvature, what, None, whole, False)
         return summed(side, sets)
 
     @plain_numbers
@@ -142,11 +200,11 @@ class TrainIndex:
         are not finite.
         """
         check_relative(relative)
-        curvature, axes = self._in_basis(curvature), kept(keep, ("layer",))
+        curvature, axes = in_basis(self.curvature, self.held, curvature), kept(keep, ("layer",))
         if layers is not None:
             curvature = curvature.restrict([layers] if isinstance(layers, str) else layers)
         rows = None if examples is None else example_positions(examples, len(self))
-        side, weights = self._asked(prepared, curvature, damping)
+        side, weights = asked(self.curvature, prepared, curvature, damping)
         each = []  # (Q, N) a layer
         for name in curvature.layers:
             training = self.held[name] if rows is None else take(self.held[name], rows)
@@ -176,17 +234,32 @@ class TrainIndex:
         its place tell each query's residual. ``relative`` is then by the index's own curvature.
         """
         options: dict[str, Any] = {"layers": layers, "keep": keep, "relative": relative, "max_bytes": max_bytes}
-        if curvature is None or isinstance(curvature, Kronecker):
-            prepared = self.prepare(model, objective, queries, measurement, sets)
-            return self.scores(prepared, curvature, damping, **options)
-        asked: dict[str, Any] = {"measurement": measurement, "sets": sets, "max_bytes": max_bytes, "progress": False}
-        solved = precondition(model, objective, queries, curvature, damping, **asked)
-        return self.scores(solved, None, resolve_damping(curvature, damping), **options)
+        found = ask_with(self, model, objective, queries, curvature, damping, measurement, sets, max_bytes)
+        return self.scores(*found, **options)
+
+    def search(
+        self,
+        model: nn.Module,
+        objective: Objective,
+        queries: Data,
+        train: Any = None,
+        k: int = 10,
+        *,
+        candidates: int | None = None,
+        curvature: Curvature | None = None,
+        damping: Damping = None,
+        layers: Iterable[str] | None = None,
+        measurement: Measurement | None = None,
+        largest: bool = True,
+    ) -> Found:
+        """The k strongest proponents of each query, as ``Store.search``; exact without ``train`` and ``candidates``."""
+        found = ask_with(self, model, objective, queries, curvature, damping, measurement)
+        return strongest(self.scores(*found, layers=layers), k, largest)
 
     @plain_numbers
     def self_influence(self, curvature: Kronecker | None = None, damping: Damping = None) -> Tensor:
         """∇ℓ_nᵀ (C + λ)⁻¹ ∇ℓ_n of every training example, (N,)."""
-        inverse = self._in_basis(curvature).inverse_eigenvalues(damping)
+        inverse = in_basis(self.curvature, self.held, curvature).inverse_eigenvalues(damping)
         each = {k: own(self.held[k], values) for k, values in inverse.items()}
         check_numbers("self-influences", each)
         return sum(each.values())  # type: ignore[return-value]
@@ -200,14 +273,6 @@ class TrainIndex:
         check_numbers("squared norms", each)
         return sum(each.values()).sqrt()  # type: ignore[union-attr]
 
-    def _asked(self, prepared: Side | Solution, curvature: Kronecker, damping: Damping) -> tuple[Side, Matrices]:
-        """The query side in the eigenbasis, and what its coordinates are weighted with: 1 / (Λ + λ), or 1 if solved."""
-        if not isinstance(prepared, Solution):
-            return prepared, curvature.inverse_eigenvalues(damping)
-        check_stacks(self.curvature, prepared.x)
-        solved = self.curvature.rotate(prepared.x)
-        return dict(solved), {name: torch.ones_like(x[0]) for name, x in solved.items()}
-
     def _sizes(self, relative: str, curvature: Kronecker, damping: Damping, rows: Tensor | None) -> Tensor:
         """The squares of what relative scores are divided by, (N',)."""
         inverse = curvature.inverse_eigenvalues(damping)
@@ -215,28 +280,8 @@ class TrainIndex:
         held = {k: self.held[k] if rows is None else take(self.held[k], rows) for k in weights}
         return sum(own(held[k], x) for k, x in weights.items())  # type: ignore[return-value]
 
-    def _in_basis(self, curvature: Kronecker | None) -> Kronecker:
-        """The curvature, if the index's pairs are its eigenbasis coordinates."""
-        if curvature is None:
-            return self.curvature
-        for name in curvature.layers:
-            if name not in self.held:
-                raise ValueError(f"layer {name!r} is not in this index, which has {list(self.held)}; build it anew.")
-        own, other = self.curvature, curvature
-        flat = not other.Q_S and all(bool((v == v.flatten()[0]).all()) for v in other.eigenvalues.values())
-        same = all(
-            torch.equal(Q[name], R.get(name, Q[name][:0]))
-            for Q, R in ((own.Q_S, other.Q_S), (own.Q_A, other.Q_A))
-            for name in (k for k in other.layers if k in Q)
-        )
-        if not (flat or (same and bool(own.Q_S) == bool(other.Q_S))):
-            raise ValueError(
-                f"the {curvature.facts.method} curvature has another eigenbasis than this index; expected one fitted "
-                "with the same data, labels, seed and sharing, or an identity. Build an index for it: TrainIndex.build."
-            )
-        return curvature
 
-
-def _numbers(batch: Batch) -> int:
-    """How many numbers one example's input has."""
-    return sum(x.numel() for x in tensors(batch.inputs)) // batch.size
+def _check_exact(**options: object) -> None:
+    given = [f"{key}={value!r}" for key, value in options.items() if value is not None]
+    if given:
+        raise ValueError(f"{', '.join(given)} without path=; expected the folder that a store is to be built in.")

@@ -1,6 +1,7 @@
 """An index to and from a file, or a curvature: ``save``, ``load_index``.
 
-An exact index's file holds its curvature and the rotated gradients of its training examples.
+An exact index's file holds its curvature and the rotated gradients of its training examples. A store is a folder, and
+on disk from the beginning: to save it is to copy it.
 """
 
 from __future__ import annotations
@@ -21,12 +22,18 @@ from ..storage import (
     seal,
     write_safetensors,
 )
+from .building import open_store
 from .exact import TrainIndex
+from .folder import copy_folder
 from .sides import Side
+from .store import Store
 
 
-def save(value: Kronecker | TrainIndex, path: str | Path) -> None:
-    """Write a Kronecker curvature or an index to ``path``; an existing file is replaced only by a complete new one."""
+def save(value: Kronecker | TrainIndex | Store, path: str | Path) -> None:
+    """Write a Kronecker curvature or an index to ``path``; an existing file is replaced only by a complete new one.
+
+    A store's folder is copied; FileExistsError where ``path`` is there.
+    """
     if isinstance(value, TrainIndex):
         tensors, facts = curvature_parts(value.curvature)
         for name, held in value.held.items():
@@ -35,19 +42,23 @@ def save(value: Kronecker | TrainIndex, path: str | Path) -> None:
         write_safetensors(tensors, seal(tensors, facts | {"format": INDEX_FORMAT}), Path(path))
     elif isinstance(value, Kronecker):
         save_curvature(value, Path(path))
+    elif isinstance(value, Store):
+        copy_folder(value.folder, Path(path))
     else:
         raise TypeError(
             f"save got a {type(value).__name__}; expected a Kronecker curvature (ekfac, kfac, diagonal, identity) or a "
-            "TrainIndex. An exact curvature is made anew: gauss_newton(...)."
+            "TrainIndex or Store. An exact curvature is made anew: gauss_newton(...)."
         )
 
 
-def load_index(path: str | Path, model: nn.Module) -> TrainIndex:
-    """The index saved at ``path``, on the model's device; refused unless it was built at this model's weights.
+def load_index(path: str | Path, model: nn.Module) -> TrainIndex | Store:
+    """The index at ``path``, a file or a store's folder, on the model's device; refused unless it is of this model.
 
     Which training examples it was built from is for the caller to know: ``len(index)`` of them, in their order.
     Raises as ``load`` does.
     """
+    if Path(path).is_dir():
+        return open_store(Path(path), model)
     tensors, metadata = read(Path(path), INDEX_FORMAT)
     curvature = read_curvature(Path(path), tensors, metadata, model)
     check_index(Path(path), tensors, curvature.shapes)

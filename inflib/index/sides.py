@@ -5,14 +5,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable, Iterator
+
 import torch
 from torch import Tensor, nn
 
-from ..batches import Data, length, walk
-from ..curvature import Curvature, layers_of
+from ..batches import Batch, Data, length, walk
+from ..curvature import layers_of
 from ..ekfac import rotate, rotated_gradients
 from ..finite import check_finite
-from ..hooks import Pair
+from ..hooks import Captured, Pair
 from ..kronecker import Kronecker
 from ..objectives import Measurement, Objective
 from ..order import Same
@@ -23,6 +25,26 @@ Rotated = Pair | Tensor  # of N examples in one layer: ã (N, 1, i) and g̃ (N, 
 Side = dict[str, Rotated]
 
 
+def captured(
+    model: nn.Module,
+    objective: Objective,
+    data: Data,
+    name: str,
+    curvature: Kronecker,
+    measurement: Measurement | None = None,
+    progress: bool = False,
+    skip: Collection[int] = (),
+) -> Iterator[tuple[Batch, Captured]]:
+    """Every batch not in ``skip`` with its pairs (a, g), finite and shown to be its examples'."""
+    proof = Proof(model, layers_of(model, curvature), objective, measurement, length(data))
+    for batch in walk(data, name=name, progress=progress, what="index" if name == "train" else name):
+        if batch.index not in skip:
+            found = proof.pairs(batch)
+            check_pairs(found, batch.index)
+            yield batch, found
+            del found  # or it would be held while the next batch is recorded
+
+
 def rotated(
     model: nn.Module,
     objective: Objective,
@@ -31,19 +53,16 @@ def rotated(
     curvature: Kronecker,
     measurement: Measurement | None,
     dtype: torch.dtype | None,
-    like: Side,
+    whole: Collection[str],
     progress: bool,
 ) -> Side:
-    """Every example's gradient in the eigenbasis: as pairs where T = 1, unless ``like`` has that layer as matrices."""
-    proof, N = Proof(model, layers_of(model, curvature), objective, measurement, length(data)), count(data, name)
+    """Every example's gradient in the eigenbasis: as pairs where T = 1 and the layer is not in ``whole``."""
     side: Side = {}
-    for batch in walk(data, name=name, progress=progress, what="index" if name == "train" else name):
-        found = proof.pairs(batch)
-        check_pairs(found, batch.index)
+    N = count(data, name)
+    for batch, found in captured(model, objective, data, name, curvature, measurement, progress):
         for layer, pair in found.items():
-            once = pair.a.shape[1] == 1 and isinstance(side.get(layer, like.get(layer, pair)), Pair)
-            Q_S, Q_A = curvature.Q_S.get(layer), curvature.Q_A.get(layer)
-            some = [Pair(rotate(pair.a, Q_A), rotate(pair.g, Q_S))] if once else rotated_gradients(pair, Q_S, Q_A)
+            once = pair.a.shape[1] == 1 and layer not in whole and isinstance(side.get(layer, pair), Pair)
+            some = rotated_some(pair, curvature, layer, once)
             at, before = batch.start, side.get(layer)
             for rows in some:
                 side[layer] = _put(side.get(layer), rows, at, N, dtype)
@@ -66,6 +85,12 @@ def summed(side: Side, sets: Sets) -> Side:
 def _sum(held: Rotated) -> Tensor:
     """Σ_n G̃_n, (o, i)."""
     return held.g[:, 0].T @ held.a[:, 0] if isinstance(held, Pair) else held.sum(0)
+
+
+def rotated_some(pair: Pair, curvature: Kronecker, layer: str, once: bool) -> Iterable[Rotated]:
+    """A batch's pairs in the eigenbasis, all as one where ``once``, or its matrices, some examples at a time."""
+    Q_S, Q_A = curvature.Q_S.get(layer), curvature.Q_A.get(layer)
+    return [Pair(rotate(pair.a, Q_A), rotate(pair.g, Q_S))] if once else rotated_gradients(pair, Q_S, Q_A)
 
 
 def _check_kept(layer: str, kept: Rotated, dtype: torch.dtype, batch: int) -> None:
@@ -104,8 +129,3 @@ def held_examples(held: Rotated) -> int:
 def count(data: Data, name: str) -> int:
     """The number of examples in the data."""
     return sum(batch.size for batch in walk(data, name=name, progress=False))
-
-
-def check_basis(curvature: Curvature) -> None:
-    if not isinstance(curvature, Kronecker):
-        raise TypeError(f"an index needs an eigenbasis; {type(curvature).__name__} has none. Use ekfac or kfac.")

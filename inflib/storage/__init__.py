@@ -4,13 +4,14 @@ curvatures.py   a curvature to and from a file
 wholeness.py    what a file must hold to be believed
 """
 
-from ..files import folder_beside, lock, read_safetensors, remove_strays, seal, write_safetensors
+from ..files import LOCKS, folder_beside, lock, read_safetensors, remove_strays, seal, write_safetensors
 from .curvatures import FORMAT, INDEX_FORMAT, READERS, curvature_parts, load, read, read_curvature, save_curvature
 from .wholeness import check_index
 
 __all__ = [
     "FORMAT",
     "INDEX_FORMAT",
+    "LOCKS",
     "READERS",
     "check_index",
     "curvature_parts",

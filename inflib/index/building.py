@@ -1,0 +1,208 @@
+"""A store, written shard by shard: killed at any moment, the same call goes on and ends with the same bytes.
+
+What is there already is compared, not trusted: a folder holds a store of the same facts (weights, curvature, axes,
+bits, λ₀) and examples, or is refused. Examples that it has are not written again, others are appended.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from ..kronecker import Kronecker
+from ..objectives import Objective
+from ..order import Same
+from ..storage import load, save_curvature
+from .fitting import curvature_hash, fit_axes, read_axes, request
+from .folder import building, free, once, put, put_text, sweep
+from .manifest import AXES, CURVATURE, MANIFEST, SHARDS, Manifest, Shard, note, read_manifest, with_notes
+from .records import Kept, fill, record
+from .sides import captured
+from .store import Store, shard_checksum
+from .survey import Survey, survey
+
+SHARD_BYTES = 2**28  # of a shard, which is what a build holds of the store
+
+
+def build_store(
+    model: nn.Module,
+    objective: Objective,
+    train: Same,
+    curvature: Kronecker,
+    folder: Path,
+    *,
+    part: tuple[int, int],
+    append: bool,
+    shard: int | None,
+    progress: bool,
+    **chosen: Any,
+) -> Store:
+    """See ``TrainIndex.build``. ``chosen``: axes, bits, components, damping, sample and seed (fitting.py)."""
+    _check_part(part)
+    known = survey(model, train, curvature)
+    facts = request(curvature, known, **chosen)
+    with building(folder, part) as temporary:
+        once(temporary, folder / CURVATURE, lambda path: save_curvature(curvature, path))
+        once(temporary, folder / AXES, lambda path: fit_axes(path, model, objective, train, curvature, known, facts))
+        kept, seal = read_axes(folder / AXES, curvature, facts)
+        each = record(kept, curvature.shapes, chosen["bits"], known.dtype)
+        shards = _plan(train, known, shard or max(1, SHARD_BYTES // each.itemsize))
+        planned = Manifest({**facts, "axes": {**facts["axes"], "checksum": seal}}, tuple(shards))
+        once(temporary, folder / MANIFEST, lambda path: path.write_text(planned.text(), "utf-8"))
+        manifest, at = _placed(temporary, folder, planned, append)
+        manifest = with_notes(folder, manifest)
+        wanted = [
+            n for n in range(len(shards)) if n % part[1] == part[0] and not _is_there(folder, manifest.shards[at + n])
+        ]
+        _check_room(folder, sum(shards[n].examples for n in wanted) * each.itemsize)
+        for n, records in _filled(
+            model, objective, train, curvature, kept, facts, known, shards, wanted, each, progress
+        ):
+            _write(temporary, folder, manifest, manifest.shards[at + n], records)
+        manifest = _join(temporary, folder)
+    sweep(folder)
+    return Store(folder, curvature, kept, facts["damping"], facts["bits"], manifest)
+
+
+def open_store(folder: Path, model: nn.Module) -> Store:
+    """The store in a folder, on the model's device; refused unless it is complete and of this model.
+
+    Shards are looked at when they are first read: a missing or damaged one is refused by its name.
+    """
+    manifest = with_notes(folder, read_manifest(folder))
+    curvature = load(folder / CURVATURE, model)
+    facts = {key: value for key, value in manifest.facts.items() if key != "axes"}
+    if curvature_hash(curvature) != facts["curvature"]["hash"]:
+        raise ValueError(f"{folder / CURVATURE} is another curvature than the store was built with; put back its own.")
+    kept, seal = read_axes(folder / AXES, curvature, facts)
+    if seal != manifest.facts["axes"]["checksum"]:
+        raise ValueError(f"{folder / AXES} is another store's; expected the one this store was built with.")
+    if not manifest.complete:
+        missing = next(shard for shard in manifest.shards if shard.checksum is None)
+        raise ValueError(
+            f"{folder} is not complete: {missing.name} was not written yet. Make the call that builds it again, it "
+            "goes on from there."
+        )
+    return Store(folder, curvature, kept, facts["damping"], facts["bits"], manifest)
+
+
+def _plan(train: Same, known: Survey, most: int) -> list[Shard]:
+    """Runs of whole batches, of at most so many examples each unless one batch has more."""
+    shards: list[Shard] = []
+    start = first = size = 0
+    for index, examples in enumerate([*known.sizes, most + 1]):  # the last closes the last shard
+        if size and size + examples > most:
+            shards.append(Shard(start, size, _hash(train.prints[first:index])))
+            start, first, size = start + size, index, 0
+        size += examples
+    return shards
+
+
+def _hash(prints: Sequence[bytes]) -> str:
+    return blake2b(b"".join(prints), digest_size=16).hexdigest()
+
+
+def _placed(temporary: Path, folder: Path, planned: Manifest, append: bool) -> tuple[Manifest, int]:
+    """The folder's manifest with the planned shards in it, and which of its shards is the first of them."""
+    there = read_manifest(folder)
+    _check_facts(folder, there.facts, planned.facts)
+    keys = [(shard.examples, shard.data) for shard in there.shards]
+    wanted = [(shard.examples, shard.data) for shard in planned.shards]
+    for at in range(len(keys) - len(wanted) + 1 if append else 1):
+        if keys[at : at + len(wanted)] == wanted:
+            return there, at
+    if not append:
+        raise ValueError(
+            f"{folder} holds a store of {there.examples} other examples; {planned.examples} came. Expected those that "
+            "it was begun with, in the same batches: the call that was made then. New examples go in with append=True, "
+            "another store into another folder."
+        )
+    if not with_notes(folder, there).complete:
+        raise ValueError(
+            f"{folder} is not complete; expected it to be, before other examples are appended. Finish the call that "
+            "was interrupted first."
+        )
+    more = tuple(replace(shard, start=shard.start + there.examples) for shard in planned.shards)
+    grown = replace(there, shards=there.shards + more)
+    put_text(temporary, folder / MANIFEST, grown.text())
+    return grown, len(there.shards)
+
+
+def _check_facts(folder: Path, there: dict[str, Any], now: dict[str, Any]) -> None:
+    for key, value in now.items():
+        if there.get(key) != value:
+            raise ValueError(
+                f"{folder} holds a store of another {key}: {there.get(key)!r:.200}, this call's is {value!r:.200}; "
+                "expected the same. Use another folder, or remove this one."
+            )
+
+
+def _is_there(folder: Path, shard: Shard) -> bool:
+    return shard.checksum is not None and (folder / shard.name).is_file()
+
+
+def _filled(
+    model: nn.Module,
+    objective: Objective,
+    train: Same,
+    curvature: Kronecker,
+    kept: Kept,
+    facts: dict[str, Any],
+    known: Survey,
+    shards: list[Shard],
+    wanted: list[int],
+    each: np.dtype,
+    progress: bool,
+) -> Iterator[tuple[int, np.ndarray]]:
+    """The records of each wanted shard, one after the other; no more than one is held."""
+    if not wanted:
+        return
+    starts = np.cumsum([0, *known.sizes])
+    of_batch = np.searchsorted([shard.start for shard in shards], starts[:-1], side="right") - 1
+    skip = {index for index, n in enumerate(of_batch) if n not in set(wanted)}
+    records = np.zeros(0, each)
+    for batch, found in captured(model, objective, train, "train", curvature, None, progress, skip):
+        n = int(of_batch[batch.index])
+        at = batch.start - shards[n].start
+        if at == 0:
+            records = np.zeros(shards[n].examples, each)
+        fill(records[at : at + batch.size], found, curvature, kept, facts["damping"], facts["bits"], batch.index)
+        if at + batch.size == shards[n].examples:
+            yield n, records
+
+
+def _write(temporary: Path, folder: Path, manifest: Manifest, shard: Shard, records: np.ndarray) -> None:
+    (folder / SHARDS).mkdir(exist_ok=True)
+    shard = replace(shard, checksum=shard_checksum(records))
+    put(temporary, folder / shard.name, records.nbytes, lambda file: np.save(file, records))
+    put_text(temporary, folder / f"{shard.name}.json", note(manifest, shard))
+
+
+def _join(temporary: Path, folder: Path) -> Manifest:
+    """Write the checksums into the manifest and remove the notes, once every shard has one."""
+    manifest = with_notes(folder, read_manifest(folder))
+    if manifest.complete:
+        put_text(temporary, folder / MANIFEST, manifest.text())
+        for shard in manifest.shards:
+            (folder / f"{shard.name}.json").unlink(missing_ok=True)
+    return manifest
+
+
+def _check_room(folder: Path, needed: int) -> None:
+    if free(folder) < needed:
+        raise OSError(
+            f"{folder}: {needed:,} bytes are still to be written, {free(folder):,} are free. Make room, take fewer "
+            "axes= or bits=, or another folder."
+        )
+
+
+def _check_part(part: tuple[int, int]) -> None:
+    which, of = part
+    if not 0 <= which < of:
+        raise ValueError(f"part={part}; expected (which, of how many), which from 0: (rank, world_size).")

@@ -1,0 +1,126 @@
+"""Writing into a store's folder: whole files or none, and one process for each part of it.
+
+A process writes into a folder of its own inside the store's, which it holds a lock on for as long as it lives, and
+moves what is complete to its place. What a process that was killed left is removed by the next.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from ..files import LOCKS, folder_beside, lock
+
+WORK = "building"
+
+
+@contextmanager
+def building(folder: Path, part: tuple[int, int]) -> Iterator[Path]:
+    """A folder to write in, gone afterwards; BlockingIOError where a living process builds the same part.
+
+    Raises OSError where the folder cannot be made.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    which, of = part
+    mine = folder / f"{WORK}-{which}-of-{of}"
+    for other in folder.glob(f"{WORK}-*"):
+        if other == mine or not other.name.endswith(f"-of-{of}"):  # other parts of as many may work beside this one
+            _remove_if_dead(other)
+    try:
+        mine.mkdir()
+    except FileExistsError:
+        raise _busy(folder) from None
+    held = lock(mine)
+    if held is None and LOCKS:  # another was faster
+        raise _busy(folder)
+    try:
+        yield mine
+    finally:
+        shutil.rmtree(mine, ignore_errors=True)
+        if held is not None:
+            os.close(held)
+
+
+def _remove_if_dead(work: Path) -> None:
+    """Remove another process's folder, if that process is no more; BlockingIOError if it lives."""
+    held = lock(work)
+    if held is not None:
+        shutil.rmtree(work, ignore_errors=True)
+        os.close(held)
+    elif work.exists():
+        raise _busy(work.parent)
+
+
+def _busy(folder: Path) -> BlockingIOError:
+    return BlockingIOError(
+        errno.EWOULDBLOCK,
+        f"{folder} is being built by another process; expected none. Wait for it to end, or give each process its "
+        f"part=(rank, world_size). If there is none, remove its folder {WORK}-… in there.",
+    )
+
+
+def sweep(folder: Path) -> None:
+    """Remove what killed processes left."""
+    for work in folder.glob(f"{WORK}-*"):
+        with suppress(BlockingIOError):
+            _remove_if_dead(work)
+
+
+def put(temporary: Path, path: Path, size: int, write: Callable[[BinaryIO], object]) -> None:
+    """Write a file and move it to its place, on the disk before it is there; OSError that says what to do."""
+    part = temporary / path.name
+    try:
+        with part.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise OSError(
+            error.errno or errno.EIO,
+            f"cannot write {path} ({error}); expected a folder that may be written to, with {size:,} bytes free. Make "
+            "room and make the same call again: what is complete stays, it goes on from here.",
+        ) from error
+
+
+def put_text(temporary: Path, path: Path, text: str) -> None:
+    """``put`` for a text."""
+    data = text.encode()
+    put(temporary, path, len(data), lambda file: file.write(data))
+
+
+def once(temporary: Path, path: Path, write: Callable[[Path], object]) -> None:
+    """Make a file unless it is there; where several processes make it, the first one's stays."""
+    if path.exists():
+        return
+    part = temporary / path.name
+    write(part)
+    try:
+        os.link(part, path)
+    except FileExistsError:
+        pass
+    except OSError:  # no links on this file system
+        os.replace(part, path)
+    part.unlink(missing_ok=True)
+
+
+def free(folder: Path) -> int:
+    """Bytes that may still be written there."""
+    return shutil.disk_usage(folder).free
+
+
+def copy_folder(folder: Path, path: Path) -> None:
+    """Copy a store to a place where nothing is, all of it or nothing."""
+    if path.exists():
+        raise FileExistsError(f"{path} is there already; expected a new folder to copy the store to. Name another.")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"cannot write {path}: expected its folder to exist. Create {path.parent} first.")
+    with folder_beside(path) as temporary:
+        copied = shutil.copytree(folder, temporary / "store", ignore=shutil.ignore_patterns(f"{WORK}-*"))
+        copied.rename(path)

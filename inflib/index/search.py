@@ -1,0 +1,167 @@
+"""The strongest training examples of each query: first candidates by an index's scores, then exact scores of these.
+
+Candidate n is among the first by the store; its exact score takes a forward and a backward pass of that example alone.
+What is not a candidate has at most its store's score plus its bound: where that is below the k-th exact score for all
+of them, the k are *proved* to be the strongest of all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ..batches import BYTE_BUDGET
+from ..contractions import join, kept
+from ..curvature import Damping
+from ..finite import check_numbers
+from ..hooks import Pair
+from ..kronecker import Kronecker
+from ..objectives import Objective
+from ..placement import plain_numbers
+from ..solvers import Solution
+from .basis import asked, in_basis
+from .examples import pick
+from .products import layer_scores
+from .sides import Side, captured, rotated_some
+
+
+class Searchable(Protocol):
+    """An index with scores that may be approximate, and bounds for them."""
+
+    @property
+    def curvature(self) -> Kronecker: ...
+
+    def __len__(self) -> int: ...
+
+    def scores(
+        self, prepared: Side | Solution, curvature: Kronecker | None, damping: Damping, *, layers: Iterable[str] | None
+    ) -> Tensor: ...
+
+    def bounds(
+        self, prepared: Side | Solution, curvature: Kronecker | None, damping: Damping, *, layers: Iterable[str] | None
+    ) -> Tensor: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """The k strongest of each of Q queries, strongest first."""
+
+    examples: Tensor  # (Q, k) int64: their numbers
+    scores: Tensor  # (Q, k) exact, in the units of ``influence``
+    places: Tensor  # (Q, k) int64: where each stands in the index's own order, from 1
+    open: Tensor  # (Q,) int64: of how many other examples the bound does not say that they are weaker than the k-th
+    candidates: int  # how many were computed exactly for each query, at least
+    total: int  # N
+
+    @property
+    def proved(self) -> Tensor:
+        """(Q,) bool: no other example of all N belongs among the k."""
+        return self.open == 0
+
+    def __repr__(self) -> str:
+        k = self.examples.shape[1]
+        lines = [f"the {k} strongest of {self.total:,} examples, {self.candidates:,} computed exactly a query"]
+        for q, (places, left) in enumerate(zip(self.places.tolist(), self.open.tolist(), strict=True)):
+            last = f"the last of them in place {max(places):,} of the index's order" if places else "none"
+            sure = "proved" if left == 0 else f"not proved for {left:,} of the rest"
+            lines.append(f"  query {q}: {last}; {sure}")
+        return "\n".join(lines)
+
+
+@plain_numbers
+def search(
+    index: Searchable,
+    model: nn.Module,
+    objective: Objective,
+    prepared: Side | Solution,
+    train: Any,
+    k: int,
+    candidates: int,
+    *,
+    curvature: Kronecker | None = None,
+    damping: Damping = None,
+    layers: Iterable[str] | None = None,
+    largest: bool = True,
+) -> Found:
+    """The k strongest of each prepared query; see ``Store.search``."""
+    N, layers = len(index), layers if layers is None or isinstance(layers, str) else list(layers)
+    k, candidates = _checked(k, candidates, N)
+    near = index.scores(prepared, curvature, damping, layers=layers).cpu()  # (Q, N)
+    bound = index.bounds(prepared, curvature, damping, layers=layers).cpu()
+    sign = 1 if largest else -1
+    first = (sign * near).topk(candidates, dim=1).indices.unique()  # (U,) those of all queries
+    exact = rescore(index, model, objective, prepared, train, first.tolist(), curvature, damping, layers).cpu()
+    _check_same(exact, near[:, first], bound[:, first], first)
+    top = (sign * exact).topk(k, dim=1)  # (Q, k)
+    rest = torch.ones(N, dtype=torch.bool)
+    rest[first] = False
+    could = (sign * near + bound)[:, rest] >= top.values[:, -1:]  # (Q, N − U)
+    examples = first[top.indices]
+    places = torch.stack(
+        [(sign * row > sign * row[at, None]).sum(1) + 1 for row, at in zip(near, examples, strict=True)]
+    )
+    return Found(examples, sign * top.values, places, could.sum(1), candidates, N)
+
+
+def strongest(scores: Tensor, k: int, largest: bool) -> Found:
+    """The k strongest by scores (Q, N) that are exact."""
+    N = scores.shape[1]
+    top = scores.topk(_checked(k, max(k, N), N)[0], dim=1, largest=largest)
+    places = torch.arange(1, top.indices.shape[1] + 1).expand(top.indices.shape)
+    return Found(top.indices.cpu(), top.values.cpu(), places, torch.zeros(len(scores), dtype=torch.int64), N, N)
+
+
+def rescore(
+    index: Searchable,
+    model: nn.Module,
+    objective: Objective,
+    prepared: Side | Solution,
+    train: Any,
+    examples: list[int],
+    curvature: Kronecker | None = None,
+    damping: Damping = None,
+    layers: Iterable[str] | None = None,
+    *,
+    keep: Iterable[str] = (),
+    max_bytes: int = BYTE_BUDGET,
+) -> Tensor:
+    """Exact scores of some training examples (ascending), (Q, U[, L]): a forward and backward pass of these alone."""
+    chosen, axes = in_basis(index.curvature, index.curvature.layers, curvature), kept(keep, ("layer",))
+    if layers is not None:
+        chosen = chosen.restrict([layers] if isinstance(layers, str) else layers)
+    side, weights = asked(index.curvature, prepared, chosen, damping)
+    columns: list[Tensor] = []
+    own = index.curvature.restrict(chosen.layers)
+    batches = list(pick(train, examples, len(index)))
+    for _, found in captured(model, objective, batches, "train", own):
+        each = {}
+        for name, pair in found.items():
+            once = pair.a.shape[1] == 1 and isinstance(side[name], Pair)
+            some = rotated_some(pair, own, name, once)
+            each[name] = torch.cat([-layer_scores(side[name], G, weights[name], max_bytes) for G in some], dim=1)
+        check_numbers("scores", each)
+        columns.append(torch.stack(list(each.values()), dim=-1))
+    scores = join(columns, kept(("layer",)))
+    return scores if axes.layer else scores.sum(-1)
+
+
+def _checked(k: int, candidates: int, N: int) -> tuple[int, int]:
+    if not 1 <= k <= candidates:
+        raise ValueError(f"k={k} with candidates={candidates}; expected 1 ≤ k ≤ candidates.")
+    return min(k, N), min(candidates, N)
+
+
+def _check_same(exact: Tensor, near: Tensor, bound: Tensor, examples: Tensor) -> None:
+    """Raise ValueError where an exact score is farther from the index's than any example of the index can be."""
+    worst = ((exact - near).abs() / bound.clamp_min(torch.finfo(bound.dtype).tiny)).amax(0)
+    if len(worst) and float(worst.max()) > 1:
+        n = int(examples[worst.argmax()])
+        raise ValueError(
+            f"example {n} of train is not the one that the index holds: its exact score is {float(worst.max()):.3g} "
+            "times as far from the index's as its norms allow; expected the examples the index was built from, in "
+            "their order, and the model and objective of then."
+        )
