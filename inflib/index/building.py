@@ -186,9 +186,11 @@ def _write(temporary: Path, folder: Path, manifest: Manifest, shard: Shard, reco
 
 def _join(temporary: Path, folder: Path) -> Manifest:
     """Write the checksums into the manifest and remove the notes, once every shard has one."""
-    manifest = with_notes(folder, read_manifest(folder))
+    there = read_manifest(folder)
+    manifest = with_notes(folder, there)
     if manifest.complete:
-        put_text(temporary, folder / MANIFEST, manifest.text())
+        if not there.complete:
+            put_text(temporary, folder / MANIFEST, manifest.text())
         for shard in manifest.shards:
             (folder / f"{shard.name}.json").unlink(missing_ok=True)
     return manifest
