@@ -9,6 +9,7 @@ DEMO_ARGS ?=
 TEST_ARGS ?=
 BENCH_ARGS ?=
 ONLY ?=
+TORCH ?= 2.6.0
 RECIPE ?= decay
 ITEMS ?=
 
@@ -23,7 +24,7 @@ AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help lab demo test notebooks format bench bank study peers data smollm2 clean
+.PHONY: help lab demo test notebooks oldest site format bench bank study peers data smollm2 clean
 
 help: ## list these commands
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -43,6 +44,15 @@ test: $(VENV)/.dev ## set up .venv, run every check, one summary at the end (TES
 
 notebooks: $(VENV)/.dev ## run and save the notebooks from notebooks/src (ONLY="00_start_here" for some of them)
 	$(BIN)/python notebooks/build.py $(if $(ONLY),--only $(ONLY))
+
+oldest: ## the unit tests on other versions (PYTHON=python3.10 TORCH=2.6.0, both the oldest; TORCH= for the newest)
+	rm -rf build/oldest
+	$(PYTHON) -m venv build/oldest
+	build/oldest/bin/pip install $(if $(TORCH),torch==$(TORCH),torch) -e '.[course]' pytest pytest-xdist hypothesis
+	build/oldest/bin/python -m pytest tests -q -n2 -p no:cacheprovider --ignore=tests/notebooks --ignore=tests/browser --ignore=tests/site
+
+site: $(VENV)/.dev ## build the course and the reference as a static site in build/site, look for dead links
+	$(BIN)/python docs/make_site.py
 
 format: $(VENV)/.dev ## rewrite the code in the project's style
 	$(BIN)/ruff check --fix --exit-zero --quiet .
