@@ -50,7 +50,7 @@ from .hooks import Pair
 from .implicit import Implicit, refine
 from .index import Store, TrainIndex, load_index, save
 from .kronecker import Kronecker, diagonal, ekfac, identity, kfac
-from .layers import register, untied
+from .layers import everything, register, untied, without_biases
 from .objectives import (
     Bernoulli,
     CrossEntropy,
@@ -104,6 +104,7 @@ __all__ = [
     "damping_of",
     "diagonal",
     "ekfac",
+    "everything",
     "gauss_newton",
     "hessian",
     "hugging_face_batches",
@@ -122,4 +123,5 @@ __all__ = [
     "token_batches",
     "untied",
     "with_masks",
+    "without_biases",
 ]

@@ -16,7 +16,7 @@ from torch.autograd.graph import allow_mutation_on_saved_tensors
 
 from .batches import Batch, cached_bytes, chunks, double, per_row
 from .hooks import Pair, Recording
-from .layers import Layer
+from .layers import Layer, OneHot
 from .placement import call
 from .rows import Layout
 
@@ -45,17 +45,13 @@ def weighted_sums(
     gradients = recording.output_gradients(seed, last=True)
     sums: dict[str, list[Weighted]] = {}
     for name, layer in layers.items():
-        inputs, outputs = recording.inputs.pop(name), gradients.pop(name)
-        modules = [module for module, _ in recording.calls[name]]
+        inputs, outputs, calls = recording.inputs.pop(name), gradients.pop(name), recording.calls[name]
         for layout in allowed[name]:
             read = replace(layer, layout=layout)
             once = Recording({name: read}, size)
-            for module, x in zip(modules, inputs, strict=True):
-                once.add(read, read.own(read.features(module, x, size)))
-            g = [
-                read.own(layout.examples(layer.kind.gradients, m, x, size))
-                for m, x in zip(modules, outputs, strict=True)
-            ]
+            for call_, x in zip(calls, inputs, strict=True):
+                once.add(read, read.own(read.features(call_.module, x, size)))
+            g = [read.gradients(c.module, x, c.slopes, size) for c, x in zip(calls, outputs, strict=True)]
             pair = Pair(once.activations[name], torch.cat(g, dim=1) if len(g) > 1 else g[0])
             _check_shapes(name, layer, pair)
             total, scale = _summed(pair, weights) if not layer.untied else (torch.empty(0), torch.empty(0))
@@ -83,6 +79,8 @@ def _check_shapes(name: str, layer: Layer, pair: Pair) -> None:
 
 def _summed(pair: Pair, weights: Tensor) -> tuple[Tensor, Tensor]:
     """Σ_n w_n Σ_t g aᵀ in float64, and the norm it would have without cancellation, Σ |w g| |a|ᵀ's: a yardstick."""
+    if isinstance(pair.a, OneHot):
+        return _summed_columns(pair.a, double(pair.g), double(weights).to(pair.g.device))
     a, g = (x.flatten(0, 1) for x in pair)
     each = double(weights).to(g.device).repeat_interleave(pair.g.shape[1])[:, None]
     total = double(g.new_zeros(g.shape[1], a.shape[1]))
@@ -92,6 +90,12 @@ def _summed(pair: Pair, weights: Tensor) -> tuple[Tensor, Tensor]:
         total += some_g.T @ some_a
         scale += some_g.abs().T @ some_a.abs()
     return total, scale.norm()
+
+
+def _summed_columns(a: OneHot, g: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    known, g = a.ids >= 0, g * weights[:, None, None]
+    sums = [g.new_zeros(a.size, g.shape[2]).index_add_(0, a.ids[known], x[known]) for x in (g, g.abs())]
+    return sums[0].T, sums[1].norm()
 
 
 def compared(

@@ -19,6 +19,8 @@ from .curvature import Curvature, Damping, check_stacks
 from .ekfac import rotate, rotated_gradients
 from .hooks import Captured, Matrices, Pair
 from .kronecker import Kronecker
+from .layers import OneHot
+from .layers.onehot import against
 
 Pairs = dict[str, Pair]
 
@@ -71,6 +73,8 @@ def join(columns: list[Tensor], keep: Keep) -> Tensor:
 def _contract_layer(P: Tensor, pair: Pair, max_bytes: int) -> Tensor:
     """(Q, o, i) against pairs a (b, T, i), g (b, T, o) → (Q, b)."""
     a, g = pair.a.to(P), pair.g.to(P)
+    if isinstance(a, OneHot):
+        return against(P, a, g, max_bytes).sum(2)
     Q, o, i = P.shape
     b, T = a.shape[:2]
     if T > 1:
@@ -107,6 +111,8 @@ def inner_products(P: Tensor, G: Tensor) -> Tensor:
 def _contract_tokens(P: Tensor, pair: Pair, calls: int, max_bytes: int) -> Tensor:
     """g_tᵀ P a_t of every token, (Q, b, T): each position as an example of its own, a layer's calls added up."""
     b, positions = pair.a.shape[:2]
+    if isinstance(pair.a, OneHot):
+        return against(P, pair.a, pair.g.to(P), max_bytes).reshape(len(P), b, calls, positions // calls).sum(2)
     rows = Pair(pair.a.flatten(0, 1)[:, None], pair.g.flatten(0, 1)[:, None])  # (b·T, 1, ·)
     return _contract_layer(P, rows, max_bytes).reshape(len(P), b, calls, positions // calls).sum(2)
 
@@ -161,7 +167,7 @@ def own_scorer(curvature: Curvature, damping: Damping, max_bytes: int, *, moved:
         size = sum(o * i for o, i in curvature.shapes.values())
         first = next(iter(found.values()))
         rows_found = []
-        for rows in chunks(first.a.shape[0], size * first.a.element_size(), max_bytes):
+        for rows in chunks(len(first.g), size * first.g.element_size(), max_bytes):
             v = {name: Pair(p.a[rows], p.g[rows]).matrices() for name, p in found.items()}
             check_stacks(curvature, v)
             solved = curvature.solve(v, damping)
@@ -181,6 +187,10 @@ def own_layer(pair: Pair, inverse: Tensor, Q_S: Tensor | None, Q_A: Tensor | Non
     For one position G̃ = g̃ ⊗ ã is never built.
     """
     pairs = [Pair(p.a.to(inverse), p.g.to(inverse)) for p in (pair, other) if p is not None]
+    if isinstance(pair.a, OneHot):  # the other's a is the same
+        columns, others = (pair.a.columns(p.g) for p in (pairs[0], pairs[-1]))
+        each = rotate(columns.rows, Q_S) * rotate(others.rows, Q_S) * inverse.T[columns.token]
+        return columns.added(each.sum(1), len(pair.a))
     if pair.a.shape[1] == 1:
         a, g = (rotate(pairs[0].a[:, 0], Q_A), rotate(pairs[0].g[:, 0], Q_S))
         b, h = (a, g) if other is None else (rotate(pairs[1].a[:, 0], Q_A), rotate(pairs[1].g[:, 0], Q_S))

@@ -1,7 +1,8 @@
 """What a choice of layers covers: the numbers that influence sees, and those that it takes as fixed, and why.
 
 A model's parameters are covered by a chosen layer, or frozen (they ask for no gradient, so they were not trained), or
-trained and uncovered: an embedding, a normalisation's scale, a layer that shares its weight with something else.
+trained and uncovered: an embedding or a normalisation's scale, which ``layers="all"`` takes in; a layer that shares its
+weight with something else; a parameter that the model applies itself.
 """
 
 from __future__ import annotations
@@ -105,6 +106,7 @@ def _note(model: nn.Module, table: Coverage, reasons: list[str]) -> str:
     if table.left_out:
         parts.append(
             f"{_count(table.left_out)} are not covered by any chosen layer and count as fixed: {_names(table.left_out)}"
+            + _more(model, table)
             + (f". {_left_out(reasons)}" if reasons else "")
         )
     if table.frozen:
@@ -115,6 +117,13 @@ def _note(model: nn.Module, table: Coverage, reasons: list[str]) -> str:
     if not any(p.requires_grad for p in model.parameters()):
         parts.append("nothing in the model asks for a gradient, so every understood layer counts as trained")
     return ". ".join(parts)
+
+
+def _more(model: nn.Module, table: Coverage) -> str:
+    """That layers="all" would cover more than is covered, where it would."""
+    left = sum(uncovered(model, chosen(model, "all")[0]).values())
+    before = sum(count for *_, count in (*table.left_out, *table.frozen))
+    return "; layers='all' takes embeddings and normalisations too" if left < before else ""
 
 
 def _count(rows: tuple[tuple[str, str, int], ...]) -> str:

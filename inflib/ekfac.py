@@ -22,11 +22,15 @@ from .checkpoint import NOWHERE, Checkpoint, Done
 from .finite import check_finite
 from .hooks import Pair, Recording
 from .kfac import Fit, Moments
+from .layers import OneHot
 
 
 @dataclass(frozen=True)
 class Eigenbasis:
-    """Per layer: orthogonal Q_S (o, o) and Q_A (i, i), columns eigenvectors, with S's and A's own eigenvalues."""
+    """Per layer: orthogonal Q_S (o, o) and Q_A (i, i), columns eigenvectors, with S's and A's own eigenvalues.
+
+    No Q_A where A is diagonal, as an embedding's is.
+    """
 
     Q_S: dict[str, Tensor]
     Q_A: dict[str, Tensor]
@@ -40,7 +44,11 @@ def eigenbasis(moments: Moments, kept: Checkpoint = NOWHERE) -> Eigenbasis:
     Q_S, Q_A, lambda_S, lambda_A = found
     for at, name in enumerate(moments.A_sum):
         lambda_S[name], Q_S[name] = _kept_eigh(moments.S(name), kept, f"basis-{at:04}-S")
-        lambda_A[name], Q_A[name] = _kept_eigh(moments.A(name), kept, f"basis-{at:04}-A")
+        A = moments.A(name)
+        if A.ndim == 1:  # a diagonal, whose eigenvectors are the axes
+            lambda_A[name] = A
+        else:
+            lambda_A[name], Q_A[name] = _kept_eigh(A, kept, f"basis-{at:04}-A")
     return Eigenbasis(Q_S, Q_A, lambda_S, lambda_A)
 
 
@@ -117,10 +125,16 @@ def _add_squares(
         gradients = recording.gradients(seed, last=one_seed)
         for name in list(gradients):
             g = gradients.pop(name)
-            if g.shape[1] == 1:
+            a = recording.activations[name]
+            if isinstance(a, OneHot):
+                columns = a.columns(g)
+                square = weight * rotate(columns.rows, Q_S.get(name)).square()  # (U, o)
+                total = sums.setdefault(name, square.new_zeros(a.size, square.shape[1]).T)
+                total.T.index_add_(0, columns.token, square)
+            elif g.shape[1] == 1:
                 _accumulate(squares, name, weight * rotate(g[:, 0], Q_S.get(name)).square())
             else:
-                pair = Pair(recording.activations[name], g)
+                pair = Pair(a, g)
                 for G in rotated_gradients(pair, Q_S.get(name), Q_A.get(name)):
                     # summed as it lies in memory, (b, i, o): ten times as fast
                     _accumulate(sums, name, weight * G.mT.square_().sum(0).mT)
@@ -146,6 +160,11 @@ def rotated_gradients(pair: Pair, Q_S: Tensor | None, Q_A: Tensor | None) -> Ite
     sum's rows after it, o² · i; and a likewise, T · i² against o · i².
     """
     (T, i), o = pair.a.shape[1:], pair.g.shape[2]
+    if isinstance(pair.a, OneHot):
+        rotated = Pair(pair.a, rotate(pair.g, Q_S))
+        for rows in chunks(len(pair.a), o * i * pair.g.element_size()):
+            yield Pair(rotated.a[rows], rotated.g[rows]).matrices()
+        return
     first_a, first_g = Q_A is None or o >= T, Q_S is None or i >= T
     for rows in chunks(len(pair.a), o * i * pair.a.element_size(), cached_bytes(pair.a)):
         a, g = rotate(pair.a[rows], Q_A if first_a else None), rotate(pair.g[rows], Q_S if first_g else None)

@@ -11,6 +11,10 @@ linear networks with a loss at every position. ``sharing="reduce"`` takes an exa
 examples and S = Σ ḡ ḡᵀ / examples with ā the mean of a and ḡ the sum of g over them: exact for linear networks whose
 outputs are averaged over positions before the loss, as after global pooling (Eschenhagen et al. 2023,
 "Kronecker-Factored Approximate Curvature for Modern Neural Network Architectures").
+
+Two kinds of layers are always counted in the way that is right for them. A normalisation's scale and shift have their
+own gradients for g and 1 for a, so positions together make S ⊗ A their exact block. An embedding's a are unit vectors,
+whose A is diagonal by positions: the tokens' frequencies, a vector.
 """
 
 from __future__ import annotations
@@ -29,7 +33,7 @@ from .coverage import select_and_say
 from .fingerprints import hash_weights
 from .finite import check_finite
 from .hooks import Recording, aligned
-from .layers import Layer, LayerSpec
+from .layers import Layer, LayerSpec, OneHot
 from .memory import check_factors
 from .objectives import Objective, check_objective, label_kind, label_seeds
 from .order import Same
@@ -113,6 +117,11 @@ class Fit:
             "start": self.start,
         }
 
+    def sharing_of(self, name: str) -> str:
+        """How a layer's positions are counted: an elementwise one's together, which is exact, an embedding's apart."""
+        kind = self.layers[name].kind
+        return "reduce" if kind.elementwise else "expand" if kind.one_hot else self.sharing
+
     @property
     def one_seed(self) -> bool:
         """Whether a batch is back-propagated once: its forward pass may then be forgotten on the way."""
@@ -168,13 +177,13 @@ class Fit:
 class Moments:
     """Sums Σ a aᵀ and Σ g gᵀ with their counts; ``+`` merges two shards of the data."""
 
-    A_sum: dict[str, Tensor]  # (i, i) per layer
+    A_sum: dict[str, Tensor]  # (i, i) per layer; of an embedding the diagonal, (i,)
     S_sum: dict[str, Tensor]  # (o, o) per layer
     positions: dict[str, int]  # examples × positions (T) per layer, without padding
     examples: int
 
     def A(self, layer: str) -> Tensor:
-        """Activation second moment E[a aᵀ], (i, i)."""
+        """Activation second moment E[a aᵀ], (i, i); of an embedding its diagonal, (i,)."""
         return self.A_sum[layer] / self.positions[layer]
 
     def S(self, layer: str) -> Tensor:
@@ -222,14 +231,12 @@ def accumulate_moments(fit: Fit) -> Moments:
     for batch, recording, seeds in fit.recordings(0, "second moments", check=True, done=done):
         there = padding.present(batch, recording)
         for name in fit.layers:
-            rows = _activation_rows(recording.activations[name], there[name], fit.sharing)
-            _add(A, name, rows, 1.0)
-            positions[name] += rows.shape[0]
+            positions[name] += _add_activations(A, name, recording.activations[name], there[name], fit.sharing_of(name))
         check_finite("activations", A, batch.index)
         for seed_, weight in seeds:
             g = recording.gradients(seed_, last=fit.one_seed)
             for name in fit.layers:
-                _add(S, name, _gradient_rows(g.pop(name), fit.sharing), weight)
+                _add(S, name, _gradient_rows(g.pop(name), fit.sharing_of(name)), weight)
         check_finite("output gradients", S, batch.index)
         examples += batch.size
         del recording, seeds
@@ -251,6 +258,17 @@ def _begun(fit: Fit) -> tuple[Tensors, Tensors, dict[str, int], int, Done]:
         for side in ("A", "S")
     )
     return A, S, counts["positions"], counts["examples"], done
+
+
+def _add_activations(A: dict[str, Tensor], name: str, a: Tensor, there: Tensor | None, sharing: str) -> int:
+    """A[name] += Σ a aᵀ, of an embedding its diagonal alone; returns how many rows that were."""
+    if isinstance(a, OneHot):
+        counts, rows = a.counts(there)
+        A[name] = A[name] + counts if name in A else counts
+        return rows
+    found = _activation_rows(a, there, sharing)
+    _add(A, name, found, 1.0)
+    return len(found)
 
 
 def _activation_rows(a: Tensor, there: Tensor | None, sharing: str) -> Tensor:
@@ -282,11 +300,13 @@ def _add(sums: dict[str, Tensor], name: str, rows: Tensor, weight: float) -> Non
 
 def _laid(matrix: Tensor) -> Tensor:
     """A copy whose rows begin where products are fast: also of what was saved, or it would be rounded otherwise."""
+    if matrix.ndim == 1:
+        return matrix.clone()
     d = len(matrix)
     rows = matrix.new_zeros(d, aligned(d))[:, :d]
     return rows.copy_(matrix)
 
 
 def _mirrored(sums: dict[str, Tensor], order: Iterable[str]) -> dict[str, Tensor]:
-    """The whole symmetric matrices of sums kept on and above the diagonal."""
-    return {name: sums[name].triu() + sums[name].triu(1).T for name in order}
+    """The whole symmetric matrices of sums kept on and above the diagonal; a diagonal by itself as it is."""
+    return {n: sums[n].triu() + sums[n].triu(1).T if sums[n].ndim == 2 else sums[n] for n in order}

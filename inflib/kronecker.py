@@ -28,7 +28,7 @@ from .placement import plain_numbers
 
 @dataclass(frozen=True, eq=False)
 class Kronecker:
-    """C = (Q_S ⊗ Q_A) diag(Λ) (Q_S ⊗ Q_A)ᵀ in each layer, zero between layers; empty Q means the identity basis."""
+    """C = (Q_S ⊗ Q_A) diag(Λ) (Q_S ⊗ Q_A)ᵀ in each layer, zero between layers; a missing Q means the axes."""
 
     eigenvalues: dict[str, Tensor]  # Λ (o, i)
     Q_S: dict[str, Tensor]  # (o, o), columns eigenvectors
@@ -63,11 +63,13 @@ class Kronecker:
     def rotate(self, v: Matrices) -> Matrices:
         """Q_Sᵀ V Q_A: the coordinates in the eigenbasis."""
         v = {k: x.to(self.eigenvalues[k]) for k, x in v.items()}
-        return {k: self.Q_S[k].T @ x @ self.Q_A[k] if k in self.Q_S else x for k, x in v.items()}
+        v = {k: self.Q_S[k].T @ x if k in self.Q_S else x for k, x in v.items()}
+        return {k: x @ self.Q_A[k] if k in self.Q_A else x for k, x in v.items()}
 
     def rotate_back(self, v: Matrices) -> Matrices:
         """Q_S V Q_Aᵀ: from eigenbasis coordinates to weight matrices."""
-        return {k: self.Q_S[k] @ x @ self.Q_A[k].T if k in self.Q_S else x for k, x in v.items()}
+        v = {k: self.Q_S[k] @ x if k in self.Q_S else x for k, x in v.items()}
+        return {k: x @ self.Q_A[k].T if k in self.Q_A else x for k, x in v.items()}
 
     @plain_numbers
     def matvec(self, v: Matrices) -> Matrices:
@@ -114,7 +116,8 @@ class Kronecker:
         for name, values in self.eigenvalues.items():
             block = torch.diag(values.flatten())
             if name in self.Q_S:
-                Q = torch.kron(self.Q_S[name], self.Q_A[name])
+                axes = torch.eye(values.shape[1], dtype=values.dtype, device=values.device)
+                Q = torch.kron(self.Q_S[name].contiguous(), self.Q_A.get(name, axes).contiguous())
                 block = Q @ block @ Q.T
             blocks.append(block)
         return torch.block_diag(*blocks)
@@ -140,7 +143,8 @@ def ekfac(
     """EK-FAC curvature of the objective at the model's weights: two passes over ``train``, one eigh per factor.
 
     train:  re-iterable of (inputs, targets) batches; the model in eval mode where that matters.
-    layers: None (all understood layers), a glob, a list of globs, a predicate (name, module) → bool, or untied(...).
+    layers: None (every matrix that was trained), "all" (embeddings and normalisations too), a glob, a list of globs, a
+            predicate (name, module) → bool, or untied(...), everything(...), without_biases(...) of one of these.
     labels: "expected", "sampled" (``draws`` labels an example from the model, fresh in each pass, from ``seed``),
             "observed" (the empirical Fisher), or None for the objective's default.
     sharing: in a layer applied at many positions, what makes a row of A and S: "expand", each position; "reduce", the

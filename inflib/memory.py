@@ -22,8 +22,9 @@ def check_factors(layers: dict[str, Layer]) -> None:
     held, work = {}, {}
     for name, layer in layers.items():
         o, i = layer.shape
-        held[name] = (2 * (o * o + i * i) + o * i) * accumulator(layer.weight.dtype).itemsize
-        work[name] = WORK * max(o, i) ** 2 * torch.float64.itemsize
+        side = 0 if layer.kind.one_hot else i  # whose A is diagonal
+        held[name] = (2 * (o * o + side * side) + o * i) * accumulator(layer.weight.dtype).itemsize
+        work[name] = WORK * max(o, side) ** 2 * torch.float64.itemsize
     _check(layers, held, work, "its factors S (o, o) and A (i, i)", "diagonal(...), which has none")
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from .batches import Batch
 from .hooks import Recording, forward
-from .layers import Layer, positions_last
+from .layers import Layer, OneHot, positions_last
 from .positions import Masked, masks_of
 
 NOT_CONTENT = ("mask", "position_ids", "token_type_ids")  # ends of the names of inputs that say nothing themselves
@@ -185,11 +185,17 @@ def _tried_by_contents(
     before, after = (forward(model, layers, {**batch.inputs, **some}, batch.size) for some in ({}, other))
     found: dict[str, bool | None] = {}
     for layer in layers:
-        changed = (before.activations[layer] != after.activations[layer]).any(-1)  # (B, T)
+        changed = _differ(before.activations[layer], after.activations[layer])  # (B, T)
         runs = _runs(mask, layer, before, batch.size)
         rows = _rows(hidden, layers[layer], batch.size).repeat(1, runs)
         found[layer] = True if bool(changed.any()) and not bool((changed & ~rows).any()) else None
     return found
+
+
+def _differ(one: Tensor, other: Tensor) -> Tensor:
+    if isinstance(one, OneHot) and isinstance(other, OneHot):
+        return one.ids != other.ids
+    return (one != other).any(-1)
 
 
 def _replaced(x: Tensor, where: Tensor) -> Tensor:

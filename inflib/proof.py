@@ -28,6 +28,7 @@ from .comparison import compared, weighted_sums
 from .finite import check_finite
 from .hooks import Captured, Pair, Recording, RowsChangedError, forward, leave_out, pairs, values_of
 from .layers import Layer, LayerSpec, positions_last
+from .layers.elementwise import features_last
 from .objectives import Objective, per_example
 from .placement import call, plain_numbers
 from .positions import check_batch
@@ -278,7 +279,7 @@ def _allowed(
 
 def _candidates(layer: Layer, inputs: list[Tensor], size: int) -> list[Layout]:
     """The layout that held so far, where it fits, before others: a last batch of one example would allow them all."""
-    shapes, any_axis = [x.shape for x in inputs], layer.kind.activations is positions_last
+    shapes, any_axis = [x.shape for x in inputs], layer.kind.gradients in (positions_last, features_last)
     found = list(candidates(shapes, size, any_axis=any_axis))
     held = [layer.layout] if all(layer.layout.fits(shape, size) for shape in shapes) else []
     return held + [layout for layout in found if layout != layer.layout]

@@ -21,6 +21,7 @@ from .hooks import Matrices, Pair
 from .implicit import Implicit
 from .kronecker import Kronecker
 from .layers import Layer
+from .layers.onehot import in_one_row, joined
 from .objectives import Measurement, Objective
 from .order import Same, check_order
 from .placement import plain_numbers
@@ -92,18 +93,19 @@ def merge(held: list[Pairs]) -> Iterator[Pairs]:
         if len(group) == 1:
             yield group[0]
         else:
-            yield {k: Pair(*(torch.cat([f[k][side] for f in group]) for side in (0, 1))) for k in group[0]}
+            yield {k: Pair(*(joined([f[k][side] for f in group], dim=0) for side in (0, 1))) for k in group[0]}
 
 
 def check_pairs(found: Pairs, batch: int) -> None:
     """Raise FloatingPointError where a batch's activations or gradients are not finite."""
-    check_finite("activations", {name: pair.a for name, pair in found.items()}, batch)
+    numbers = {name: pair.a for name, pair in found.items() if isinstance(pair.a, Tensor)}  # an embedding's are ids
+    check_finite("activations", numbers, batch)
     check_finite("output gradients", {name: pair.g for name, pair in found.items()}, batch)
 
 
 def examples_in(found: Pairs) -> int:
     """The number of examples that these pairs are of."""
-    return len(next(iter(found.values())).a)
+    return len(next(iter(found.values())).g)
 
 
 # --- sets of queries --------------------------------------------------------------------------------------------
@@ -148,7 +150,7 @@ def set_numbers(sets: Sets, queries: int) -> Tensor:
 
 def _one_row(parts: list[Tensor]) -> Tensor:
     """(n, T, d) of several T as (1, Σ n·T, d): all their positions as one example's."""
-    return torch.cat([x.flatten(0, 1) for x in parts])[None]
+    return joined([in_one_row(x) for x in parts], dim=1)
 
 
 # --- preconditioned ---------------------------------------------------------------------------------------------
@@ -164,7 +166,7 @@ class Preconditioned:
 
     def __init__(self, queries: list[Pairs], curvature: Curvature, damping: Damping, max_bytes: int):
         self.curvature, self.damping = curvature, damping
-        one = sum(o * i for o, i in curvature.shapes.values()) * next(iter(queries[0].values())).a.element_size()
+        one = sum(o * i for o, i in curvature.shapes.values()) * next(iter(queries[0].values())).g.element_size()
         kronecker = isinstance(curvature, Kronecker)
         most = HELD * max_bytes // one if kronecker else None  # queries in a group
         self.together = None if kronecker else max(1, HELD * max_bytes // (SOLVED * one))  # queries in a solve

@@ -1,6 +1,8 @@
 """From a user's ``layers=`` to {name: Layer}, in ``named_modules`` order.
 
-What was trained is what counts: ``layers=None`` means the understood layers whose weight asks for a gradient.
+What was trained is what counts: ``layers=None`` means the understood matrices whose weight asks for a gradient, in
+linear layers, convolutions and attention, with their biases. Embeddings and normalisations are taken where they are
+named, or by ``layers="all"`` and ``everything(...)``.
 
 Modules that share one weight are one layer, which every one of them applies; a weight that a module outside the choice
 uses too (an embedding tied to the unembedding) is refused, unless ``untied(...)`` says to count one use of it only.
@@ -8,25 +10,60 @@ uses too (an embedding tied to the unembedding) is refused, unless ``untied(...)
 
 from __future__ import annotations
 
-import fnmatch
-from collections.abc import Iterable
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
 
-from .layers import Exactly, Layer, LayerSpec, Untied, kind_of
+from .layers import Choice, Exactly, Kind, Layer, LayerSpec, alone, kinds_of
+from .layers.naming import bare, listed, matches, same
 
-MOST = 16  # names that a message shows
+
+@dataclass(frozen=True)
+class Part:
+    """One of the ways in which a module is read: a candidate for a layer."""
+
+    name: str
+    at: str  # the module's name
+    module: nn.Module
+    kind: Kind
+    shift: bool = False  # a bias by itself, whose layer it is too
+
+    @property
+    def weight(self) -> Tensor:
+        return getattr(self.module, self.kind.weight)
+
+    @property
+    def key(self) -> tuple[int, tuple[int, int]]:
+        """What is shared where modules share a weight."""
+        return id(self.weight), self.kind.share
+
+    def names(self) -> list[str]:
+        """By which it is chosen whole: its own, and that of a module whose part it is, where it is no mere bias."""
+        names = [self.name] + [self.at] * self.kind.standing
+        inside = isinstance(self.module, nn.modules.linear.NonDynamicallyQuantizableLinear)
+        return names + [self.at.rpartition(".")[0]] * (inside and "." in self.at)
+
+    def group_names(self) -> list[str]:
+        """The names of the layers that a module's groups are; its own name where it has one group."""
+        count = self.kind.groups_of(self.module)
+        if count == 1:
+            return [self.name]
+        return [f"{self.name}.group{k}" if self.name else f"group{k}" for k in range(count)]
+
+
+Parts = dict[str, Part]
 
 
 def select(model: nn.Module, layers: LayerSpec = None) -> dict[str, Layer]:
     """{name: Layer} in ``named_modules`` order.
 
-    layers: None (every understood layer that was trained), a glob ("blocks.*.mlp.*"), a list of globs, a predicate of
-    (name, module), or ``untied(...)`` of one of these. The name of a convolution in groups means all of its layers,
-    "name.group0", ... What was trained is what asks for a gradient; where nothing does, everything counts. A frozen
-    layer that is named is included, bias and all.
+    layers: None (every matrix that was trained), "all" (embeddings and normalisations too), a glob ("blocks.*.mlp.*"),
+    a list of globs, a predicate of (name, module), or ``untied(...)``, ``everything(...)`` or ``without_biases(...)``
+    of one of these. The name of a convolution in groups means all of its layers, "name.group0", ...; "name.bias" is a
+    bias as a layer of its own. Prefixes that wrappers add may be left out. What was trained is what asks for a
+    gradient; where nothing does, everything counts. A frozen layer that is named is included, bias and all.
     Raises ValueError where nothing matches, for weights that are no floating-point numbers, or where a chosen layer's
     weight is shared with a module that is not chosen.
     """
@@ -36,34 +73,48 @@ def select(model: nn.Module, layers: LayerSpec = None) -> dict[str, Layer]:
 def chosen(model: nn.Module, layers: LayerSpec = None) -> tuple[dict[str, Layer], list[str]]:
     """``select``, and for layers=None the reasons why some understood layers are left out."""
     _check_unwrapped(model)
-    shapes = layers.shapes if isinstance(layers, Exactly) else None
-    is_untied = isinstance(layers, Untied) or (isinstance(layers, Exactly) and layers.untied)
-    wanted = layers.layers if isinstance(layers, Untied) else list(shapes) if shapes is not None else layers
-    understood = {name: module for name, module in model.named_modules() if kind_of(module) is not None}
-    supported = {name: module for name, module in understood.items() if _weight(module).is_floating_point()}
+    if isinstance(layers, Exactly):
+        choice, shapes = Choice(list(layers.shapes), layers.untied), layers.shapes
+    else:
+        choice, shapes = Choice.of(layers), {}
+    wanted = choice.layers
+    understood = {part.name: part for part in _parts(model)}
+    supported = {name: part for name, part in understood.items() if part.weight.is_floating_point()}
     only_trained = wanted is None and any(p.requires_grad for p in model.parameters())
-    groups = {
-        name: set() if only_trained and not _weight(module).requires_grad else _wanted_groups(wanted, name, module)
-        for name, module in supported.items()
-    }
-    taken = {name: module for name, module in supported.items() if groups[name]}
-    _check_patterns(model, wanted, understood, supported, taken)
-    if not is_untied:  # naming one user of a weight names its other users too: a layer is a weight
-        weights = {id(_weight(module)) for module in taken.values()}
-        taken = {name: module for name, module in supported.items() if id(_weight(module)) in weights}
-    whole, reasons = _tied(model, taken, is_untied, explicit=wanted is not None and not callable(wanted))
-    found = {part.name: part for layer in whole for part in _parts(layer, taken, groups)}
+    groups = {name: _groups(choice, part, only_trained) for name, part in supported.items()}
+    taken = {name: part for name, part in supported.items() if groups[name]}
+    _check_patterns(model, choice, understood, supported, taken)
+    if not choice.untied:  # naming one user of a weight names its other users too: a layer is a weight
+        weights = {(part.key, part.kind.one_hot) for part in taken.values()}
+        taken = {name: part for name, part in supported.items() if (part.key, part.kind.one_hot) in weights}
+    whole, reasons = _tied(model, taken, choice)
+    found = {layer.name: layer for one in whole for layer in _grouped(one, taken, groups)}
+    found = {name: layer for name, layer in found.items() if not shapes or name in shapes}
     if not found:
         raise ValueError(f"layers={layers!r} leaves no layer to fit. " + "; ".join(reasons.values()))
-    found = {name: _own_bias(layer, only_trained, (shapes or {}).get(name)) for name, layer in found.items()}
+    apart = {id(part.weight) for part in taken.values() if part.shift}
+    found = {name: _own_bias(layer, choice, only_trained, shapes.get(name), apart) for name, layer in found.items()}
     return found, list(reasons.values())
 
 
-def _own_bias(layer: Layer, only_trained: bool, shape: tuple[int, int] | None) -> Layer:
-    """The layer without its bias where that was not trained, or where a curvature of this shape has none."""
-    frozen = only_trained and not all(p.requires_grad for p in layer.parameters)
-    left_out = shape is not None and layer.shape == (shape[0], shape[1] + 1)
-    return replace(layer, bias_name=None) if layer.bias and (frozen or left_out) else layer
+def _parts(model: nn.Module) -> Iterator[Part]:
+    for at, module in model.named_modules():
+        for kind in kinds_of(module):
+            yield Part(kind.named(at), at, module, kind, shift=kind.elementwise and not kind.scales)
+            if kind.bias is not None and module._parameters.get(kind.bias) is not None:
+                shift = alone(kind)
+                yield Part(shift.named(at), at, module, shift, shift=True)
+
+
+def _own_bias(
+    layer: Layer, choice: Choice, only_trained: bool, shape: tuple[int, int] | None, apart: set[int]
+) -> Layer:
+    """The layer without its bias where that was not trained, is another layer, or is not in a curvature's shape."""
+    if layer.bias_name is None:
+        return layer
+    bias, without = layer.parameters[-1], replace(layer, bias_name=None)
+    left_out = not choice.biases or (only_trained and not bias.requires_grad) or id(bias) in apart
+    return without if left_out or (shape is not None and without.shape == shape) else layer
 
 
 def _check_unwrapped(model: nn.Module) -> None:
@@ -74,108 +125,129 @@ def _check_unwrapped(model: nn.Module) -> None:
         )
 
 
-def _wants(wanted: Any, name: str, module: nn.Module) -> bool:
-    if wanted is None:
-        return True
-    if isinstance(wanted, str):
-        return _matches(name, wanted)
-    if callable(wanted):
-        return bool(wanted(name, module))
-    return any(_matches(name, pattern) for pattern in wanted)
+# --- what is asked for -----------------------------------------------------------------------------------------------
 
 
-def _matches(name: str, pattern: str) -> bool:
-    return name == pattern or fnmatch.fnmatchcase(name, pattern)
-
-
-def _group_names(name: str, module: nn.Module) -> list[str]:
-    """The names of the layers that a module's groups are; its own name where it has one group."""
-    kind = kind_of(module)
-    count = kind.groups_of(module) if kind is not None else 1
-    return [name] if count == 1 else [f"{name}.group{k}" if name else f"group{k}" for k in range(count)]
-
-
-def _wanted_groups(wanted: Any, name: str, module: nn.Module) -> set[int]:
+def _groups(choice: Choice, part: Part, only_trained: bool) -> set[int]:
     """The groups of a module that are chosen: all of them by its own name, or some by theirs."""
-    names = _group_names(name, module)
-    if _wants(wanted, name, module):
-        return set(range(len(names)))
-    if callable(wanted) or len(names) == 1:
+    names = part.group_names()
+    every, wanted = set(range(len(names))), choice.layers
+    if wanted is None:
+        return every if _by_itself(choice, part, only_trained) else set()
+    patterns = _patterns(wanted)
+    if any(same(name, pattern) for pattern in patterns for name in part.names()):
+        return every
+    if part.shift and not choice.biases:
         return set()
-    return {k for k, part in enumerate(names) if _wants(wanted, part, module)}
+    if part.shift and not part.kind.standing:
+        return {k for k, name in enumerate(names) if any(same(name, pattern) for pattern in patterns)}
+    reached = part.kind.usual or choice.everything
+    if callable(wanted):
+        return every if reached and wanted(part.name, part.module) else set()
+    if reached and any(matches(part.name, pattern) for pattern in patterns):
+        return every
+    return {k for k, name in enumerate(names) if any((matches if reached else same)(name, p) for p in patterns)}
 
 
-def _parts(layer: Layer, chosen: dict[str, nn.Module], groups: dict[str, set[int]]) -> list[Layer]:
-    """A layer with several groups as one Layer for each that is chosen by any of its users; others as they are."""
-    names = _group_names(layer.name, layer.modules[0])
-    if len(names) == 1:
-        return [layer]
-    users = [name for name, module in chosen.items() if any(module is m for m in layer.modules)]
-    kept = sorted(set().union(*(groups[name] for name in users)))
-    return [replace(layer, name=names[k], group=k, groups=len(names)) for k in kept]
+def _by_itself(choice: Choice, part: Part, only_trained: bool) -> bool:
+    """Whether a part is chosen where no layer is named: what was trained, a bias alone where its weight was not."""
+    if not (part.kind.usual or choice.everything):
+        return False
+    if part.shift and not part.kind.standing:
+        weights = [k for k in kinds_of(part.module) if k.bias == part.kind.weight and k.share == part.kind.share]
+        frozen = all(not getattr(part.module, k.weight).requires_grad for k in weights)
+        return only_trained and choice.biases and frozen and part.weight.requires_grad
+    return (choice.biases or not part.shift) and (part.weight.requires_grad or not only_trained)
 
 
-def _check_patterns(model: nn.Module, wanted: Any, understood: dict, supported: dict, taken: dict) -> None:
-    patterns = [wanted] if isinstance(wanted, str) else [] if wanted is None or callable(wanted) else list(wanted)
-    names = {part for name, module in supported.items() for part in (name, *_group_names(name, module))}
-    for pattern in patterns:
-        if any(_matches(name, pattern) for name in names):
+def _patterns(wanted: Any) -> list[str]:
+    if wanted is None or callable(wanted):
+        return []
+    return [wanted] if isinstance(wanted, str) else list(wanted)
+
+
+def _check_patterns(model: nn.Module, choice: Choice, understood: Parts, supported: Parts, taken: Parts) -> None:
+    usual = [name for name, part in supported.items() if _offered(part, choice)]
+    for pattern in _patterns(choice.layers):
+        if any(matches(name, pattern) for part in taken.values() for name in (*part.names(), *part.group_names())):
             continue
-        named = dict(model.named_modules()).get(pattern)
-        if pattern in understood:
+        named = {bare(name): module for name, module in model.named_modules()}.get(bare(pattern))
+        part = understood.get(pattern)
+        if part is not None:
             raise ValueError(
-                f"layers={pattern!r} has a weight of {_weight(understood[pattern]).dtype}; expected floating-point "
+                f"layers={pattern!r} has a weight of {part.weight.dtype}; expected floating-point "
                 "numbers, which have a gradient. Leave it out: quantised weights were not trained, their adapters were."
             )
         if named is not None:
+            inside = [name for name, p in supported.items() if p.kind.standing and p.at.startswith(f"{pattern}.")]
+            if inside:
+                raise ValueError(
+                    f"layers={pattern!r} is a {type(named).__name__}, which holds layers and is none; expected their "
+                    f"names, {listed(inside)}, or all of them: layers={pattern + '.*'!r}."
+                )
             raise ValueError(
                 f"layers={pattern!r} is a {type(named).__name__}, which inflib does not understand; expected one of "
-                f"{_list(supported)}. {_way_on(named)}"
+                f"{listed(usual)}. {_way_on(named)}"
             )
-        raise ValueError(f"layers={pattern!r} matches no layer; expected a name or glob among {_list(supported)}.")
+        beyond = [name for name, part in supported.items() if matches(name, pattern) and not _offered(part, choice)]
+        if beyond:
+            raise ValueError(
+                f"layers={pattern!r} matches only {listed(beyond)}, embeddings, normalisations or biases, which "
+                f"a glob does not reach; expected a matrix. Say layers=inflib.everything({pattern!r}), or name each."
+            )
+        raise ValueError(f"layers={pattern!r} matches no layer; expected a name or glob among {listed(usual)}.")
     if taken:
         return
-    if wanted is None and supported:
+    if choice.layers is None and supported:
         asking = [name for name, p in model.named_parameters() if p.requires_grad]
         raise ValueError(
             f"no layer that inflib understands was trained: only {', '.join(asking[:4])}{' ...' if asking[4:] else ''} "
             f"ask for a gradient. Name frozen layers to include them, layers='*', or unfreeze what was trained: "
-            f"module.requires_grad_(True). There are {_list(supported)}."
+            f"module.requires_grad_(True). There are {listed(usual)}."
         )
-    raise ValueError(f"layers={wanted!r} selects no layer; the model has {_list(supported)}.")
+    raise ValueError(f"layers={choice.layers!r} selects no layer; the model has {listed(usual)}.")
+
+
+def _offered(part: Part, choice: Choice) -> bool:
+    return (part.kind.usual or choice.everything) and (not part.shift or part.kind.standing)
 
 
 def _way_on(module: nn.Module) -> str:
     """What to do about a module that is named and has no Kind."""
-    name = type(module).__name__
+    kind = type(module).__name__
     if isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
-        return f"A {name} applies several matrices step by step inside one call, where no hook sees them: leave it out."
-    if isinstance(module, nn.MultiheadAttention):
-        return (
-            "A MultiheadAttention applies in_proj and out_proj inside one call, where no hook sees them: leave it out, "
-            "or build attention from nn.Linear modules."
-        )
-    return f"Teach it the type with inflib.register({name}, ...)."
+        return f"A {kind} applies several matrices step by step inside one call, where no hook sees them: leave it out."
+    if isinstance(module, nn.Embedding):
+        return "An Embedding with max_norm changes its weight as it is read: leave it out."
+    return f"Teach it the type with inflib.register({kind}, ...)."
 
 
-def _list(supported: Iterable[str]) -> str:
-    names = list(supported)
-    shown = ", ".join(map(repr, names[:MOST])) or "no layer of a type inflib understands"
-    return shown + (f" and {len(names) - MOST} more (see inflib.coverage)" if len(names) > MOST else "")
+# --- weights that several modules share ------------------------------------------------------------------------------
 
 
-def _tied(
-    model: nn.Module, chosen: dict[str, nn.Module], is_untied: bool, explicit: bool
-) -> tuple[list[Layer], dict[str, str]]:
+def _grouped(layer: Layer, taken: Parts, groups: dict[str, set[int]]) -> list[Layer]:
+    """A layer with several groups as one Layer for each that is chosen by any of its users; others as they are."""
+    users = [
+        part for part in taken.values() if any(part.module is m for m in layer.modules) and part.kind == layer.kind
+    ]
+    names = users[0].group_names()
+    if len(names) == 1:
+        return [layer]
+    kept = sorted(set().union(*(groups[part.name] for part in users)))
+    return [replace(layer, name=names[k], group=k, groups=len(names)) for k in kept]
+
+
+def _tied(model: nn.Module, taken: Parts, choice: Choice) -> tuple[list[Layer], dict[str, str]]:
     """Chosen modules that share one weight become one Layer; weights shared with anything else are refused."""
+    explicit = choice.layers is not None and not callable(choice.layers)
     owners = _owners(model)
-    users: dict[int, list[str]] = {}
-    for name, module in chosen.items():
-        users.setdefault(id(_weight(module)) if not is_untied else id(module), []).append(name)
+    users: dict[Any, list[Part]] = {}
+    for part in taken.values():
+        users.setdefault(part.name if choice.untied else (part.key, part.kind.one_hot), []).append(part)
     found, reasons = [], {}
-    for names in users.values():
-        layer = _layer(names, chosen, is_untied)
-        reason = "" if is_untied else _shared_elsewhere(layer, names, owners)
+    for parts in users.values():
+        layer = _layer(parts, choice.untied)
+        reason = "" if choice.untied else _shared_elsewhere(layer, owners)
         if not reason:
             found.append(layer)
         elif explicit:
@@ -185,25 +257,21 @@ def _tied(
     return found, reasons
 
 
-def _weight(module: nn.Module) -> Tensor:
-    return getattr(module, kind_of(module).weight)  # type: ignore[union-attr]
-
-
-def _layer(names: list[str], chosen: dict[str, nn.Module], is_untied: bool) -> Layer:
-    modules = tuple(chosen[name] for name in names)
-    kind = kind_of(modules[0])
-    assert kind is not None
-    biases = {id(m._parameters.get(kind.bias)) for m in modules}
+def _layer(parts: list[Part], is_untied: bool) -> Layer:
+    modules, kind = tuple(part.module for part in parts), parts[0].kind
+    biases = {id(m._parameters.get(kind.bias)) if kind.bias else None for m in modules}
     counts = {kind.groups_of(m) for m in modules}
-    if len(biases) > 1 or len(counts) > 1 or any(kind_of(m) != kind for m in modules):
+    if len(biases) > 1 or len(counts) > 1 or any(part.kind != kind for part in parts):
+        names = [part.name for part in parts]
         raise ValueError(
             f"layers {', '.join(names)} share a weight but not their bias, type or groups; expected all shared. "
             f"Use layers=untied({names!r}) to treat each as a layer of its own."
         )
-    has_bias = modules[0]._parameters.get(kind.bias) is not None
-    prefix = f"{names[0]}." if names[0] else ""
-    bias_name = prefix + kind.bias if has_bias else None
-    return Layer(names[0], modules, kind, prefix + kind.weight, bias_name, is_untied)
+    prefix = f"{parts[0].at}." if parts[0].at else ""
+    has_bias = kind.bias is not None and modules[0]._parameters.get(kind.bias) is not None
+    bias_name = f"{prefix}{kind.bias}" if has_bias else None
+    group, groups = kind.share
+    return Layer(parts[0].name, modules, kind, prefix + kind.weight, bias_name, is_untied, group, groups)
 
 
 def _owners(model: nn.Module) -> dict[int, list[tuple[str, nn.Module]]]:
@@ -216,10 +284,9 @@ def _owners(model: nn.Module) -> dict[int, list[tuple[str, nn.Module]]]:
     return owners
 
 
-def _shared_elsewhere(layer: Layer, names: list[str], owners: dict[int, list[tuple[str, nn.Module]]]) -> str:
-    for what in (layer.kind.weight, layer.kind.bias):
-        parameter = layer.modules[0]._parameters.get(what)
-        others = [] if parameter is None else [(n, m) for n, m in owners[id(parameter)] if n not in names]
+def _shared_elsewhere(layer: Layer, owners: dict[int, list[tuple[str, nn.Module]]]) -> str:
+    for what, parameter in zip((layer.kind.weight, layer.kind.bias), layer.parameters, strict=False):
+        others = [(n, m) for n, m in owners[id(parameter)] if not any(m is own for own in layer.modules)]
         if others:
             name, module = others[0]
             return (

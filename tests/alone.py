@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from oracle import grouped
+from oracle import grouped, written_out
 from torch import Tensor, nn
 
 from inflib import Objective, capture, ekfac, identity, influence
@@ -151,12 +151,11 @@ class Case:
         """How many of the numbers that ask for a gradient lie in these layers, and how many there are."""
         trained = {id(p): p.numel() for p in self.model.parameters() if p.requires_grad}
         trained = trained or {id(p): p.numel() for p in self.model.parameters() if p.is_floating_point()}
-        inside: dict[tuple[int, int], int] = {}
+        inside: dict[int, set[int]] = {}
         for spot in self._spots(shapes).values():
-            for p in spot.parameters:
-                if id(p) in trained:
-                    inside[id(p), spot.group] = p.numel() // spot.groups
-        return sum(inside.values()), sum(trained.values())
+            for p, entries in spot.inside().items():
+                inside[p] = inside.get(p, set()) | (entries if p in trained else set())
+        return sum(map(len, inside.values())), sum(trained.values())
 
 
 def _keep(rows: list[tuple[Tensor, Tensor]], spot: _Spot) -> Callable[..., None]:
@@ -195,26 +194,27 @@ class _Spot:
     """Where a layer's matrix lies in the model."""
 
     def __init__(self, model: nn.Module, name: str, columns: int):
-        path, group = grouped(model, name)
-        module = model.get_submodule(path)
-        self.transposed = type(module).__name__ == "Conv1D"
-        self.linear = self.transposed or isinstance(module, nn.Linear)
-        self.group, self.groups = group or 0, 1 if group is None else module.groups
-        self.weight = module.weight
-        own = self.weight.shape[0] if self.transposed else self.weight[0].numel()
-        self.bias = module.bias if columns == own + 1 else None
-        self.parameters = [p for p in (self.weight, self.bias) if p is not None]
+        module = model.get_submodule(grouped(model, name)[0])
+        self.linear = isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+        self.linear &= type(module).__name__ != "NonDynamicallyQuantizableLinear"  # never called
+        names, self.at = written_out(model, name, columns)
+        self.parameters = [model.get_parameter(n) for n in names]
+        self.weight, self.bias = self.parameters[0], self.parameters[1] if len(names) > 1 else None
 
     def users(self, model: nn.Module) -> list[nn.Module]:
         """Every module that applies this weight."""
         return [m for m in model.modules() if m._parameters.get("weight") is self.weight]
 
     def matrix(self, gradients: dict[int, Tensor]) -> Tensor:
-        weight = gradients[id(self.weight)]
-        matrix = weight.T if self.transposed else weight.flatten(1)
-        if self.bias is not None:
-            matrix = torch.cat([matrix, gradients[id(self.bias)][:, None]], dim=1)
-        return matrix.chunk(self.groups)[self.group]
+        return torch.cat([gradients[id(p)].flatten() for p in self.parameters])[self.at]
+
+    def inside(self) -> dict[int, set[int]]:
+        """Which entries of each parameter are the layer's."""
+        found, start, at = {}, 0, self.at.flatten()
+        for p in self.parameters:
+            found[id(p)] = set((at[(at >= start) & (at < start + p.numel())] - start).tolist())
+            start += p.numel()
+        return found
 
 
 # --- how far the library is from it -------------------------------------------------------------------------------------

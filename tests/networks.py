@@ -421,7 +421,7 @@ ZOO: dict[str, Callable[[], tuple[nn.Module, list[str], Any]]] = {
     ),
     "transformer layer": lambda: (
         nn.Sequential(nn.TransformerEncoderLayer(4, 2, 5, 0.0, batch_first=True), nn.Flatten(), nn.Linear(12, 3)),
-        ["0.linear1", "0.linear2", "2"],
+        [*(f"0.self_attn.{part}" for part in ("q", "k", "v", "out_proj")), "0.linear1", "0.linear2", "2"],
         (3, 4),
     ),
 }

@@ -81,7 +81,43 @@ def grouped(model: nn.Module, name: str) -> tuple[str, int | None]:
     if name in dict(model.named_modules()):
         return name, None
     path, _, group = name.rpartition(".")
-    return path, int(group.removeprefix("group"))
+    return path, int(group.removeprefix("group")) if group.startswith("group") else None
+
+
+def written_out(model: nn.Module, name: str, columns: int | None = None) -> tuple[list[str], Tensor]:
+    """The parameters that a layer's matrix is made of, and where each of its entries (o, i) lies in them, end to end.
+
+    columns: how many there are, where that tells whether the bias is one of them (of an embedding, or a normalisation
+    without its shifts, it is not); None for all that the module has.
+    """
+    modules, (path, group) = dict(model.named_modules()), grouped(model, name)
+    module, prefix = modules[path], f"{path}." if path else ""
+    part = name.removeprefix(prefix) if name != path else ""
+    if isinstance(module, nn.MultiheadAttention):
+        weight, bias = module.in_proj_weight, module.in_proj_bias
+        own = torch.arange(weight.numel()).reshape(weight.shape).chunk(3)["qkv".index(part)]
+        if bias is None:
+            return [prefix + "in_proj_weight"], own
+        shifts = weight.numel() + torch.arange(bias.numel()).chunk(3)["qkv".index(part)]
+        return [prefix + "in_proj_weight", prefix + "in_proj_bias"], torch.cat([own, shifts[:, None]], dim=1)
+    if part == "bias":
+        return [name], torch.arange(module.bias.numel())[:, None]
+    weight, bias = module.weight, getattr(module, "bias", None)
+    at = torch.arange(weight.numel()).reshape(weight.shape)
+    kind = type(module).__name__
+    if "Norm" in kind:
+        shifts = [] if bias is None else [weight.numel() + torch.arange(bias.numel())]
+        return [prefix + n for n in ("weight", "bias")[: 1 + len(shifts)]], torch.cat([at.flatten(), *shifts])[:, None]
+    if group is not None:
+        at = at.chunk(module.groups)[group]
+    at = at.flatten(1)
+    if kind in ("Conv1D", "Embedding") or "Transpose" in kind:
+        at = at.T
+    if bias is None or "Transpose" in kind or columns == at.shape[1]:
+        return [prefix + "weight"], at
+    shifts = weight.numel() + torch.arange(bias.numel())
+    shifts = shifts if group is None else shifts.chunk(module.groups)[group]
+    return [prefix + "weight", prefix + "bias"], torch.cat([at, shifts[:, None]], dim=1)
 
 
 # --- a model as a function of one vector ------------------------------------------------------------------------------
@@ -106,26 +142,17 @@ class Problem:
         self.places: list[tuple[str, int]] = []  # coordinate → (parameter, position in it)
         for name in self.layers:
             start = len(self.places)
-            path, group = grouped(self.model, name)
-            module = self.model.get_submodule(path)
-            prefix = f"{path}." if path else ""
-            transposed = type(module).__name__ == "Conv1D"
-            rows, columns = module.weight.flatten(1).shape if not transposed else reversed(module.weight.shape)
-            bias = getattr(module, "bias", None) is not None
-            first, rows = (group * rows // module.groups, rows // module.groups) if group is not None else (0, rows)
-            for o in range(first, first + rows):
-                for i in range(columns):
-                    at = i * rows + o if transposed else o * columns + i
-                    self.places.append((prefix + "weight", at))
-                if bias:
-                    self.places.append((prefix + "bias", o))
+            names, at = written_out(self.model, name)
+            ends = list(itertools.accumulate(self.own[n].numel() for n in names))
+            for place in at.flatten().tolist():
+                k = next(k for k, end in enumerate(ends) if place < end)
+                self.places.append((names[k], place - (ends[k - 1] if k else 0)))
             self.spans[name] = slice(start, len(self.places))
-            self.shapes[name] = (rows, columns + bias)
+            self.shapes[name] = (at.shape[0], at.shape[1])
         self.where: dict[str, Tensor] = {}  # parameter → the coordinate of each of its entries
         for coordinate, (name, at) in enumerate(self.places):
             found = self.where.setdefault(name, torch.full((self.own[name].numel(),), -1))
             found[at] = coordinate
-        assert all(bool((found >= 0).all()) for found in self.where.values())
         self.rest = {n: p for n, p in self.own.items() if n not in self.where} | buffers
 
     @property
@@ -138,7 +165,10 @@ class Problem:
 
     def outputs_of(self, theta: Tensor, one: Any) -> Tensor:
         """Outputs (F,) of one example."""
-        parameters = {n: theta[at].reshape(self.own[n].shape) for n, at in self.where.items()}
+        parameters = {
+            n: torch.where(at >= 0, theta[at], self.own[n].flatten()).reshape(self.own[n].shape)
+            for n, at in self.where.items()
+        }
         batch = pytree.tree_map(lambda x: x[None], one)
         args, kwargs = (), {}
         if isinstance(batch, Mapping):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from test_ekfac import rotated_diagonal
 from torch import Tensor, nn
 
 from inflib import CrossEntropy, capture, coverage, ekfac, gauss_newton, influence, load, save, self_influence
-from inflib.convolutions import patches, positions
+from inflib.layers.convolutions import patches, positions
 from inflib.selection import select
 
 pytestmark = [
@@ -232,18 +231,6 @@ def test_convolutions_that_share_a_weight_but_not_its_groups_are_refused() -> No
 
 
 # --- what is refused --------------------------------------------------------------------------------------------------------
-
-
-def test_a_transposed_convolution_is_not_covered() -> None:
-    model = nn.Sequential(nn.ConvTranspose2d(1, 2, 2), nn.Flatten(), nn.Linear(18, 3))
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        fit = ekfac(model, CrossEntropy(), [(torch.randn(2, 1, 2, 2), torch.tensor([0, 1]))], progress=False)
-    assert fit.layers == ("2",)
-    assert "0.weight, 0.bias" in str(caught[0].message)
-    assert ("0.weight", "ConvTranspose2d", 8) in coverage(model).left_out
-    with pytest.raises(ValueError, match=r"layers='0' is a ConvTranspose2d, which inflib does not understand"):
-        select(model, "0")
 
 
 @pytest.mark.parametrize(

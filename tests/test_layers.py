@@ -97,7 +97,8 @@ def test_a_pattern_that_matches_nothing_is_refused_with_the_layers_there_are(lay
         ekfac(Blocks(), case.objective, case.train, layers=layers, progress=False)
     bad = layers if isinstance(layers, str) else layers[1]
     assert f"layers={bad!r}" in str(error.value)
-    assert all(repr(name) in str(error.value) for name in ALL)
+    within = [name for name in ALL if layers != "blocks.0" or name.startswith("blocks.0.")]
+    assert all(repr(name) in str(error.value) for name in within)
 
 
 @pytest.mark.parametrize("layers", [[], lambda name, module: False])
@@ -107,8 +108,8 @@ def test_choosing_no_layer_is_refused(layers: Any) -> None:
 
 
 def test_a_layer_of_a_type_not_understood_is_refused_with_how_to_teach_it() -> None:
-    model = nn.Sequential(nn.Embedding(5, 3), nn.Flatten(), nn.Linear(6, 3))
-    with pytest.raises(ValueError, match=r"layers='0' is a Embedding.*expected one of '2'.*inflib.register\(Embedding"):
+    model = nn.Sequential(nn.EmbeddingBag(5, 3), nn.Flatten(), nn.Linear(6, 3))
+    with pytest.raises(ValueError, match=r"layers='0' is a EmbeddingBag.*expected one of '2'.*inflib.register\(Emb"):
         select(model, "0")
 
 
@@ -301,23 +302,6 @@ def test_a_module_registered_under_two_names_is_one_layer() -> None:
     model = nn.Sequential(nn.Linear(3, 3), nn.Tanh())
     model.add_module("again", model[0])
     assert list(select(model, None)) == ["0"]
-
-
-def test_the_output_projection_of_multihead_attention_is_listed_as_not_covered() -> None:
-    class Attends(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.attention, self.head = nn.MultiheadAttention(3, 1, batch_first=True), nn.Linear(3, 3)
-
-        def forward(self, x: Tensor) -> Tensor:
-            x = x[:, None].expand(-1, 2, -1)
-            return self.head(self.attention(x, x, x)[0].mean(1))
-
-    model = Attends().eval()
-    (found,) = notes(model)
-    assert "attention.out_proj.weight" in found
-    assert list(select(model, None)) == ["head"]
-    assert ("attention.out_proj.bias", "NonDynamicallyQuantizableLinear", 3) in coverage(model).left_out
 
 
 def test_a_reparametrised_layer_is_listed_as_not_covered() -> None:

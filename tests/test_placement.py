@@ -140,7 +140,8 @@ def test_a_model_that_is_wrapped_for_several_devices_is_refused_by_the_wrappers_
     [
         (nn.LSTM(6, 6), "is a LSTM.*several matrices step by step.*leave it out"),
         (nn.GRUCell(6, 6), "is a GRUCell.*leave it out"),
-        (nn.MultiheadAttention(6, 2), "is a MultiheadAttention.*in_proj and out_proj.*leave it out, or build"),
+        (nn.Sequential(nn.Linear(6, 6)), r"is a Sequential, which holds layers.*'odd.0', or all of.*'odd.\*'"),
+        (nn.Embedding(6, 2, max_norm=1.0), "is a Embedding.*max_norm changes its weight.*leave it out"),
         (nn.Bilinear(6, 6, 6), r"is a Bilinear.*inflib.register\(Bilinear"),
     ],
 )

@@ -26,7 +26,7 @@ from ..solvers import Solution
 from .basis import asked, in_basis
 from .examples import pick
 from .products import layer_scores
-from .sides import Side, captured, rotated_some
+from .sides import Side, applied_once, captured, rotated_some
 
 
 class Searchable(Protocol):
@@ -140,7 +140,7 @@ def rescore(
     for _, found in captured(model, objective, batches, "train", own):
         each = {}
         for name, pair in found.items():
-            once = pair.a.shape[1] == 1 and isinstance(side[name], Pair)
+            once = applied_once(pair) and isinstance(side[name], Pair)
             some = rotated_some(pair, own, name, once)
             each[name] = torch.cat([-layer_scores(side[name], G, weights[name], max_bytes) for G in some], dim=1)
         check_numbers("scores", each)

@@ -16,6 +16,7 @@ from ..ekfac import rotate, rotated_gradients
 from ..finite import check_finite
 from ..hooks import Captured, Pair
 from ..kronecker import Kronecker
+from ..layers import OneHot
 from ..objectives import Measurement, Objective
 from ..order import Same
 from ..proof import Proof
@@ -61,7 +62,7 @@ def rotated(
     N = count(data, name)
     for batch, found in captured(model, objective, data, name, curvature, measurement, progress):
         for layer, pair in found.items():
-            once = pair.a.shape[1] == 1 and layer not in whole and isinstance(side.get(layer, pair), Pair)
+            once = applied_once(pair) and layer not in whole and isinstance(side.get(layer, pair), Pair)
             some = rotated_some(pair, curvature, layer, once)
             at, before = batch.start, side.get(layer)
             for rows in some:
@@ -113,6 +114,11 @@ def _put(held: Rotated | None, rows: Rotated, at: int, N: int, dtype: torch.dtyp
             held[:at] = take(before, slice(0, at)).matrices()  # type: ignore[union-attr]
     held[at : at + len(rows)] = rows
     return held
+
+
+def applied_once(pair: Pair) -> bool:
+    """Whether a gradient is kept as two vectors: an embedding's a, which is as long as the vocabulary, never is."""
+    return pair.a.shape[1] == 1 and not isinstance(pair.a, OneHot)
 
 
 def take(held: Rotated, rows: slice | Tensor) -> Rotated:

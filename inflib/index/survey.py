@@ -37,12 +37,12 @@ def survey(model: nn.Module, train: Data, curvature: Kronecker) -> Survey:
     assert longest is not None  # walk refuses data without an example
     masks_of(longest.inputs)
     recording = forward(model, layers, longest.inputs, longest.size, raw=True)
-    once, dtype = {}, torch.float32
+    once, dtype = {}, accumulator(next(iter(layers.values())).weight.dtype)
     for name in curvature.shapes:
-        read, modules = layers[name].kind.activations, [module for module, _ in recording.calls[name]]
-        a = [read(module, x) for module, x in zip(modules, recording.inputs[name], strict=True)]  # (R, T, i) each
-        once[name] = sum(len(x) * x.shape[1] for x in a) == longest.size
-        dtype = accumulator(a[0].dtype)
+        layer, calls = layers[name], zip(recording.calls[name], recording.inputs[name], strict=True)
+        a = [layer.rows(call.module, x) for call, x in calls]  # (R, T, i) each
+        once[name] = sum(len(x) * x.shape[1] for x in a) == longest.size and not layer.diagonal
+        dtype = dtype if layer.diagonal else accumulator(a[0].dtype)  # an embedding is given ids
     return Survey(tuple(sizes), once, dtype)
 
 

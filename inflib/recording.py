@@ -1,0 +1,259 @@
+"""What a forward pass leaves behind: every layer's activations, and the way back to its output's gradient.
+
+A layer is called once or several times, each time with rows that its layout (rows.py) tells apart into examples; the
+positions of its calls line up along T. ``Recording.gradients`` may be asked for one seed after another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+
+from .batches import accumulator
+from .layers import Layer, OneHot
+from .layers.elementwise import slopes as slopes_of
+from .layers.onehot import dense, joined
+
+Matrices = dict[str, Tensor]  # layer → (K, o, i), a stack of K matrices
+
+
+class Pair(NamedTuple):
+    """One layer, one batch: activations a (B, T, i), their last feature 1 with a bias, and gradients g (B, T, o)."""
+
+    a: Tensor  # an embedding's: a OneHot, which stands for one
+    g: Tensor
+
+    def matrices(self) -> Tensor:
+        """Per-example weight gradients Σ_t g_t a_tᵀ, (B, o, i), in float32 at least."""
+        a, g = (x.to(accumulator(torch.promote_types(self.a.dtype, self.g.dtype))) for x in self)
+        if isinstance(a, OneHot):
+            return dense(a, g)
+        if a.shape[1] == 1:
+            return g.mT * a  # (B, o, 1) · (B, 1, i)
+        return torch.bmm(g.mT, a)
+
+
+class Captured(dict[str, Pair]):
+    """{layer: Pair}, and ``lengths``: the positions of each of a layer's calls, which line up along T."""
+
+    lengths: dict[str, tuple[int, ...]]
+
+
+class Call(NamedTuple):
+    """One call of a layer's module: where its output's gradient is found, and what of it is the layer's."""
+
+    module: nn.Module
+    edge: GradientEdge
+    cut: slice | None = None  # of the output's features, those that the layer makes
+    slopes: Tensor | None = None  # of an elementwise module, ∂y/∂w
+
+
+@dataclass
+class Recording:
+    """A forward pass through the watched layers: outputs (B, ...), activations, and the way back.
+
+    raw=True keeps the modules' inputs as they came, for whoever looks for the examples in them.
+    """
+
+    layers: dict[str, Layer]
+    size: int
+    raw: bool = False
+    outputs: Tensor = field(default_factory=lambda: torch.empty(0))
+    activations: dict[str, Tensor] = field(default_factory=dict)  # (B, T, i) per layer
+    lengths: dict[str, list[int]] = field(default_factory=dict)  # positions of each call
+    inputs: dict[str, list[Tensor]] = field(default_factory=dict)  # of each call, where raw
+    calls: dict[str, list[Call]] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)  # calls so far, idle ones included
+
+    def gradients(self, seed: Tensor, *, last: bool = False) -> dict[str, Tensor]:
+        """g (B, T, o) of every layer for Σ_b ⟨seed_b, outputs_b⟩, for one seed after another up to the ``last``."""
+        found = self.output_gradients(seed, last=last)
+        gradients = {}
+        for name, calls in self.calls.items():
+            layer, own = self.layers[name], found.pop(name)
+            parts = [layer.gradients(c.module, g, c.slopes, self.size) for c, g in zip(calls, own, strict=True)]
+            gradients[name] = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+        return gradients
+
+    def output_gradients(self, seed: Tensor, *, last: bool = False) -> dict[str, list[Tensor]]:
+        """The gradient at the output of each of a layer's calls, of the output's shape, as far as it is the layer's."""
+        edges = [call.edge for calls in self.calls.values() for call in calls]
+        with torch.enable_grad():
+            total = (self.outputs * seed).sum()  # a scalar: for a given gradient torch would first import sympy
+        found = iter(torch.autograd.grad(total, edges, retain_graph=not last, allow_unused=True))
+        return {
+            name: [
+                _reached(name, next(found))[..., call.cut if call.cut is not None else slice(None)] for call in calls
+            ]
+            for name, calls in self.calls.items()
+        }
+
+    def drop_idle(self) -> dict[str, frozenset[int]]:
+        """Forget the calls that the output does not depend on, where another of the same layer's is; which they were.
+
+        DoRA reads its adapters once more, for a norm that it detaches.
+        """
+        if all(len(calls) == 1 for calls in self.calls.values()):
+            return dict.fromkeys(self.calls, frozenset())
+        edges = [call.edge for calls in self.calls.values() for call in calls]
+        with torch.enable_grad():
+            total = self.outputs.sum()
+        found = iter(torch.autograd.grad(total, edges, retain_graph=True, allow_unused=True))
+        idle = {}
+        for name, calls in self.calls.items():
+            reached = [next(found) is not None for _ in calls]
+            idle[name] = frozenset(at for at, yes in enumerate(reached) if not yes) if any(reached) else frozenset()
+            self.calls[name] = [one for at, one in enumerate(calls) if at not in idle[name]]
+            self.inputs[name] = [x for at, x in enumerate(self.inputs[name]) if at not in idle[name]]
+        return idle
+
+    def seen(
+        self, uses: list[tuple[Layer, slice | None]], module: nn.Module, args: tuple, kwargs: Any, output: Tensor
+    ) -> Tensor | None:
+        """One call of layers (each with its cut of the output) → the output to go on with; None where it is left."""
+        uses = [(layer, cut) for layer, cut in uses if not self._is_idle(layer)]
+        if not uses:
+            return None
+        x = (args[0] if args else next(iter(kwargs.values()))).detach()
+        if uses[0][0].kind.one_hot:
+            x, output = _ids(module, x, output, self.size)
+        slopes = {
+            layer.kind.weight: slopes_of(module, layer.kind.weight, args, kwargs)
+            for layer, _ in uses
+            if layer.kind.scales
+        }
+        self._record(uses, module, x, output.detach())
+        if not output.requires_grad:  # nothing below needs a gradient: the graph starts at a leaf of our own
+            output = output.detach().requires_grad_()
+        edge = get_gradient_edge(output)
+        if output.is_leaf or output._is_view():
+            # an in-place operation is refused on a leaf, and rewrites a view's history: the same numbers as neither
+            output = torch.ops.aten._unsafe_view(output, output.shape)
+        for layer, cut in uses:
+            own = slopes.get(layer.kind.weight) if layer.kind.scales else None
+            self.calls.setdefault(layer.name, []).append(Call(module, edge, cut, own))
+        return output
+
+    def _is_idle(self, layer: Layer) -> bool:
+        """Whether this call of the layer is one that nothing depends on; counts it."""
+        at = self.counts.get(layer.name, 0)
+        self.counts[layer.name] = at + 1
+        return not self.raw and at in layer.idle
+
+    def _record(self, uses: list[tuple[Layer, slice | None]], module: nn.Module, x: Tensor, output: Tensor) -> None:
+        """Keep what a module was given (an elementwise one: what it gave) as the activations of its layers."""
+        kept: dict[Any, Tensor] = {}
+        for layer, _ in uses:
+            given = output if layer.kind.elementwise else x
+            key = (
+                layer.kind.elementwise,
+                layer.kind.activations,
+                layer.kind.gradients,
+                None if self.raw else layer.layout,
+            )
+            if self.raw:
+                _check_read(layer, module, given)
+                if key not in kept:
+                    kept[key] = given.clone()  # so that a later in-place operation of the model cannot change it
+                self.inputs.setdefault(layer.name, []).append(kept[key])
+                continue
+            check_rows(layer, given, self.size)
+            if key not in kept:
+                kept[key] = layer.features(module, given, self.size)
+            self.add(layer, layer.own(kept[key]))
+
+    def add(self, layer: Layer, features: Tensor) -> None:
+        """One more call of a layer, (B, T, i) without the bias's 1: a tied layer's calls line up along T."""
+        if layer.kind.one_hot:
+            a: Any = OneHot(features[..., 0], layer.shape[1], layer.weight.dtype)
+        else:
+            a = _with_ones(features, layer.bias)
+        self.lengths.setdefault(layer.name, []).append(a.shape[1])
+        if layer.name in self.activations:
+            a = joined([self.activations[layer.name], a], dim=1)
+        self.activations[layer.name] = a
+
+
+def _ids(module: nn.Module, ids: Tensor, output: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """An embedding's ids (B, ..., 1), −1 where it has no gradient, and its output, each example with rows of its own.
+
+    Positions that all examples share, ids (T,) or (1, T), are read once for each of them: the sum over examples that
+    reaches a shared row is no example's gradient.
+    """
+    shared = ids.ndim == 1 and len(ids) != size
+    if shared:
+        ids, output = ids[None], output[None]
+    if len(ids) == 1 < size:
+        ids, output = ids.expand(size, *ids.shape[1:]), output.expand(size, *output.shape[1:])
+    padding = getattr(module, "padding_idx", None)
+    ids = ids if padding is None else ids.masked_fill(ids == padding, -1)
+    return ids[..., None], output
+
+
+def _reached(name: str, gradient: Tensor | None) -> Tensor:
+    if gradient is None:
+        raise ValueError(
+            f"layer {name!r} took part in the forward pass, but its output does not reach the model's output "
+            "(detached, computed under no_grad, or unused); expected a differentiable path. "
+            "Leave the layer out with layers=."
+        )
+    return gradient
+
+
+def _check_read(layer: Layer, module: nn.Module, x: Tensor) -> None:
+    """Raise ValueError where x is nothing that the layer's kind reads, in its kind's words."""
+    try:
+        layer.rows(module, x)
+    except ValueError as error:
+        raise ValueError(f"layer {layer.name!r}: {error}") from None
+
+
+class RowsChangedError(ValueError):
+    """A batch's rows do not fit where its layer's examples were seen to be."""
+
+
+def check_rows(layer: Layer, x: Tensor, size: int) -> None:
+    """Raise RowsChangedError where a module's input cannot hold ``size`` examples where the layer's layout says."""
+    if not layer.layout.fits(x.shape, size):
+        raise RowsChangedError(
+            f"layer {layer.name!r} was given {tuple(x.shape)} for {size} examples; expected the examples "
+            f"{layer.layout}, where they were in the batch that was looked at. Rows that come and go with the data "
+            f"(routed experts, a weight used in several ways) have no place of one example's own. "
+            f"{leave_out([layer.name], [layer.name, ''])}"
+        )
+
+
+def leave_out(names: Iterable[str], among: Iterable[str]) -> str:
+    """How to choose all layers but these, in words to copy: by the ends of their names, where those tell them apart."""
+    # a predicate is asked about modules, whose groups are not named apart
+    out, every = ({name.rsplit(".group", 1)[0] for name in some} for some in (names, among))
+    kept = every - out
+    if not kept:
+        return "No layer is left without them: choose others, layers=, or change the model's forward."
+    for parts in (1, 2, 3):
+        ends = {".".join(name.split(".")[-parts:]) for name in out}
+        if len(ends) <= 4 and not any(name.endswith(tuple(ends)) for name in kept):
+            which = tuple(sorted(ends)) if len(ends) > 1 else next(iter(ends))
+            return f"Leave it out: layers=lambda name, module: not name.endswith({which!r})."
+    return f"Leave it out: layers=lambda name, module: name not in {sorted(out)!r}."
+
+
+def _with_ones(a: Tensor, bias: bool) -> Tensor:
+    """A copy of a, so that a later in-place operation of the model cannot change it, with the bias's 1 appended."""
+    if not bias:
+        return a.clone()
+    width = a.shape[-1] + 1
+    out = a.new_empty(*a.shape[:-1], aligned(width))[..., :width]
+    out[..., :-1] = a
+    out[..., -1] = 1
+    return out
+
+
+def aligned(width: int) -> int:
+    """The next multiple of 16: rows that begin there are multiplied a sixth faster than rows of an odd width."""
+    return -(-width // 16) * 16

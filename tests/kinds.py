@@ -1,0 +1,160 @@
+"""Models whose layers are no plain matrices: normalisations, embeddings, attention in one call, transposed convolutions.
+
+``KINDS`` holds them by name: the model, its layers, and what one example's input is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from networks import Case, targets_for
+from torch import Tensor, nn
+
+VOCABULARY = 7
+
+
+class Normal(nn.Module):
+    """Linear, a normalisation with scales and shifts off 1 and 0, linear; averaged over what axes there are."""
+
+    def __init__(self, norm: nn.Module, wide: int = 4):
+        super().__init__()
+        self.up, self.norm, self.down = nn.Linear(3, wide), norm, nn.Linear(wide, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.down(torch.tanh(self.norm(self.up(x))))
+        return h.flatten(1, -2).mean(1) if h.ndim > 2 else h
+
+
+class Own(nn.Module):
+    """A normalisation as a library of its own writes it, scaled by 1 + w."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * (x.square().mean(-1, keepdim=True) + 1e-5).rsqrt() * (1 + self.weight)
+
+
+OwnRMSNorm = type("OwnRMSNorm", (Own,), {})
+
+
+class Images(nn.Module):
+    """A convolution, a normalisation of its channels, a transposed convolution; averaged over pixels."""
+
+    def __init__(self, norm: nn.Module, **options: Any):
+        super().__init__()
+        self.see, self.norm = nn.Conv2d(2, 4, 2), norm
+        self.back = nn.ConvTranspose2d(4, 6, **({"kernel_size": (2, 3)} | options))
+        self.out = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.back(torch.tanh(self.norm(self.see(x))))
+        return self.out((torch.tanh(h) * torch.linspace(0.5, 1, h.shape[-1])).mean((2, 3)))
+
+
+class Texts(nn.Module):
+    """Token and position embeddings, T positions, a linear layer; positions by (T,) or (1, T) ids, which all share."""
+
+    def __init__(self, positions: Callable[[int], Tensor] = torch.arange, padding_idx: int | None = None):
+        super().__init__()
+        self.token, self.position = nn.Embedding(VOCABULARY, 4, padding_idx), nn.Embedding(9, 4)
+        self.mix, self.head = nn.Linear(4, 4), nn.Linear(4, 3)
+        self.positions = positions
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        h = self.token(input_ids) + self.position(self.positions(input_ids.shape[1]))
+        h = torch.tanh(self.mix(h))
+        there = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        return self.head((h * there[..., None]).sum(1))
+
+
+class Attends(nn.Module):
+    """Attention of torch's own, over itself and over something else, batch first or second."""
+
+    def __init__(self, batch_first: bool = True, across: bool = False, bias: bool = True):
+        super().__init__()
+        self.first = batch_first
+        self.attention = nn.MultiheadAttention(4, 2, batch_first=batch_first, bias=bias)
+        self.up, self.head, self.across = nn.Linear(3, 4), nn.Linear(4, 3), across
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.up(x if self.first else x.transpose(0, 1)))
+        sequence = 1 if self.first else 0
+        asks = h.narrow(sequence, 0, 2) if self.across else h
+        return self.head(self.attention(asks, h, h, need_weights=False)[0].mean(sequence))
+
+
+def shaken(model: nn.Module, seed: int = 0) -> nn.Module:
+    """In float64 and eval mode, with all numbers moved, so that no scale is 1 and no shift 0."""
+    generator = torch.Generator().manual_seed(seed)
+    model = model.double().eval()
+    for p in model.parameters():
+        p.data += 0.3 * torch.randn(p.shape, generator=generator, dtype=torch.float64)
+    return model
+
+
+def _normal(norm: nn.Module, wide: int = 4) -> tuple[nn.Module, list[str]]:
+    return Normal(norm, wide), ["up", "norm", "down"]
+
+
+def _images(norm: nn.Module, groups: int = 1, **options: Any) -> tuple[nn.Module, list[str]]:
+    back = ["back"] if groups == 1 else [f"back.group{k}" for k in range(groups)]
+    shift = ["back.bias"] if options.get("bias", True) else []
+    return Images(norm, groups=groups, **options), ["see", "norm", *back, *shift, "out"]
+
+
+def _running(norm: Any) -> nn.Module:
+    norm.running_mean.fill_(0.2), norm.running_var.fill_(2.0)
+    return norm
+
+
+def _attends(**options: Any) -> tuple[nn.Module, list[str]]:
+    return Attends(**options), ["attention.q", "attention.k", "attention.v", "attention.out_proj", "up", "head"]
+
+
+TEXT = ["token", "position", "mix", "head"]
+KINDS: dict[str, Callable[[], tuple[nn.Module, list[str], Any]]] = {
+    "LayerNorm": lambda: (*_normal(nn.LayerNorm(4)), (3,)),
+    "LayerNorm, tokens": lambda: (*_normal(nn.LayerNorm(4)), (5, 3)),
+    "LayerNorm without shifts": lambda: (*_normal(nn.LayerNorm(4, bias=False)), (5, 3)),
+    "RMSNorm, tokens": lambda: (*_normal(nn.RMSNorm(4)), (5, 3)),
+    "RMSNorm of its own": lambda: (*_normal(OwnRMSNorm()), (5, 3)),
+    "LayerNorm over two axes": lambda: (*_normal(nn.LayerNorm((2, 4))), (3, 2, 3)),
+    "BatchNorm": lambda: (*_normal(_running(nn.BatchNorm1d(4))), (3,)),
+    "BatchNorm of images": lambda: (*_images(_running(nn.BatchNorm2d(4))), (2, 4, 3)),
+    "GroupNorm, transposed in groups": lambda: (
+        *_images(nn.GroupNorm(2, 4), 2, stride=2, padding=1, output_padding=1), (2, 4, 3),
+    ),
+    "transposed, dilated": lambda: (
+        *_images(nn.GroupNorm(1, 4), stride=(2, 3), dilation=(3, 2), output_padding=(2, 1), bias=False), (2, 4, 3),
+    ),
+    "embeddings": lambda: (Texts(), TEXT, 5),
+    "embeddings, (1, T) positions": lambda: (Texts(lambda T: torch.arange(T)[None]), TEXT, 5),
+    "embeddings, one token": lambda: (Texts(), TEXT, 1),
+    "embeddings, padding_idx": lambda: (Texts(padding_idx=2), TEXT, 5),
+    "attention": lambda: (*_attends(), (5, 3)),
+    "attention, batch second": lambda: (*_attends(batch_first=False), (5, 3)),
+    "attention without biases": lambda: (*_attends(bias=False), (5, 3)),
+    "attention, across": lambda: (*_attends(across=True), (5, 3)),
+    "attention, as long as the batch": lambda: (*_attends(batch_first=False), (4, 3)),
+}  # fmt: skip
+
+
+def kinds(animal: str, name: str = "CrossEntropy", n: int = 6, seed: int = 0) -> Case:
+    """A case around one of ``KINDS``'s models, in float64."""
+    torch.manual_seed(seed)
+    model, layers, shape = KINDS[animal]()
+    model = shaken(model, seed)
+    generator = torch.Generator().manual_seed(seed + 1)
+
+    def rows(count: int) -> Tensor:
+        if isinstance(shape, int):
+            return torch.randint(0, VOCABULARY, (count, shape), generator=generator)
+        return torch.randn(count, *shape, generator=generator, dtype=torch.float64)
+
+    x, query_x = rows(n), rows(2)
+    y, query_y = (targets_for(name, count, 3, generator) for count in (n, 2))
+    return Case(model, layers, name, x, y, [4] if n > 4 else [], "", query_x, query_y)

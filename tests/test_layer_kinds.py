@@ -1,0 +1,152 @@
+"""Normalisations, embeddings, attention in one call and transposed convolutions, from capture to scores.
+
+The oracle differentiates the whole model by ``torch.func``, one parameter's entry after another; nothing of how a kind
+is read takes part in it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from kinds import KINDS, kinds
+from networks import Case, snapshot
+from oracle import assert_close
+from torch import Tensor
+
+import inflib
+from inflib import (
+    Kronecker,
+    TrainIndex,
+    capture,
+    coverage,
+    ekfac,
+    everything,
+    gauss_newton,
+    identity,
+    influence,
+    kfac,
+    refine,
+    self_influence,
+)
+from inflib.storage import load, load_index
+
+pytestmark = [pytest.mark.usefixtures("float64"), pytest.mark.filterwarnings("ignore::inflib.CoverageNote")]
+QUIET: dict[str, Any] = {"progress": False}
+
+
+def rows(case: Case) -> Tensor:
+    return case.problem.gradients()
+
+
+@pytest.mark.parametrize("animal", KINDS)
+def test_captured_gradients_are_those_of_each_example_alone(animal: str) -> None:
+    case = kinds(animal)
+    before = snapshot(case.model)
+    found = capture(case.model, case.objective, case.x, case.y, layers=case.layers)
+    truth = case.problem.stacks(rows(case))
+    assert set(found) == set(case.layers)
+    for name, pair in found.items():
+        assert_close(pair.matrices(), truth[name], 1e-12)
+    assert snapshot(case.model) == before
+
+
+@pytest.mark.parametrize("animal", KINDS)
+def test_everything_covers_every_number_of_these_models(animal: str) -> None:
+    case = kinds(animal)
+    found = coverage(case.model, "all")
+    assert found.numbers["uncovered"] == 0
+    assert {row[0] for row in found.rows} == set(case.layers)
+    assert coverage(case.model, everything()).rows == found.rows
+
+
+@pytest.mark.parametrize("animal", KINDS)
+def test_the_exact_curvature_and_its_scores_are_those_of_the_dense_matrix(animal: str) -> None:
+    case = kinds(animal)
+    problem, objective = case.problem, case.objective
+    order = list(coverage(case.model, "all").rows)
+    case.layers = [row[0] for row in order]
+    problem = case.problem
+    G = problem.gauss_newton()
+    exact = gauss_newton(case.model, objective, case.train, layers="all", **QUIET)
+    assert_close(exact.to_dense(), G, 1e-10)
+    numbers = problem.relative(G)
+    truth = problem.influence(G, numbers, case.query_x, case.query_y)
+    scores = influence(case.model, objective, case.train, case.queries, exact, numbers, **QUIET)
+    assert_close(scores, truth, 1e-9)
+
+
+@pytest.mark.parametrize("animal", KINDS)
+def test_ekfac_is_the_fishers_diagonal_in_its_basis_and_every_path_scores_with_it(animal: str, tmp_path: Path) -> None:
+    case = kinds(animal)
+    model, objective, train = case.model, case.objective, case.train
+    case.layers = [row[0] for row in coverage(model, "all").rows]
+    problem = case.problem
+    fit = ekfac(model, objective, train, layers="all", **QUIET)
+    F = problem.expected_fisher(case.name)
+    dense, blocks = fit.to_dense(), []
+    for name, (o, i) in fit.shapes.items():
+        span = problem.spans[name]
+        Q_A = fit.Q_A.get(name, torch.eye(i))
+        U = torch.einsum("op,ij->oipj", fit.Q_S[name], Q_A).reshape(o * i, o * i)
+        Λ = (U.T @ F[span, span] @ U).diagonal()
+        assert_close(fit.eigenvalues[name].flatten(), Λ, 1e-10)
+        blocks.append(U @ torch.diag(Λ) @ U.T)
+    assert_close(dense, torch.block_diag(*blocks), 1e-10)
+    numbers = inflib.damping_of(fit)
+    truth = problem.influence(dense, numbers, case.query_x, case.query_y)
+    assert_close(influence(model, objective, train, case.queries, fit, **QUIET), truth, 1e-9)
+    own = torch.einsum("nd,nd->n", rows(case), torch.linalg.solve(dense + problem.damping(numbers), rows(case).T).T)
+    assert_close(self_influence(model, objective, train, fit, **QUIET), own, 1e-9)
+    index = TrainIndex.build(model, objective, train, fit, **QUIET)
+    assert_close(index.influence(model, objective, case.queries), truth, 1e-9)
+    assert_close(index.self_influence(), own, 1e-9)
+    assert index.nbytes == TrainIndex.bytes_needed(model, train, fit)
+    for value, read in ((fit, load), (index, load_index)):
+        inflib.save(value, tmp_path / "file")
+        again = read(tmp_path / "file", model)
+        again = again if isinstance(again, Kronecker) else again.curvature
+        assert_close(again.to_dense(), dense, 1e-15)
+
+
+@pytest.mark.parametrize("animal", [name for name in KINDS if "Norm" in name])
+@pytest.mark.parametrize("fit", [ekfac, kfac])
+def test_a_normalisations_block_is_exact(animal: str, fit: Any) -> None:
+    """Tokens and pixels together: nothing is left of what the Kronecker structure costs."""
+    case = kinds(animal)
+    found = fit(case.model, case.objective, case.train, layers=["norm"], **QUIET)
+    exact = gauss_newton(case.model, case.objective, case.train, layers=["norm"], **QUIET)
+    assert found.shapes == exact.shapes and found.shapes["norm"][1] == 1
+    assert_close(found.to_dense(), exact.to_dense(), 1e-10)
+
+
+@pytest.mark.parametrize("animal", KINDS)
+def test_other_curvatures_are_what_they_say(animal: str) -> None:
+    case = kinds(animal)
+    model, objective, train = case.model, case.objective, case.train
+    case.layers = [row[0] for row in coverage(model, "all").rows]
+    problem = case.problem
+    plain = identity(model, objective, train, layers="all", **QUIET)
+    assert_close(self_influence(model, objective, train, plain, **QUIET), rows(case).square().sum(1), 1e-12)
+    F = problem.expected_fisher(case.name)
+    diagonal = inflib.diagonal(model, objective, train, layers="all", **QUIET)
+    assert_close(diagonal.to_dense(), torch.diag(F.diagonal()), 1e-10)
+    fit = ekfac(model, objective, train, layers="all", **QUIET)
+    refined = refine(fit, model, objective, train, tolerance=1e-12, **QUIET)
+    assert_close(refined.to_dense(), problem.gauss_newton(), 1e-10)
+    product = kfac(model, objective, train, layers="all", **QUIET)
+    assert product.layers == fit.layers
+
+
+@pytest.mark.parametrize("animal", ["LayerNorm, tokens", "embeddings", "attention"])
+def test_scores_split_by_layer_and_token_add_up(animal: str) -> None:
+    case = kinds(animal)
+    fit = ekfac(case.model, case.objective, case.train, layers="all", **QUIET)
+    fit = fit.restrict([name for name in fit.layers if name not in ("head",)])
+    options = {"damping": None, **QUIET}
+    total = influence(case.model, case.objective, case.train, case.queries, fit, **options)
+    split = influence(case.model, case.objective, case.train, case.queries, fit, keep=("layer", "token"), **options)
+    assert split.shape == (*total.shape, len(fit.layers), 5)
+    assert_close(split.sum((2, 3)), total, 1e-12)
