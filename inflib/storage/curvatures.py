@@ -51,13 +51,14 @@ def curvature_parts(curvature: Kronecker) -> tuple[dict[str, Tensor], dict[str, 
         "layers": json.dumps({name: list(shape) for name, shape in curvature.shapes.items()}),
         "damping": json.dumps({"relative": damping.factor} if isinstance(damping, Relative) else damping),
     }
-    return tensors, facts
+    axes = [name for name in curvature.Q_S if name not in curvature.Q_A]  # embeddings, whose A is diagonal
+    return tensors, facts | ({"axes": json.dumps(axes)} if axes else {})
 
 
 def read_curvature(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any], model: nn.Module) -> Kronecker:
     """The curvature in a file's tensors, refused where it is not whole or the model is another."""
     facts, shapes, default = read_facts(path, metadata)
-    check_curvature(path, tensors, shapes)
+    check_curvature(path, tensors, shapes, json.loads(metadata.get("axes", "[]")))
     device = next(model.parameters()).device
     parts: dict[str, dict[str, Tensor]] = {"eigenvalues": {}, "Q_S": {}, "Q_A": {}}
     for part in parts:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
@@ -42,13 +42,15 @@ def read_facts(path: Path, metadata: Mapping[str, Any]) -> tuple[Facts, Shapes, 
     return Facts(**facts), shapes, Relative(number) if isinstance(damping, dict) else number
 
 
-def check_curvature(path: Path, tensors: Mapping[str, Tensor], shapes: Shapes) -> None:
-    """Raise ValueError unless there are Λ for every layer, and Q_S and Q_A for all layers or for none."""
+def check_curvature(path: Path, tensors: Mapping[str, Tensor], shapes: Shapes, axes: Collection[str] = ()) -> None:
+    """Raise ValueError unless there are Λ for every layer, and Q_S and Q_A for all layers or for none.
+
+    axes: layers that have no Q_A, as their A is diagonal.
+    """
     wanted = {f"eigenvalues/{name}": shape for name, shape in shapes.items()}
     if any(key.startswith("Q_") for key in tensors):
         wanted |= {f"Q_S/{name}": (o, o) for name, (o, _) in shapes.items()}
-        # an embedding has none, whose A is diagonal; a factor that lost its Q_A is noticed by the file's checksum
-        wanted |= {f"Q_A/{name}": (i, i) for name, (_, i) in shapes.items() if f"Q_A/{name}" in tensors}
+        wanted |= {f"Q_A/{name}": (i, i) for name, (_, i) in shapes.items() if name not in axes}
     held = {key: x for key, x in tensors.items() if not key.startswith("index/")}
     _check_tensors(path, held, wanted)
     for key, x in held.items():
