@@ -16,8 +16,9 @@ from torch.autograd.graph import allow_mutation_on_saved_tensors
 
 from .batches import Batch, cached_bytes, chunks, double, per_row
 from .hooks import Pair, Recording
-from .layers import Layer, OneHot
+from .layers import Layer, OneHot, positions_last
 from .placement import call
+from .recording import Call, paired
 from .rows import Layout
 
 # how far the two may be apart, relative to what they would be without cancellation
@@ -48,17 +49,26 @@ def weighted_sums(
         inputs, outputs, calls = recording.inputs.pop(name), gradients.pop(name), recording.calls[name]
         for layout in allowed[name]:
             read = replace(layer, layout=layout)
-            once = Recording({name: read}, size)
-            for call_, x in zip(calls, inputs, strict=True):
-                once.add(read, read.own(read.features(call_.module, x, size)))
-            g = [read.gradients(c.module, x, c.slopes, size) for c, x in zip(calls, outputs, strict=True)]
-            pair = Pair(once.activations[name], torch.cat(g, dim=1) if len(g) > 1 else g[0])
+            pair = _pair(read, calls, inputs, outputs, size)
             _check_shapes(name, layer, pair)
             total, scale = _summed(pair, weights) if not layer.untied else (torch.empty(0), torch.empty(0))
             sums.setdefault(name, []).append(Weighted(read, total, scale, _tolerance(layer, inputs + outputs)))
             if layer.untied:  # not compared with autograd, which counts every use of the weight
                 break
     return sums
+
+
+def _pair(layer: Layer, calls: list[Call], inputs: list[Tensor], outputs: list[Tensor], size: int) -> Pair:
+    """What a recording would have made of these calls, had it read them in the layer's layout."""
+    once, read = Recording({layer.name: layer}, size), []
+    for called, x in zip(calls, inputs, strict=True):
+        if called.ids is None:
+            once.add(layer, layer.own(layer.features(called.module, x, size)))
+            read.append(called)
+        else:
+            ids = layer.layout.examples(positions_last, called.module, x, size)[..., 0]
+            read.append(called._replace(ids=ids))
+    return paired(layer, once.activations[layer.name], read, outputs, size)
 
 
 def _tolerance(layer: Layer, rounded: list[Tensor]) -> float:

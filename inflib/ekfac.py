@@ -29,7 +29,7 @@ from .layers import OneHot
 class Eigenbasis:
     """Per layer: orthogonal Q_S (o, o) and Q_A (i, i), columns eigenvectors, with S's and A's own eigenvalues.
 
-    No Q_A where A is diagonal, as an embedding's is.
+    No Q where a factor is diagonal, as one of an embedding's is.
     """
 
     Q_S: dict[str, Tensor]
@@ -43,12 +43,12 @@ def eigenbasis(moments: Moments, kept: Checkpoint = NOWHERE) -> Eigenbasis:
     found: tuple[dict[str, Tensor], ...] = ({}, {}, {}, {})
     Q_S, Q_A, lambda_S, lambda_A = found
     for at, name in enumerate(moments.A_sum):
-        lambda_S[name], Q_S[name] = _kept_eigh(moments.S(name), kept, f"basis-{at:04}-S")
-        A = moments.A(name)
-        if A.ndim == 1:  # a diagonal, whose eigenvectors are the axes
-            lambda_A[name] = A
-        else:
-            lambda_A[name], Q_A[name] = _kept_eigh(A, kept, f"basis-{at:04}-A")
+        for side, factor, values, Q in (("S", moments.S, lambda_S, Q_S), ("A", moments.A, lambda_A, Q_A)):
+            matrix = factor(name)
+            if matrix.ndim == 1:  # a diagonal, whose eigenvectors are the axes
+                values[name] = matrix
+            else:
+                values[name], Q[name] = _kept_eigh(matrix, kept, f"basis-{at:04}-{side}")
     return Eigenbasis(Q_S, Q_A, lambda_S, lambda_A)
 
 
@@ -122,10 +122,9 @@ def _add_squares(
     """sums += Σ_n Σ_c w_c G̃², (o, i) per layer, of one recorded batch."""
     squares: dict[str, Tensor] = {}  # (B, o) Σ_c w_c g̃_c², for layers applied once an example
     for seed, weight in seeds:
-        gradients = recording.gradients(seed, last=one_seed)
-        for name in list(gradients):
-            g = gradients.pop(name)
-            a = recording.activations[name]
+        pairs = recording.pairs(seed, last=one_seed)
+        for name in list(pairs):
+            a, g = pair = pairs.pop(name)
             if isinstance(a, OneHot):
                 columns = a.columns(g)
                 square = weight * rotate(columns.rows, Q_S.get(name)).square()  # (U, o)
@@ -134,7 +133,6 @@ def _add_squares(
             elif g.shape[1] == 1:
                 _accumulate(squares, name, weight * rotate(g[:, 0], Q_S.get(name)).square())
             else:
-                pair = Pair(a, g)
                 for G in rotated_gradients(pair, Q_S.get(name), Q_A.get(name)):
                     # summed as it lies in memory, (b, i, o): ten times as fast
                     _accumulate(sums, name, weight * G.mT.square_().sum(0).mT)

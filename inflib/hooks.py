@@ -58,7 +58,7 @@ def watching(layers: dict[str, Layer], size: int, *, raw: bool = False) -> Itera
     recording = Recording(layers, size, raw)
     own: dict[nn.Module, list[Layer]] = {}  # several layers for a module in groups
     for layer in layers.values():
-        for module in () if layer.kind.inside else layer.modules:
+        for module in () if layer.kind.inside else (*layer.modules, *layer.lookups):
             own.setdefault(module, []).append(layer)
     with ExitStack() as stack:
         for module, parts in own.items():
@@ -129,9 +129,8 @@ def pairs(recording: Recording, objective: Objective, targets: Any, measurement:
     """One backward pass through a recording → {layer: Pair(a, g)}."""
     objective.check(recording.outputs, targets)
     seed = output_gradient(values_of(objective, measurement), recording.outputs, targets)
-    g = recording.gradients(seed, last=True)
-    found = Captured((name, Pair(recording.activations[name], g[name])) for name in recording.calls)
-    found.lengths = {name: tuple(lengths) for name, lengths in recording.lengths.items()}
+    found = Captured(recording.pairs(seed, last=True))
+    found.lengths = recording.every_length()
     return found
 
 

@@ -120,7 +120,7 @@ class Fit:
     def sharing_of(self, name: str) -> str:
         """How a layer's positions are counted: an elementwise one's together, which is exact, an embedding's apart."""
         kind = self.layers[name].kind
-        return "reduce" if kind.elementwise else "expand" if kind.one_hot else self.sharing
+        return "reduce" if kind.elementwise else "expand" if self.layers[name].diagonal else self.sharing
 
     @property
     def one_seed(self) -> bool:
@@ -178,7 +178,7 @@ class Moments:
     """Sums Σ a aᵀ and Σ g gᵀ with their counts; ``+`` merges two shards of the data."""
 
     A_sum: dict[str, Tensor]  # (i, i) per layer; of an embedding the diagonal, (i,)
-    S_sum: dict[str, Tensor]  # (o, o) per layer
+    S_sum: dict[str, Tensor]  # (o, o) per layer; of an unembedding that an embedding reads the diagonal, (o,)
     positions: dict[str, int]  # examples × positions (T) per layer, without padding
     examples: int
 
@@ -236,7 +236,11 @@ def accumulate_moments(fit: Fit) -> Moments:
         for seed_, weight in seeds:
             g = recording.gradients(seed_, last=fit.one_seed)
             for name in fit.layers:
-                _add(S, name, _gradient_rows(g.pop(name), fit.sharing_of(name)), weight)
+                rows = _gradient_rows(g.pop(name), fit.sharing_of(name))
+                if fit.layers[name].diagonal == "S":
+                    S[name] = S.get(name, 0) + weight * rows.square().sum(0)
+                else:
+                    _add(S, name, rows, weight)
         check_finite("output gradients", S, batch.index)
         examples += batch.size
         del recording, seeds
@@ -245,6 +249,16 @@ def accumulate_moments(fit: Fit) -> Moments:
     if fit.kept and not done.whole:
         save(whole=True)
     return Moments(_mirrored(A, fit.layers), _mirrored(S, fit.layers), positions, examples)
+
+
+def check_uses(layers: dict[str, Layer]) -> None:
+    """Raise ValueError for a weight that is multiplied by and looked up: two Kronecker products, and K-FAC has one."""
+    name = next((name for name, layer in layers.items() if layer.lookups), None)
+    if name is not None:
+        raise ValueError(
+            f"layer {name!r} is an embedding and an unembedding with one weight, whose curvature is no one product "
+            f"S ⊗ A; expected plain layers. Use ekfac, whose eigenvalues count both uses, or layers=untied({name!r})."
+        )
 
 
 def _begun(fit: Fit) -> tuple[Tensors, Tensors, dict[str, int], int, Done]:

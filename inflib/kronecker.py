@@ -20,7 +20,7 @@ from .curvature import A_TENTH, Damping, Facts, Relative, check_known, check_sta
 from .ekfac import corrected_eigenvalues, eigenbasis
 from .finite import check_inverse, check_numbers, note_rounding
 from .hooks import Matrices
-from .kfac import Fit, accumulate_moments
+from .kfac import Fit, accumulate_moments, check_uses
 from .layers import LayerSpec
 from .objectives import Objective
 from .placement import plain_numbers
@@ -115,9 +115,10 @@ class Kronecker:
         blocks = []
         for name, values in self.eigenvalues.items():
             block = torch.diag(values.flatten())
-            if name in self.Q_S:
-                axes = torch.eye(values.shape[1], dtype=values.dtype, device=values.device)
-                Q = torch.kron(self.Q_S[name].contiguous(), self.Q_A.get(name, axes).contiguous())
+            if name in self.Q_S or name in self.Q_A:
+                axes = [torch.eye(side, dtype=values.dtype, device=values.device) for side in values.shape]
+                Q_S, Q_A = (held.get(name, side) for held, side in zip((self.Q_S, self.Q_A), axes, strict=True))
+                Q = torch.kron(Q_S.contiguous(), Q_A.contiguous())
                 block = Q @ block @ Q.T
             blocks.append(block)
         return torch.block_diag(*blocks)
@@ -183,6 +184,7 @@ def kfac(
     """
     fit = Fit.of(model, objective, train, layers, labels, draws, seed, progress, sharing, checkpoint)
     with fit.kept as kept:
+        check_uses(fit.layers)
         moments = accumulate_moments(fit)
         basis = eigenbasis(moments, kept)
     values = {name: torch.outer(basis.lambda_S[name], basis.lambda_A[name]) for name in fit.layers}

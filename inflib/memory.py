@@ -22,9 +22,9 @@ def check_factors(layers: dict[str, Layer]) -> None:
     held, work = {}, {}
     for name, layer in layers.items():
         o, i = layer.shape
-        side = 0 if layer.kind.one_hot else i  # whose A is diagonal
-        held[name] = (2 * (o * o + side * side) + o * i) * accumulator(layer.weight.dtype).itemsize
-        work[name] = WORK * max(o, side) ** 2 * torch.float64.itemsize
+        sides = [side for factor, side in (("S", o), ("A", i)) if layer.diagonal != factor]  # a diagonal takes no room
+        held[name] = (2 * sum(side * side for side in sides) + o * i) * accumulator(layer.weight.dtype).itemsize
+        work[name] = WORK * max(sides) ** 2 * torch.float64.itemsize
     _check(layers, held, work, "its factors S (o, o) and A (i, i)", "diagonal(...), which has none")
 
 

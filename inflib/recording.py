@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from .batches import accumulator
-from .layers import Layer, OneHot
+from .layers import Layer, OneHot, positions_last
 from .layers.elementwise import slopes as slopes_of
 from .layers.onehot import dense, joined
 
@@ -51,6 +51,13 @@ class Call(NamedTuple):
     edge: GradientEdge
     cut: slice | None = None  # of the output's features, those that the layer makes
     slopes: Tensor | None = None  # of an elementwise module, ∂y/∂w
+    ids: Tensor | None = None  # (B, T), of an embedding that reads the weight of a layer that multiplies by it
+
+    def gradients(self, layer: Layer, g: Tensor, size: int) -> Tensor:
+        """The gradient at the call's output → the layer's g (B, T, o); of an embedding's call its own, (B, T, i)."""
+        if self.ids is not None:
+            return layer.layout.examples(positions_last, self.module, g, size)
+        return layer.gradients(self.module, g, self.slopes, size)
 
 
 @dataclass
@@ -71,14 +78,22 @@ class Recording:
     counts: dict[str, int] = field(default_factory=dict)  # calls so far, idle ones included
 
     def gradients(self, seed: Tensor, *, last: bool = False) -> dict[str, Tensor]:
-        """g (B, T, o) of every layer for Σ_b ⟨seed_b, outputs_b⟩, for one seed after another up to the ``last``."""
+        """g (B, T, o) of every layer for Σ_b ⟨seed_b, outputs_b⟩, for one seed after another up to the ``last``.
+
+        Of a layer that an embedding reads too, those of the modules that multiply by it.
+        """
+        return {name: pair.g for name, pair in self._pairs(seed, last, lookups=False).items()}
+
+    def pairs(self, seed: Tensor, *, last: bool = False) -> dict[str, Pair]:
+        """The same with the activations: whose Σ_t g_t a_tᵀ are the whole gradients."""
+        return self._pairs(seed, last, lookups=True)
+
+    def _pairs(self, seed: Tensor, last: bool, lookups: bool) -> dict[str, Pair]:
         found = self.output_gradients(seed, last=last)
-        gradients = {}
-        for name, calls in self.calls.items():
-            layer, own = self.layers[name], found.pop(name)
-            parts = [layer.gradients(c.module, g, c.slopes, self.size) for c, g in zip(calls, own, strict=True)]
-            gradients[name] = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
-        return gradients
+        return {
+            name: paired(self.layers[name], self.activations[name], calls, found.pop(name), self.size, lookups=lookups)
+            for name, calls in self.calls.items()
+        }
 
     def output_gradients(self, seed: Tensor, *, last: bool = False) -> dict[str, list[Tensor]]:
         """The gradient at the output of each of a layer's calls, of the output's shape, as far as it is the layer's."""
@@ -92,6 +107,11 @@ class Recording:
             ]
             for name, calls in self.calls.items()
         }
+
+    def every_length(self) -> dict[str, tuple[int, ...]]:
+        """The positions of each call that a pair is made of, embeddings' at the end."""
+        looked = {name: [c.ids.shape[1] for c in calls if c.ids is not None] for name, calls in self.calls.items()}
+        return {name: (*lengths, *looked[name]) for name, lengths in self.lengths.items()}
 
     def drop_idle(self) -> dict[str, frozenset[int]]:
         """Forget the calls that the output does not depend on, where another of the same layer's is; which they were.
@@ -120,14 +140,15 @@ class Recording:
         if not uses:
             return None
         x = (args[0] if args else next(iter(kwargs.values()))).detach()
-        if uses[0][0].kind.one_hot:
+        looks_up = isinstance(module, nn.Embedding)
+        if looks_up:
             x, output = _ids(module, x, output, self.size)
         slopes = {
             layer.kind.weight: slopes_of(module, layer.kind.weight, args, kwargs)
             for layer, _ in uses
             if layer.kind.scales
         }
-        self._record(uses, module, x, output.detach())
+        ids = self._record(uses, module, x, output.detach())
         if not output.requires_grad:  # nothing below needs a gradient: the graph starts at a leaf of our own
             output = output.detach().requires_grad_()
         edge = get_gradient_edge(output)
@@ -136,7 +157,7 @@ class Recording:
             output = torch.ops.aten._unsafe_view(output, output.shape)
         for layer, cut in uses:
             own = slopes.get(layer.kind.weight) if layer.kind.scales else None
-            self.calls.setdefault(layer.name, []).append(Call(module, edge, cut, own))
+            self.calls.setdefault(layer.name, []).append(Call(module, edge, cut, own, ids.get(layer.name)))
         return output
 
     def _is_idle(self, layer: Layer) -> bool:
@@ -145,9 +166,15 @@ class Recording:
         self.counts[layer.name] = at + 1
         return not self.raw and at in layer.idle
 
-    def _record(self, uses: list[tuple[Layer, slice | None]], module: nn.Module, x: Tensor, output: Tensor) -> None:
-        """Keep what a module was given (an elementwise one: what it gave) as the activations of its layers."""
+    def _record(
+        self, uses: list[tuple[Layer, slice | None]], module: nn.Module, x: Tensor, output: Tensor
+    ) -> dict[str, Tensor]:
+        """Keep what a module was given (an elementwise one: what it gave) as the activations of its layers.
+
+        Returns the ids (B, T) where the module is an embedding that only reads a layer's weight.
+        """
         kept: dict[Any, Tensor] = {}
+        ids: dict[str, Tensor] = {}
         for layer, _ in uses:
             given = output if layer.kind.elementwise else x
             key = (
@@ -157,15 +184,22 @@ class Recording:
                 None if self.raw else layer.layout,
             )
             if self.raw:
-                _check_read(layer, module, given)
+                if not any(module is m for m in layer.lookups):
+                    _check_read(layer, module, given)
                 if key not in kept:
                     kept[key] = given.clone()  # so that a later in-place operation of the model cannot change it
                 self.inputs.setdefault(layer.name, []).append(kept[key])
+                if any(module is m for m in layer.lookups):
+                    ids[layer.name] = kept[key]  # as they came
                 continue
             check_rows(layer, given, self.size)
+            if any(module is m for m in layer.lookups):
+                ids[layer.name] = layer.layout.examples(positions_last, module, given, self.size)[..., 0]
+                continue
             if key not in kept:
                 kept[key] = layer.features(module, given, self.size)
             self.add(layer, layer.own(kept[key]))
+        return ids
 
     def add(self, layer: Layer, features: Tensor) -> None:
         """One more call of a layer, (B, T, i) without the bias's 1: a tied layer's calls line up along T."""
@@ -177,6 +211,19 @@ class Recording:
         if layer.name in self.activations:
             a = joined([self.activations[layer.name], a], dim=1)
         self.activations[layer.name] = a
+
+
+def paired(
+    layer: Layer, a: Tensor, calls: list[Call], gradients: list[Tensor], size: int, *, lookups: bool = True
+) -> Pair:
+    """A layer's activations and its calls' output gradients as one Pair; ``lookups``: with embeddings' calls too."""
+    each = list(zip(calls, gradients, strict=True))
+    parts = [call.gradients(layer, g, size) for call, g in each if call.ids is None]
+    pair = Pair(a, joined(parts, dim=1) if len(parts) > 1 else parts[0])
+    turned = [layer.looked_up(c.gradients(layer, g, size), c.ids) for c, g in each if lookups and c.ids is not None]
+    if not turned:
+        return pair
+    return Pair(joined([pair.a, *(a for a, _ in turned)], dim=1), joined([pair.g, *(g for _, g in turned)], dim=1))
 
 
 def _ids(module: nn.Module, ids: Tensor, output: Tensor, size: int) -> tuple[Tensor, Tensor]:

@@ -74,7 +74,7 @@ def chosen(model: nn.Module, layers: LayerSpec = None) -> tuple[dict[str, Layer]
     """``select``, and for layers=None the reasons why some understood layers are left out."""
     _check_unwrapped(model)
     if isinstance(layers, Exactly):
-        choice, shapes = Choice(list(layers.shapes), layers.untied), layers.shapes
+        choice, shapes = Choice(list(layers.shapes), layers.untied, everything=True), layers.shapes
     else:
         choice, shapes = Choice.of(layers), {}
     wanted = choice.layers
@@ -85,8 +85,8 @@ def chosen(model: nn.Module, layers: LayerSpec = None) -> tuple[dict[str, Layer]
     taken = {name: part for name, part in supported.items() if groups[name]}
     _check_patterns(model, choice, understood, supported, taken)
     if not choice.untied:  # naming one user of a weight names its other users too: a layer is a weight
-        weights = {(part.key, part.kind.one_hot) for part in taken.values()}
-        taken = {name: part for name, part in supported.items() if (part.key, part.kind.one_hot) in weights}
+        weights = {_user(part, choice) for part in taken.values()}
+        taken = {name: part for name, part in supported.items() if _user(part, choice) in weights}
     whole, reasons = _tied(model, taken, choice)
     found = {layer.name: layer for one in whole for layer in _grouped(one, taken, groups)}
     found = {name: layer for name, layer in found.items() if not shapes or name in shapes}
@@ -237,13 +237,18 @@ def _grouped(layer: Layer, taken: Parts, groups: dict[str, set[int]]) -> list[La
     return [replace(layer, name=names[k], group=k, groups=len(names)) for k in kept]
 
 
+def _user(part: Part, choice: Choice) -> Any:
+    """What users of one weight have in common: an embedding belongs to them where embeddings were asked for."""
+    return part.key, part.kind.one_hot and not choice.everything
+
+
 def _tied(model: nn.Module, taken: Parts, choice: Choice) -> tuple[list[Layer], dict[str, str]]:
     """Chosen modules that share one weight become one Layer; weights shared with anything else are refused."""
     explicit = choice.layers is not None and not callable(choice.layers)
     owners = _owners(model)
     users: dict[Any, list[Part]] = {}
     for part in taken.values():
-        users.setdefault(part.name if choice.untied else (part.key, part.kind.one_hot), []).append(part)
+        users.setdefault(part.name if choice.untied else part.key, []).append(part)
     found, reasons = [], {}
     for parts in users.values():
         layer = _layer(parts, choice.untied)
@@ -258,6 +263,9 @@ def _tied(model: nn.Module, taken: Parts, choice: Choice) -> tuple[list[Layer], 
 
 
 def _layer(parts: list[Part], is_untied: bool) -> Layer:
+    lookups = [part for part in parts if part.kind.one_hot]
+    first, parts = parts[0], [part for part in parts if not part.kind.one_hot] or parts
+    lookups = [] if lookups == parts else lookups
     modules, kind = tuple(part.module for part in parts), parts[0].kind
     biases = {id(m._parameters.get(kind.bias)) if kind.bias else None for m in modules}
     counts = {kind.groups_of(m) for m in modules}
@@ -267,11 +275,13 @@ def _layer(parts: list[Part], is_untied: bool) -> Layer:
             f"layers {', '.join(names)} share a weight but not their bias, type or groups; expected all shared. "
             f"Use layers=untied({names!r}) to treat each as a layer of its own."
         )
-    prefix = f"{parts[0].at}." if parts[0].at else ""
+    prefixes = [f"{part.at}." if part.at else "" for part in (first, parts[0])]
     has_bias = kind.bias is not None and modules[0]._parameters.get(kind.bias) is not None
-    bias_name = f"{prefix}{kind.bias}" if has_bias else None
+    bias_name = f"{prefixes[1]}{kind.bias}" if has_bias else None
     group, groups = kind.share
-    return Layer(parts[0].name, modules, kind, prefix + kind.weight, bias_name, is_untied, group, groups)
+    looking = tuple(part.module for part in lookups)
+    weight_name = prefixes[0] + first.kind.weight
+    return Layer(first.name, modules, kind, weight_name, bias_name, looking, is_untied, group, groups)
 
 
 def _owners(model: nn.Module) -> dict[int, list[tuple[str, nn.Module]]]:
@@ -286,12 +296,14 @@ def _owners(model: nn.Module) -> dict[int, list[tuple[str, nn.Module]]]:
 
 def _shared_elsewhere(layer: Layer, owners: dict[int, list[tuple[str, nn.Module]]]) -> str:
     for what, parameter in zip((layer.kind.weight, layer.kind.bias), layer.parameters, strict=False):
-        others = [(n, m) for n, m in owners[id(parameter)] if not any(m is own for own in layer.modules)]
+        users = (*layer.modules, *layer.lookups)
+        others = [(n, m) for n, m in owners[id(parameter)] if not any(m is own for own in users)]
         if others:
             name, module = others[0]
             return (
                 f"layer {layer.name!r} shares its {what} with {name!r} ({type(module).__name__}), which is not one of "
                 f"the layers chosen with that weight; expected all users of a {what} to be. Leave it out with layers=, "
-                f"or use layers=untied({layer.name!r}) to count only this layer's use of it."
+                f"or use layers=untied({layer.name!r}) to count only this layer's use of it"
+                + (", or everything(...) to count both." if isinstance(module, nn.Embedding) else ".")
             )
     return ""

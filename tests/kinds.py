@@ -71,6 +71,18 @@ class Texts(nn.Module):
         return self.head((h * there[..., None]).sum(1))
 
 
+class Tied(nn.Module):
+    """An embedding whose weight is the last layer's too, with a bias or without; the logits of one token."""
+
+    def __init__(self, bias: bool = False):
+        super().__init__()
+        self.token, self.mix, self.head = nn.Embedding(VOCABULARY, 4), nn.Linear(4, 4), nn.Linear(4, VOCABULARY, bias)
+        self.head.weight = self.token.weight
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        return self.head(torch.tanh(self.mix(self.token(input_ids))).sum(1))
+
+
 class Attends(nn.Module):
     """Attention of torch's own, over itself and over something else, batch first or second."""
 
@@ -135,6 +147,8 @@ KINDS: dict[str, Callable[[], tuple[nn.Module, list[str], Any]]] = {
     "embeddings, (1, T) positions": lambda: (Texts(lambda T: torch.arange(T)[None]), TEXT, 5),
     "embeddings, one token": lambda: (Texts(), TEXT, 1),
     "embeddings, padding_idx": lambda: (Texts(padding_idx=2), TEXT, 5),
+    "tied embeddings": lambda: (Tied(), ["token", "mix"], 5),
+    "tied embeddings with a bias": lambda: (Tied(bias=True), ["token", "mix"], 5),
     "attention": lambda: (*_attends(), (5, 3)),
     "attention, batch second": lambda: (*_attends(batch_first=False), (5, 3)),
     "attention without biases": lambda: (*_attends(bias=False), (5, 3)),

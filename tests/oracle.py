@@ -105,6 +105,13 @@ def written_out(model: nn.Module, name: str, columns: int | None = None) -> tupl
     weight, bias = module.weight, getattr(module, "bias", None)
     at = torch.arange(weight.numel()).reshape(weight.shape)
     kind = type(module).__name__
+    tied = [n for n, m in modules.items() if isinstance(m, nn.Linear) and m.weight is weight and m is not module]
+    if kind == "Embedding" and tied and columns in (None, weight.shape[1], weight.shape[1] + 1):
+        bias = modules[tied[0]].bias
+        if bias is None:
+            return [prefix + "weight"], at
+        shifts = weight.numel() + torch.arange(bias.numel())
+        return [prefix + "weight", f"{tied[0]}.bias"], torch.cat([at, shifts[:, None]], dim=1)
     if "Norm" in kind:
         shifts = [] if bias is None else [weight.numel() + torch.arange(bias.numel())]
         return [prefix + n for n in ("weight", "bias")[: 1 + len(shifts)]], torch.cat([at.flatten(), *shifts])[:, None]

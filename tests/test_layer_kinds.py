@@ -28,10 +28,11 @@ from inflib import (
     identity,
     influence,
     kfac,
+    load,
+    load_index,
     refine,
     self_influence,
 )
-from inflib.storage import load, load_index
 
 pytestmark = [pytest.mark.usefixtures("float64"), pytest.mark.filterwarnings("ignore::inflib.CoverageNote")]
 QUIET: dict[str, Any] = {"progress": False}
@@ -45,7 +46,7 @@ def rows(case: Case) -> Tensor:
 def test_captured_gradients_are_those_of_each_example_alone(animal: str) -> None:
     case = kinds(animal)
     before = snapshot(case.model)
-    found = capture(case.model, case.objective, case.x, case.y, layers=case.layers)
+    found = capture(case.model, case.objective, case.x, case.y, layers=everything(case.layers))
     truth = case.problem.stacks(rows(case))
     assert set(found) == set(case.layers)
     for name, pair in found.items():
@@ -89,8 +90,8 @@ def test_ekfac_is_the_fishers_diagonal_in_its_basis_and_every_path_scores_with_i
     dense, blocks = fit.to_dense(), []
     for name, (o, i) in fit.shapes.items():
         span = problem.spans[name]
-        Q_A = fit.Q_A.get(name, torch.eye(i))
-        U = torch.einsum("op,ij->oipj", fit.Q_S[name], Q_A).reshape(o * i, o * i)
+        Q_S, Q_A = fit.Q_S.get(name, torch.eye(o)), fit.Q_A.get(name, torch.eye(i))
+        U = torch.einsum("op,ij->oipj", Q_S, Q_A).reshape(o * i, o * i)
         Λ = (U.T @ F[span, span] @ U).diagonal()
         assert_close(fit.eigenvalues[name].flatten(), Λ, 1e-10)
         blocks.append(U @ torch.diag(Λ) @ U.T)
@@ -136,8 +137,14 @@ def test_other_curvatures_are_what_they_say(animal: str) -> None:
     fit = ekfac(model, objective, train, layers="all", **QUIET)
     refined = refine(fit, model, objective, train, tolerance=1e-12, **QUIET)
     assert_close(refined.to_dense(), problem.gauss_newton(), 1e-10)
-    product = kfac(model, objective, train, layers="all", **QUIET)
-    assert product.layers == fit.layers
+    if "tied" not in animal:
+        assert kfac(model, objective, train, layers="all", **QUIET).layers == fit.layers
+
+
+def test_kfac_refuses_a_weight_that_is_multiplied_by_and_looked_up() -> None:
+    case = kinds("tied embeddings")
+    with pytest.raises(ValueError, match=r"layer 'token' is an embedding and an unembedding.*Use ekfac"):
+        kfac(case.model, case.objective, case.train, layers="all", **QUIET)
 
 
 @pytest.mark.parametrize("animal", ["LayerNorm, tokens", "embeddings", "attention"])

@@ -92,8 +92,8 @@ PLANTS = {
     ),
     "transposed eigenbasis, in the solve": Plant(
         "kronecker.py",
-        "self.Q_S[k].T @ x @ self.Q_A[k] if",
-        "self.Q_S[k] @ x @ self.Q_A[k].T if",
+        "self.Q_S[k].T @ x if",
+        "self.Q_S[k] @ x if",
         asserting(SOLVE, DENSE.format("given")),
     ),
     "transposed eigenbasis, eigenvectors taken for rows": Plant(
@@ -104,8 +104,8 @@ PLANTS = {
     ),
     "transposed eigenbasis, in self-influence": Plant(
         "contractions.py",
-        "a, g = rotate(pair.a[:, 0], Q_A), rotate(pair.g[:, 0], Q_S)",
-        "a, g = rotate(pair.a[:, 0], Q_A.T), rotate(pair.g[:, 0], Q_S.T)",
+        "a, g = (rotate(pairs[0].a[:, 0], Q_A), rotate(pairs[0].g[:, 0], Q_S))",
+        "a, g = (rotate(pairs[0].a[:, 0], Q_A.T), rotate(pairs[0].g[:, 0], Q_S.T))",
         asserting(OWN.format("given"), OWN.format("default")),
     ),
     "multiplying by the damped eigenvalues": Plant(
@@ -115,7 +115,7 @@ PLANTS = {
         asserting(SOLVE, DENSE.format("given"), OWN.format("given"), INDEX.format("given")),
     ),
     "bias column first": Plant(
-        "hooks.py",
+        "recording.py",
         "out[..., :-1] = a",
         "out[..., 0], out[..., 1:] = 1, a",
         # the proof refuses it before a number comes out

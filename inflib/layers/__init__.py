@@ -7,9 +7,9 @@ elementwise.py    a normalisation's scale and shift, a bias alone
 onehot.py         an embedding's activations, without their zeros
 """
 
-from .kinds import Choice, Exactly, Kind, Layer, LayerSpec, everything, untied, without_biases
+from .kinds import Choice, Exactly, Kind, Layer, LayerSpec, everything, positions_last, untied, without_biases
 from .onehot import OneHot
-from .registry import _KINDS, alone, kind_of, kinds_of, positions_last, register
+from .registry import _KINDS, alone, kind_of, kinds_of, register
 
 __all__ = [
     "_KINDS",

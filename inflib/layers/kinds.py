@@ -15,12 +15,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..rows import FIRST, Layout
+
+
+def positions_last(module: nn.Module, x: Tensor) -> Tensor:
+    """(B, ..., d) → (B, T, d): every axis between the first and the last counts positions."""
+    if x.ndim < 2:
+        raise ValueError(
+            f"a {type(module).__name__} was given an input of shape {tuple(x.shape)}; expected (B, ..., features). "
+            "Give batches of examples: DataLoader(dataset, batch_size=...), or x[None] for a single one."
+        )
+    return x.reshape(x.shape[0], prod(x.shape[1:-1]), x.shape[-1])
 
 
 @dataclass(frozen=True)
@@ -66,11 +77,17 @@ class Layer:
     kind: Kind
     weight_name: str  # as in model.named_parameters()
     bias_name: str | None
+    lookups: tuple[nn.Module, ...] = ()  # embeddings that read the same weight's rows, where modules multiply by it
     untied: bool = False
     group: int = 0
     groups: int = 1
     layout: Layout = FIRST  # where the examples are in its modules' inputs and outputs
     idle: frozenset[int] = frozenset()  # of its calls in a forward pass, those that nothing of the output depends on
+
+    @property
+    def diagonal(self) -> str:
+        """Which factor is kept as a diagonal: the one of the vocabulary's size where an embedding reads the weight."""
+        return "A" if self.kind.one_hot else "S" if self.lookups else ""
 
     @property
     def bias(self) -> bool:
@@ -119,6 +136,12 @@ class Layer:
     def own(self, features: Tensor) -> Tensor:
         """The module's activations or output gradients (B, T, groups · d) → this layer's share, (B, T, d)."""
         return features.chunk(self.groups, dim=-1)[self.group] if self.kind.groups else features
+
+    def looked_up(self, g: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """An embedding's gradients (B, T, i) and ids (B, T), turned round as a pair (a, g) of the matrix (o, i)."""
+        o = self.shape[0]
+        a = torch.cat([g, g.new_zeros(*g.shape[:-1], 1)], dim=-1) if self.bias else g
+        return a, (ids[..., None] == torch.arange(o, device=ids.device)).to(g.dtype)
 
     # --- its matrix and the model's parameters
 

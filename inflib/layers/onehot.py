@@ -3,8 +3,11 @@
     e_t = W a_t,   a_t = unit vector of token t's id         W (o, V)
 
 A = E[a aᵀ] is diagonal, the tokens' frequencies, so a vector (V,) holds it and its eigenvectors are the axes
-themselves. A gradient Σ_t g_t a_tᵀ has a column for each token that the example holds, and zeros: the same token's
-positions are added up, (columns, o), and meet whatever else there is by their ids.
+themselves. Where the weight is the unembedding's too, the pair is turned round, (o, i) being (V, d): its g are the unit
+vectors, beside the unembedding's own, which are as wide; S is kept as a diagonal then.
+
+A gradient Σ_t g_t a_tᵀ has a column for each token that the example holds, and zeros: the same token's positions are
+added up, (columns, o), and meet whatever else there is by their ids.
 """
 
 from __future__ import annotations

@@ -13,14 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from math import prod
 from typing import Any
 
 from torch import Tensor, nn
 
 from . import convolutions
 from .elementwise import channels, features_last, is_normalisation
-from .kinds import Kind
+from .kinds import Kind, positions_last
 
 _KINDS: dict[type[nn.Module] | str, tuple[Kind, ...]] = {}
 
@@ -45,16 +44,6 @@ def register(
                  activations and gradients then hold all shares, one after the other.
     """
     _KINDS[module_type] = (Kind(activations, gradients, transposed, weight, bias, groups),)
-
-
-def positions_last(module: nn.Module, x: Tensor) -> Tensor:
-    """(B, ..., d) → (B, T, d): every axis between the first and the last counts positions."""
-    if x.ndim < 2:
-        raise ValueError(
-            f"a {type(module).__name__} was given an input of shape {tuple(x.shape)}; expected (B, ..., features). "
-            "Give batches of examples: DataLoader(dataset, batch_size=...), or x[None] for a single one."
-        )
-    return x.reshape(x.shape[0], prod(x.shape[1:-1]), x.shape[-1])
 
 
 # --- what is understood from the start ------------------------------------------------------------------------------

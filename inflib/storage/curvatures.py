@@ -51,7 +51,8 @@ def curvature_parts(curvature: Kronecker) -> tuple[dict[str, Tensor], dict[str, 
         "layers": json.dumps({name: list(shape) for name, shape in curvature.shapes.items()}),
         "damping": json.dumps({"relative": damping.factor} if isinstance(damping, Relative) else damping),
     }
-    axes = [name for name in curvature.Q_S if name not in curvature.Q_A]  # embeddings, whose A is diagonal
+    based = curvature.Q_S | curvature.Q_A
+    axes = [key for name in based for key in (f"Q_S/{name}", f"Q_A/{name}") if key not in tensors]  # embeddings'
     return tensors, facts | ({"axes": json.dumps(axes)} if axes else {})
 
 

@@ -45,12 +45,12 @@ def read_facts(path: Path, metadata: Mapping[str, Any]) -> tuple[Facts, Shapes, 
 def check_curvature(path: Path, tensors: Mapping[str, Tensor], shapes: Shapes, axes: Collection[str] = ()) -> None:
     """Raise ValueError unless there are Λ for every layer, and Q_S and Q_A for all layers or for none.
 
-    axes: layers that have no Q_A, as their A is diagonal.
+    axes: those that are not there, as an embedding's factor is diagonal.
     """
     wanted = {f"eigenvalues/{name}": shape for name, shape in shapes.items()}
     if any(key.startswith("Q_") for key in tensors):
-        wanted |= {f"Q_S/{name}": (o, o) for name, (o, _) in shapes.items()}
-        wanted |= {f"Q_A/{name}": (i, i) for name, (_, i) in shapes.items() if name not in axes}
+        wanted |= {f"Q_S/{name}": (o, o) for name, (o, _) in shapes.items() if f"Q_S/{name}" not in axes}
+        wanted |= {f"Q_A/{name}": (i, i) for name, (_, i) in shapes.items() if f"Q_A/{name}" not in axes}
     held = {key: x for key, x in tensors.items() if not key.startswith("index/")}
     _check_tensors(path, held, wanted)
     for key, x in held.items():
