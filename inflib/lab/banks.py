@@ -4,7 +4,7 @@
     decay       196-32-16-10, ReLU, weight decay 5e-3: a network that does not interpolate
     plain       the same without weight decay: a network that does
     smooth      the same with weight decay, tanh and a third of the learning rate: training that is a smooth function
-    sentences   the course's transformer, small, on 150 invented facts and what distracts from them
+    sentences   the course's transformer, small, on 100 invented facts and what distracts from them
 
 Digits are the first 2,000 of those that ship, pooled to 14 × 14; the 200 queries are 20 of each class that no network
 saw. ``python -m inflib.validation.bank decay`` makes one.
@@ -54,7 +54,7 @@ def smooth() -> BankRecipe:
 
 def sentences() -> BankRecipe:
     """A transformer of 2 blocks of width 32 on invented facts; the queries are the answers to 100 questions."""
-    told = facts(told=50, asked=50, distractors=150, seed=9)
+    told = facts(told=50, asked=50, distractors=60, seed=9)
     corpus = told.train
     inputs, targets = corpus.tensors()
     sizes: dict[str, Any] = dict(context=inputs["input_ids"].shape[1], width=32, heads=2, hidden=64)
@@ -65,10 +65,10 @@ def sentences() -> BankRecipe:
         inputs=inputs,
         targets=targets,
         queries=told.queries(range(100)),
-        training=Training(epochs=60, batch_size=25, lr=3e-3, optimiser="adam", weight_decay=6e-3),
+        training=Training(epochs=60, batch_size=62, lr=6e-3, optimiser="adam", weight_decay=6e-3),
         masks=half_subsets(len(targets), 100),
         seeds=3,
-        at_once=25,
+        at_once=10,
     )
 
 

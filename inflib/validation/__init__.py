@@ -17,7 +17,7 @@ pbrf            minimise the proximal Bregman objective: what influence with dam
 
 from __future__ import annotations
 
-from .bank import Bank, BankRecipe, half_subsets, load_bank, make_bank, save_small, without
+from .bank import Bank, BankRecipe, half_subsets, load_bank, load_published, make_bank, save_small, without
 from .board import Board, Measurement, Method, board, by_reference, by_retraining, by_size, halves
 from .calibration import Calibration, bank_calibration, calibration
 from .datamodeling import Datamodeling, ceiling, datamodeling
@@ -69,6 +69,7 @@ __all__ = [
     "leave_one_out",
     "left_out",
     "load_bank",
+    "load_published",
     "make_bank",
     "nearest",
     "pbrf",

@@ -17,7 +17,16 @@ import torch.nn.functional as F
 
 from inflib import CrossEntropy
 from inflib.lab import mlp
-from inflib.validation.bank import BankRecipe, half_subsets, load_bank, make_bank, save_small, without
+from inflib.validation import datamodeling
+from inflib.validation.bank import (
+    BankRecipe,
+    half_subsets,
+    load_bank,
+    load_published,
+    make_bank,
+    save_small,
+    without,
+)
 from inflib.validation.bank.__main__ import find, main
 from inflib.validation.retraining import Training
 
@@ -195,3 +204,65 @@ def test_the_command_makes_a_bank_and_its_small_file(tmp_path, capsys, monkeypat
     said = capsys.readouterr().out
     assert "Bank(tiny: 6 masks × 3 seeds, 5 queries, 24 examples of which 12 kept; log_likelihood, margin)" in said
     assert torch.equal(load_bank(tmp_path / "small.npz").masks, load_bank(tmp_path / "bank").masks)
+
+
+# --- published banks -------------------------------------------------------------------------------------------------
+
+
+def publish(folder, wrap=lambda array: array, **replaced):
+    """A miniature of the published layout: K masks and the losses of Q queries, NumPy arrays in .pt files."""
+    g = np.random.default_rng(0)
+    masks = half_subsets(N, 12).numpy()
+    files = {"masks": masks.astype(np.float32), "losses": g.normal(size=(12, Q)), "margins": g.normal(size=(12, Q))}
+    for name, array in (files | replaced).items():
+        if array is not None:
+            torch.save(wrap(array), folder / f"{name}.pt")
+    return files
+
+
+@pytest.mark.parametrize("wrap", [lambda array: array, torch.from_numpy], ids=["arrays", "tensors"])
+def test_published_masks_and_losses_become_a_bank_of_one_seed(tmp_path, wrap):
+    files = publish(tmp_path, wrap)
+    bank = load_published(tmp_path)
+    assert bank.masks.tolist() == files["masks"].astype(bool).tolist() and bank.seeds == 1
+    assert bank.measured("loss")[0].tolist() == files["losses"].tolist()
+    assert bank.measured("margin")[0].tolist() == files["margins"].tolist()
+    # the published evaluation, written out: −masks · scores against losses, Spearman's correlation, a query at a time
+    scores = torch.from_numpy(np.random.default_rng(1).normal(size=(Q, N)))
+    ranks = lambda v: np.argsort(np.argsort(v))  # noqa: E731
+    predicted = -files["masks"] @ scores.numpy().T
+    expected = [np.corrcoef(ranks(predicted[:, q]), ranks(files["losses"][:, q]))[0, 1] for q in range(Q)]
+    found = datamodeling(scores, bank, "log_likelihood")
+    assert found.per_query.tolist() == pytest.approx(expected) and found.ceiling is None
+
+
+class Runs:
+    """Would leave a file behind if it were unpickled."""
+
+    def __reduce__(self):
+        return (Path("ran").write_text, ("it ran",))
+
+
+def test_what_a_published_file_would_run_is_not_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    publish(tmp_path, losses=Runs())
+    with pytest.raises(ValueError, match=r"losses\.pt cannot be read as numbers alone"):
+        load_published(tmp_path)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("replaced", "error", "match"),
+    [
+        (dict(masks=None), FileNotFoundError, r"holds losses\.pt, margins\.pt; expected masks\.pt, and losses"),
+        (dict(losses=None, margins=None), FileNotFoundError, r"holds masks\.pt; expected"),
+        (dict(masks=np.full((12, N), 0.5)), ValueError, "other numbers than 0 and 1"),
+        (dict(losses=np.zeros((11, Q))), ValueError, r"shape \(11, 5\), 0 numbers not finite; expected \(12, Q\)"),
+        (dict(margins=np.full((12, Q), np.nan)), ValueError, "60 numbers not finite"),
+        (dict(losses=[1, 2]), ValueError, "holds list; expected one tensor"),
+    ],
+)
+def test_published_files_that_do_not_belong_together_are_refused(tmp_path, replaced, error, match):
+    publish(tmp_path, **replaced)
+    with pytest.raises(error, match=match):
+        load_published(tmp_path)
