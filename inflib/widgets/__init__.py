@@ -16,6 +16,7 @@ draw               draw a digit, and see which training digits made the model sa
 heat               text with the influence of each token, in steps that can be told apart without colour
 text_answer        what the text browser shows, as plain values, text, HTML and CSV
 text_influence     questions about text, answered from a TrainIndex of sequences
+texts              anybody's documents and their tokenizer, as a corpus to browse
 text_words         what may be asked: words completed, capitals put right
 text_view          how the text browser draws an answer
 chips              a row of words to choose from
@@ -36,6 +37,7 @@ from .ladder import Ladder
 from .rungs import Rungs
 from .text_browser import TextBrowser
 from .text_influence import TextInfluence, index_size
+from .texts import Texts
 
 __all__ = [
     "DrawDigit",
@@ -45,6 +47,7 @@ __all__ = [
     "Rungs",
     "TextBrowser",
     "TextInfluence",
+    "Texts",
     "index_size",
     "three_methods",
 ]

@@ -18,6 +18,7 @@ from .base import NEGATIVE, POSITIVE, signed
 
 STEPS = 7
 DEEPEST = 0.64  # the opacity of the last step
+LONG = 160  # tokens of a text that are shown at once
 UNDERLINED = 3  # the step from which on the sign is marked without colour
 STANDINS = {"\n": "⏎", "\t": "⇥"}
 NAMES = {"\n": "⏎ new line", "\t": "⇥ tab", " ": "␣ space"}
@@ -34,7 +35,7 @@ def visible(text: str, *, lines: bool = False) -> str:
 
 def token_name(piece: str) -> str:
     """A token by itself, to be told apart from its neighbours: spaces get a name."""
-    return NAMES.get(piece) or visible(piece).strip() or "␣" * len(piece)
+    return NAMES.get(piece) or visible(piece).strip() or "␣" * len(piece) or "no text of its own"
 
 
 def steps(values: np.ndarray, limit: float) -> np.ndarray:
@@ -42,6 +43,20 @@ def steps(values: np.ndarray, limit: float) -> np.ndarray:
     values = np.nan_to_num(values)
     size = np.sqrt(np.abs(values) / limit) if limit > 0 else np.zeros(len(values))
     return (np.sign(values) * np.minimum(np.floor((STEPS + 1) * size), STEPS)).astype(int)
+
+
+def hottest(pieces: Sequence[str], values: np.ndarray, most: int = LONG) -> tuple[Sequence[str], np.ndarray]:
+    """Pieces and values of a text; of one with more than ``most`` tokens the run of so many that holds most influence.
+
+    An ellipsis without influence stands for what is left out before it and after it; the sum is of absolute values.
+    """
+    if len(pieces) <= most:
+        return pieces, values
+    sums = np.convolve(np.abs(np.nan_to_num(values)), np.ones(most), mode="valid")
+    at = int(sums.argmax())
+    before, after = ["… "] * (at > 0), [" …"] * (at + most < len(pieces))
+    none = [np.full(len(side), np.nan) for side in (before, after)]
+    return [*before, *pieces[at : at + most], *after], np.concatenate([none[0], values[at : at + most], none[1]])
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from html import escape
 import numpy as np
 
 from .base import NEGATIVE, POSITIVE, csv_text, signed
-from .heat import heat_html, scale_html, token_name, visible
+from .heat import heat_html, hottest, scale_html, token_name, visible
 from .ranking import Ranking, Scored
 
 HEATS = {  # what the colour of a token means: its name, and what training at the token is
@@ -172,7 +172,7 @@ class TextAnswer(Ranking[RankedText]):
         limit = self.limit
         rows = "".join(
             f"<tr><td {_RIGHT}><b>{self.scale.number(r.shown)}</b>{_bar(r.share, r.shown > 0, 56)}</td>"
-            f"<td {_LEFT}>{heat_html(r.passage.pieces, r.shown_tokens, limit, self.scale.number)}"
+            f"<td {_LEFT}>{heat_html(*hottest(r.passage.pieces, r.shown_tokens), limit, self.scale.number)}"
             f"<br><small>{escape(r.passage.place)}</small></td></tr>"
             for r in few
         )

@@ -253,6 +253,7 @@ class TextBrowser(Asking):
             recased = map(self.influence.words.recased, self._asked())
             first, then = self.influence.encode(*recased)
             note = f"{len(first)} + {len(then)} tokens, of at most {self.influence.context}"
+            note += f". {escape(seam)}" if (seam := self.influence.seam(*self._asked())) else ""
         except InputError as error:
             note = f"<b>!</b> {escape(str(error).partition('; expected')[0])}"
         self.fits.value = f'<div class="inflib-quiet inflib-one-line" style="max-width:370px">{note}</div>'

@@ -9,7 +9,8 @@ completion. The index gives every sequence's score split by layer (eq. 30); what
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Protocol
 
@@ -25,6 +26,7 @@ from ..placement import call
 from ..scoring import influence
 from ..sequences import completion as as_query
 from ..sequences import token_batches
+from ..texts import TokenNote
 from ..tokens import input_tokens, output_tokens
 from .base import InputError
 from .engine import Engine
@@ -99,12 +101,13 @@ class TextInfluence(Engine):
             )
         super().__init__(model, objective, index, curvatures, n_train)
         self.corpus = corpus
-        trained = max(map(len, corpus.sequences)) - 1  # the last token is only predicted
+        # the last token is only predicted
+        trained = getattr(corpus, "context", None) or max(map(len, corpus.sequences)) - 1
         self.context = trained if context is None else context
         if context is not None:
             self._check_context(trained)
-        pieces = corpus.vocabulary.pieces
-        self.words = Words(pieces([k])[0] for k in {k for ids in corpus.sequences for k in ids})
+        self._part = getattr(corpus.vocabulary, "part", None)  # of a tokenizer, which reads any text
+        self.words = Words(() if self._part else _pieces_of(corpus))
         self._scored: tuple[object, np.ndarray] = (None, np.empty(0))  # the last question's, and of what
         self._norms: dict[str, np.ndarray] = {}
 
@@ -126,7 +129,7 @@ class TextInfluence(Engine):
 
     def encode(self, prompt: str, completion: str) -> tuple[list[int], list[int]]:
         """The token ids of both. Raises InputError: one is empty, unknown to the vocabulary, or both are too long."""
-        ids = self._ids("prompt", prompt), self._ids("completion", completion)
+        ids = self._parted(prompt, completion) if self._part else self._apart(prompt, completion)
         positions = len(ids[0]) + len(ids[1]) - 1
         if positions > self.context:
             raise InputError(
@@ -136,15 +139,40 @@ class TextInfluence(Engine):
             )
         return ids
 
+    def seam(self, prompt: str, completion: str) -> str:
+        """What a tokenizer does where prompt and completion meet, if anything is to be said; see ``TokenNote``."""
+        if not self._part or not (prompt and completion):
+            return ""
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always", TokenNote)
+            self._part(prompt, completion)
+        return str(said[0].message) if said else ""
+
+    def _parted(self, prompt: str, completion: str) -> tuple[list[int], list[int]]:
+        """By a tokenizer, both as one text."""
+        for what, text in (("prompt", prompt), ("completion", completion)):
+            self._check_any(what, text)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", TokenNote)  # ``seam`` says it
+            ids: tuple[list[int], list[int]] = self._part(prompt, completion)  # type: ignore[misc]
+        return ids
+
+    def _apart(self, prompt: str, completion: str) -> tuple[list[int], list[int]]:
+        return self._ids("prompt", prompt), self._ids("completion", completion)
+
     def _ids(self, what: str, text: str) -> list[int]:
         try:
             ids = self.corpus.vocabulary.encode(text)
         except ValueError as error:
             raise InputError(f"the {what} cannot be read: {error}") from None
-        if not ids:
+        self._check_any(what, ids)
+        return ids
+
+    @staticmethod
+    def _check_any(what: str, came: Sequence[object]) -> None:
+        if not came:
             why = "the model reads first" if what == "prompt" else "the question is about: how likely it is then"
             raise InputError(f"the {what} is empty; expected at least one token, the text that {why}. Type some.")
-        return ids
 
     def question(self, prompt: str, completion: str) -> Question:
         """What the model makes of the completion, and what it would say itself. Raises InputError as ``encode``."""
@@ -256,16 +284,26 @@ class TextInfluence(Engine):
         """Training sequence n as a prompt and a completion: its last word, and as much before it as the model reads."""
         pieces = self.corpus.vocabulary.pieces(self.corpus.sequences[n][-(self.context + 1) :])
         at = len(pieces) - 1
-        while not self.words.by_word and at > 1 and (not pieces[at].strip() or pieces[at - 1].strip()):
-            at -= 1  # back to the first character of the last word
+        while not self.words.by_word and at > 1 and not _begins_word(pieces, at):
+            at -= 1
         then = "".join(pieces[at:])
-        return "".join(pieces[:at]), then.strip() or then
+        return "".join(pieces[:at]), then if self._part else then.strip() or then
 
     def passage(self, n: int) -> Passage:
         """Training sequence n, its place, and its neighbours."""
         pieces = tuple(self.corpus.vocabulary.pieces(self.corpus.sequences[n]))
         before, after = self.corpus.neighbours(n)
         return Passage(n, self.corpus.place(n), pieces, before, after)
+
+
+def _begins_word(pieces: Sequence[str], at: int) -> bool:
+    """Whether a word's first character stands in that piece, with a blank before it or in it."""
+    return bool(pieces[at].strip()) and (pieces[at][0].isspace() or not pieces[at - 1].strip())
+
+
+def _pieces_of(corpus: Corpus) -> Iterator[str]:
+    """The text of every token that occurs."""
+    return (corpus.vocabulary.pieces([k])[0] for k in {k for ids in corpus.sequences for k in ids})
 
 
 def index_size(model: nn.Module, train: Data, curvature: Kronecker, dtype: torch.dtype | None = None) -> str:

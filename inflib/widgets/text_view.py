@@ -9,7 +9,7 @@ import math
 from html import escape
 from itertools import pairwise
 
-from .heat import steps, token_name, visible
+from .heat import hottest, steps, token_name, visible
 from .layer_bars import LayerBar
 from .passages import HeatedText
 from .text_answer import RankedText, TextAnswer
@@ -17,7 +17,9 @@ from .text_words import Words
 
 
 def vocabulary_html(words: Words) -> str:
-    """What may be asked, folded away."""
+    """What may be asked, folded away; of a tokenizer's texts there is nothing to list."""
+    if not words.all:
+        return '<div class="inflib-quiet">Any text may be asked.</div>'
     listed = (" " if words.by_word else "").join(map(visible, words.all))
     return (
         '<details class="inflib-vocabulary"><summary data-lm-suppress-shortcuts="true" style="cursor:pointer">What may '
@@ -62,8 +64,9 @@ def bars_of(answer: TextAnswer) -> tuple[list[LayerBar], str]:
 
 def heated(answer: TextAnswer, ranked: RankedText, limit: float) -> HeatedText:
     """A sequence of one of the lists."""
-    one, number, values = ranked.passage, answer.scale.number, ranked.shown_tokens
-    names = [token_name(piece) for piece in one.pieces]
+    one, number = ranked.passage, answer.scale.number
+    pieces, values = hottest(one.pieces, ranked.shown_tokens)
+    names = [token_name(piece) for piece in pieces]
     if answer.settings.heat == "position":  # reads one, predicts the next
         names = [*(f"{read} → {said}" for read, said in pairwise(names)), names[-1]]
     return HeatedText(
@@ -72,7 +75,7 @@ def heated(answer: TextAnswer, ranked: RankedText, limit: float) -> HeatedText:
         share=ranked.share,
         positive=ranked.shown > 0,
         place=one.place,
-        pieces=tuple(map(visible, one.pieces)),
+        pieces=tuple(map(visible, pieces)),
         names=tuple(names),
         steps=tuple(steps(values, limit).tolist()),
         numbers=tuple("no value" if math.isnan(value) else number(value) for value in values.tolist()),
