@@ -63,7 +63,8 @@ def _adapters(model: nn.Module, layers: dict[str, Layer]) -> Iterator[Adapter]:
     for full, layer in layers.items():
         at, part, name = ("", "", *full.rsplit(".", 2))[-3:]
         module: Any = modules.get(at)
-        if module is not None and all(hasattr(module, k) for k in ("active_adapters", "disable_adapters")):
+        # transformers' models have both names too, as methods
+        if isinstance(getattr(module, "active_adapters", None), (list, tuple)) and hasattr(module, "disable_adapters"):
             yield Adapter(layer, module, at, part, name)
 
 
