@@ -24,9 +24,8 @@ def board_figure(board: Board, measurements: Sequence[str] | None = None, *, wid
     asked = known if measurements is None else list(measurements)
     missing = [name for name in asked if name not in known]
     if missing or not asked:
-        raise ValueError(
-            f"measurement {(missing or [None])[0]!r} is not on the board; expected some of {', '.join(known)}."
-        )
+        came = repr(missing[0]) if missing else "none"
+        raise ValueError(f"measurement {came} is not on the board; expected some of {', '.join(known)}.")
     methods = list(dict.fromkeys(row.method for row in board.rows))
     figure, axes = plt.subplots(
         1, len(asked), sharey=True, squeeze=False, figsize=(1.6 + width * len(asked), 0.8 + 0.32 * len(methods))
