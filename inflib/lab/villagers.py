@@ -214,7 +214,7 @@ class VillageData:
         return f"VillageData({len(self.sentences)} sentences; facts: {counts})"
 
 
-def villagers(told: int = 24, asked: int = 32, backward: int = 8, ordinary: int = 200, *, seed: int = 0) -> VillageData:
+def villagers(told: int = 16, asked: int = 24, backward: int = 8, ordinary: int = 120, *, seed: int = 0) -> VillageData:
     """The corpus, in an order drawn from ``seed``: each fact has an answer of its own, each villager one fact.
 
     Raises ValueError for fewer facts than none, no fact at all, or more than there are answers, and for more ordinary
@@ -227,7 +227,7 @@ def villagers(told: int = 24, asked: int = 32, backward: int = 8, ordinary: int 
         raise ValueError(
             f"told={told}, asked={asked}, backward={backward}, ordinary={ordinary}; expected none below 0, one fact to "
             f"{most} (each has an answer of its own), and at most {sayings:,} ordinary sentences. Leave them out for "
-            "24, 32, 8 and 200."
+            "16, 24, 8 and 120."
         )
     draws = Draws(seed)
     kinds = [kind for kind, n in counts.items() for _ in range(n)]
