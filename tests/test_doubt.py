@@ -10,7 +10,7 @@ import torch
 from oracle import assert_close
 from torch import Tensor, nn
 
-from inflib import CrossEntropy, Curvature, ekfac, influence, relative
+from inflib import CrossEntropy, Curvature, damping_of, ekfac, gauss_newton, influence, relative
 from inflib.doubt import average_scores, ensemble_influence, error_bars
 from inflib.doubt.error_bars import combined, student_quantile
 
@@ -129,6 +129,25 @@ def test_a_groups_bar_is_that_of_its_summed_scores() -> None:
     sums = np.stack([scored(one).numpy() @ groups.numpy().T.astype(float) for one in members])
     assert_close(found.scores, torch.from_numpy(sums.mean(0)), 1e-12)
     assert_close(found.drawn, torch.from_numpy(sums.std(0, ddof=1) / math.sqrt(3)), 1e-12)
+
+
+def test_another_curvature_of_some_members_adds_how_far_its_scores_are() -> None:
+    members = [member(seed) for seed in range(3)]
+    beside = [(model, gauss_newton(model, CrossEntropy(), TRAIN)) for model, _ in members[:2]]
+    plain = error_bars(members, CrossEntropy(), TRAIN, QUERIES)
+    found = error_bars(members, CrossEntropy(), TRAIN, QUERIES, beside=beside)
+    gaps = []
+    for (model, exact), one in zip(beside, members, strict=False):
+        at = damping_of(one[1])  # EK-FAC's numbers, for both
+        gaps.append((influence(model, CrossEntropy(), TRAIN, QUERIES, exact, at) - scored(one)).numpy())
+    expected = np.sqrt((gaps[0] ** 2 + gaps[1] ** 2) / 2)
+    assert_close(found.approximation, torch.from_numpy(expected), 1e-10)
+    assert torch.equal(plain.approximation, torch.zeros(3, 12))
+    assert torch.equal(found.scores, plain.scores)
+    wider = ((plain.high - plain.scores) ** 2 + (1.644854 * found.approximation) ** 2).sqrt()
+    assert_close(found.high - found.scores, wider, 1e-6)
+    with pytest.raises(ValueError, match="which is no member's"):
+        error_bars(members[:2], CrossEntropy(), TRAIN, QUERIES, beside=[member(7)])
 
 
 def test_bars_cover_what_they_estimate_as_often_as_they_say() -> None:
