@@ -125,6 +125,9 @@ def _after(
 
 
 def _right(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Whether the largest output is the target class; of numbers and sequences nothing is right or wrong."""
+    if targets.is_floating_point() or targets.ndim != 1:
+        return torch.zeros(len(outputs)).to(outputs)
     return (outputs.argmax(-1) == targets).to(outputs)
 
 
