@@ -186,18 +186,19 @@ def own_layer(pair: Pair, inverse: Tensor, Q_S: Tensor | None, Q_A: Tensor | Non
 
     For one position G̃ = g̃ ⊗ ã is never built.
     """
-    pairs = [Pair(p.a.to(inverse), p.g.to(inverse)) for p in (pair, other) if p is not None]
+    pair = Pair(pair.a.to(inverse), pair.g.to(inverse))
+    other = pair if other is None else Pair(other.a.to(inverse), other.g.to(inverse))
     if isinstance(pair.a, OneHot):  # the other's a is the same
-        columns, others = (pair.a.columns(p.g) for p in (pairs[0], pairs[-1]))
+        columns, others = (pair.a.columns(p.g) for p in (pair, other))
         each = rotate(columns.rows, Q_S) * rotate(others.rows, Q_S) * inverse.T[columns.token]
         return columns.added(each.sum(1), len(pair.a))
     if pair.a.shape[1] == 1:
-        a, g = (rotate(pairs[0].a[:, 0], Q_A), rotate(pairs[0].g[:, 0], Q_S))
-        b, h = (a, g) if other is None else (rotate(pairs[1].a[:, 0], Q_A), rotate(pairs[1].g[:, 0], Q_S))
+        a, g = rotate(pair.a[:, 0], Q_A), rotate(pair.g[:, 0], Q_S)
+        b, h = (a, g) if other is pair else (rotate(other.a[:, 0], Q_A), rotate(other.g[:, 0], Q_S))
         return (((g * h) @ inverse) * (a * b)).sum(1)
-    if other is None:
-        return torch.cat([weighted(G.square_(), inverse) for G in rotated_gradients(pairs[0], Q_S, Q_A)])
-    both = zip(rotated_gradients(pairs[0], Q_S, Q_A), rotated_gradients(pairs[1], Q_S, Q_A), strict=True)
+    if other is pair:
+        return torch.cat([weighted(G.square_(), inverse) for G in rotated_gradients(pair, Q_S, Q_A)])
+    both = zip(rotated_gradients(pair, Q_S, Q_A), rotated_gradients(other, Q_S, Q_A), strict=True)
     return torch.cat([weighted(G.mul_(H), inverse) for G, H in both])
 
 

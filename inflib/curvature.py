@@ -228,7 +228,7 @@ def describe(curvature: Curvature) -> str:
     labels = f"{facts.labels} labels" + (
         f" ({facts.draws} draws, seed {facts.seed})" if facts.labels == "sampled" else ""
     )
-    shared = ", positions reduced" if facts.sharing == "reduce" else ""
+    shared = {"reduce": ", positions reduced", "gradients": ", by whole gradients"}.get(facts.sharing, "")
     width = max(len(name) for name in means)
     lines = [f"{facts.method} curvature, {labels}, {facts.examples} examples{shared}"]
     lines += [f"  {k:{width}}  ({o}, {i})  mean eigenvalue {means[k]:.3g}" for k, (o, i) in curvature.shapes.items()]

@@ -10,7 +10,8 @@ That counts every position of an example (a token, a pixel) as an example of its
 linear networks with a loss at every position. ``sharing="reduce"`` takes an example's positions together, A = Σ ā āᵀ /
 examples and S = Σ ḡ ḡᵀ / examples with ā the mean of a and ḡ the sum of g over them: exact for linear networks whose
 outputs are averaged over positions before the loss, as after global pooling (Eschenhagen et al. 2023,
-"Kronecker-Factored Approximate Curvature for Modern Neural Network Architectures").
+"Kronecker-Factored Approximate Curvature for Modern Neural Network Architectures"). ``sharing="gradients"`` takes whole
+gradients instead (gradient_moments.py).
 
 Two kinds of layers are always counted in the way that is right for them. A normalisation's scale and shift have their
 own gradients for g and 1 for a, so positions together make S ⊗ A their exact block. An embedding's a are unit vectors,
@@ -19,7 +20,7 @@ whose A is diagonal by positions: the tokens' frequencies, a vector.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from numbers import Integral
 from pathlib import Path
@@ -32,7 +33,8 @@ from .checkpoint import Checkpoint, Done, Tensors
 from .coverage import select_and_say
 from .fingerprints import hash_weights
 from .finite import check_finite
-from .hooks import Recording, aligned
+from .gradient_moments import add_products, add_squares, trace
+from .hooks import Pair, Recording
 from .layers import Layer, LayerSpec, OneHot
 from .memory import check_factors
 from .objectives import Objective, check_objective, label_kind, label_seeds
@@ -42,9 +44,9 @@ from .placement import check_mode, plain_numbers
 from .positions import present_means, present_rows
 from .proof import Proof
 from .randomness import check_seed
+from .symmetric import add_rows, laid, mirrored
 
-STRIP = 96  # columns: a narrower product gains nothing from its symmetry
-SHARING = ("expand", "reduce")
+SHARING = ("expand", "reduce", "gradients")
 
 
 @dataclass(frozen=True)
@@ -86,8 +88,8 @@ class Fit:
             )
         if sharing not in SHARING:
             raise ValueError(
-                f"sharing={sharing!r}; expected 'expand' (each position counts by itself) or 'reduce' (an example's "
-                "positions count together). Leave it at sharing='expand'."
+                f"sharing={sharing!r}; expected 'expand' (each position counts by itself), 'reduce' (an example's "
+                "positions count together) or 'gradients' (its whole gradient counts). Leave it at sharing='expand'."
             )
         check_seed(seed)
         check_mode(model)
@@ -179,7 +181,7 @@ class Moments:
 
     A_sum: dict[str, Tensor]  # (i, i) per layer; of an embedding the diagonal, (i,)
     S_sum: dict[str, Tensor]  # (o, o) per layer; of an unembedding that an embedding reads the diagonal, (o,)
-    positions: dict[str, int]  # examples × positions (T) per layer, without padding
+    positions: dict[str, float]  # examples × positions (T) per layer, without padding; of whole gradients Σ ‖Dθ‖²
     examples: int
 
     def A(self, layer: str) -> Tensor:
@@ -230,17 +232,23 @@ def accumulate_moments(fit: Fit) -> Moments:
 
     for batch, recording, seeds in fit.recordings(0, "second moments", check=True, done=done):
         there = padding.present(batch, recording)
-        for name in fit.layers:
+        whole = [name for name in fit.layers if fit.sharing_of(name) == "gradients"]
+        for name in (name for name in fit.layers if name not in whole):
             positions[name] += _add_activations(A, name, recording.activations[name], there[name], fit.sharing_of(name))
+        squares: dict[str, Tensor] = {}
         check_finite("activations", A, batch.index)
         for seed_, weight in seeds:
             g = recording.gradients(seed_, last=fit.one_seed)
-            for name in fit.layers:
-                rows = _gradient_rows(g.pop(name), fit.sharing_of(name))
+            for name in whole:
+                add_products(A, S, squares, name, Pair(recording.activations[name], g.pop(name)), weight)
+            for name in g:
+                rows = _gradient_rows(g[name], fit.sharing_of(name))
                 if fit.layers[name].diagonal == "S":
                     S[name] = S.get(name, 0) + weight * rows.square().sum(0)
                 else:
-                    _add(S, name, rows, weight)
+                    add_rows(S, name, rows, weight)
+        add_squares(A, squares, recording.activations)
+        positions |= {name: trace(A[name]) for name in whole}
         check_finite("output gradients", S, batch.index)
         examples += batch.size
         del recording, seeds
@@ -248,7 +256,7 @@ def accumulate_moments(fit: Fit) -> Moments:
             save()
     if fit.kept and not done.whole:
         save(whole=True)
-    return Moments(_mirrored(A, fit.layers), _mirrored(S, fit.layers), positions, examples)
+    return Moments(mirrored(A, fit.layers), mirrored(S, fit.layers), positions, examples)
 
 
 def check_uses(layers: dict[str, Layer]) -> None:
@@ -261,14 +269,14 @@ def check_uses(layers: dict[str, Layer]) -> None:
         )
 
 
-def _begun(fit: Fit) -> tuple[Tensors, Tensors, dict[str, int], int, Done]:
+def _begun(fit: Fit) -> tuple[Tensors, Tensors, dict[str, float], int, Done]:
     """A, S, positions, examples and how far they go: empty, or as a checkpoint has them."""
     held = fit.kept.read("moments")
     if held is None:
         return {}, {}, dict.fromkeys(fit.layers, 0), 0, Done()
     tensors, counts, done = held
     A, S = (
-        {name: _laid(tensors[f"{side}/{name}"].to(layer.weight.device)) for name, layer in fit.layers.items()}
+        {name: laid(tensors[f"{side}/{name}"].to(layer.weight.device)) for name, layer in fit.layers.items()}
         for side in ("A", "S")
     )
     return A, S, counts["positions"], counts["examples"], done
@@ -281,7 +289,7 @@ def _add_activations(A: dict[str, Tensor], name: str, a: Tensor, there: Tensor |
         A[name] = A[name] + counts if name in A else counts
         return rows
     found = _activation_rows(a, there, sharing)
-    _add(A, name, found, 1.0)
+    add_rows(A, name, found, 1.0)
     return len(found)
 
 
@@ -296,31 +304,3 @@ def _gradient_rows(g: Tensor, sharing: str) -> Tensor:
     """g (B, T, o) as (B·T, o) rows, or summed over positions (B, o)."""
     g = g.to(accumulator(g.dtype))
     return g.flatten(0, 1) if sharing == "expand" else g.sum(1)
-
-
-def _add(sums: dict[str, Tensor], name: str, rows: Tensor, weight: float) -> None:
-    """sums[name] += weight · rowsᵀ rows on and above the diagonal, in strips.
-
-    Four strips of a symmetric product are five eighths of its multiplications.
-    """
-    d = rows.shape[1]
-    if name not in sums:
-        sums[name] = _laid(rows.new_zeros(d, d))
-    strip = max(STRIP, aligned(-(-d // 4)))
-    for start in range(0, d, strip):
-        part = slice(start, start + strip)
-        sums[name][part, start:].addmm_(rows[:, part].T, rows[:, start:], alpha=weight)
-
-
-def _laid(matrix: Tensor) -> Tensor:
-    """A copy whose rows begin where products are fast: also of what was saved, or it would be rounded otherwise."""
-    if matrix.ndim == 1:
-        return matrix.clone()
-    d = len(matrix)
-    rows = matrix.new_zeros(d, aligned(d))[:, :d]
-    return rows.copy_(matrix)
-
-
-def _mirrored(sums: dict[str, Tensor], order: Iterable[str]) -> dict[str, Tensor]:
-    """The whole symmetric matrices of sums kept on and above the diagonal; a diagonal by itself as it is."""
-    return {n: sums[n].triu() + sums[n].triu(1).T if sums[n].ndim == 2 else sums[n] for n in order}

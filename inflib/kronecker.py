@@ -149,7 +149,8 @@ def ekfac(
     labels: "expected", "sampled" (``draws`` labels an example from the model, fresh in each pass, from ``seed``),
             "observed" (the empirical Fisher), or None for the objective's default.
     sharing: in a layer applied at many positions, what makes a row of A and S: "expand", each position; "reduce", the
-            mean of a and the sum of g over an example's positions (see kfac.py). Λ is exact in either basis.
+            mean of a and the sum of g over an example's positions (see kfac.py); "gradients", whole gradients in every
+            layer, which with many positions costs what Λ costs once more (see gradient_moments.py). Λ is exact in any.
     checkpoint: a folder for the sums so far, saved now and then, and for the eigenvectors. The same call goes on where
             a call that was killed stopped, and ends with the same bits. Remove it once the curvature is saved.
 

@@ -147,7 +147,10 @@ def predicted_change(scores: Tensor, n_train: int, remove: bool = True) -> Tenso
 def contribution(scores: Tensor, n_train: int) -> Tensor:
     """score/N: what the measurement is expected to lose if the example is removed, positive for proponents.
 
-    The course's one sign and unit: minus ``predicted_change(scores, n_train)``, in the measurement's units.
+    The course's one sign and unit: minus ``predicted_change(scores, n_train)``, in the measurement's units. Trust the
+    order: on the course's digits EK-FAC's contributions are, on average over training examples, worth 0.08 to 0.21 of
+    themselves by exact G, another share for each query; after one refinement step 0.3, after ten 0.9. Where sizes
+    matter take scores from ``refine``; ``precondition`` tells each query's residual.
     """
     return predicted_change(scores, n_train, remove=False)
 

@@ -448,7 +448,7 @@ def errors() -> dict[str, Row]:
             fit(sharing="mean"),
             value,
             r"sharing='mean'",
-            r"expected 'expand' .* or 'reduce'",
+            r"expected 'expand' .*, 'reduce' .* or 'gradients'",
             r"Leave it at sharing='expand'",
         ),
         # whatever the labels: the facts of a curvature hold its seed

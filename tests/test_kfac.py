@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import Any
 
 import pytest
@@ -13,7 +12,8 @@ from oracle import LOSSES, Problem, assert_close, block_diag, kron, perceptron_m
 from torch import Tensor, nn
 
 from inflib import CrossEntropy, SquaredError, ekfac, kfac
-from inflib.kfac import STRIP, second_moments
+from inflib.kfac import second_moments
+from inflib.symmetric import STRIP
 
 FUNCTIONS = {"tanh": torch.tanh, "relu": torch.relu, "linear": lambda h: h}
 pytestmark = pytest.mark.usefixtures("float64")
@@ -328,14 +328,16 @@ def test_a_reduced_curvature_says_so() -> None:
 @pytest.mark.parametrize("sharing", ["mean", None, True])
 def test_an_unknown_sharing_is_refused(fit: Any, sharing: Any) -> None:
     case = make()
-    with pytest.raises(ValueError, match=rf"sharing={sharing!r}; expected 'expand'.*or 'reduce'.*sharing='expand'"):
+    with pytest.raises(
+        ValueError, match=rf"sharing={sharing!r}; expected 'expand'.*'reduce'.*or 'gradients'.*sharing='expand'"
+    ):
         fit(case.model, case.objective, case.train, sharing=sharing, progress=False)
 
 
 @pytest.mark.parametrize("strip", [1, STRIP])
 @pytest.mark.parametrize(("i", "o"), [(15, 40), (47, 33), (96, 97), (250, 130)])
 def test_the_strips_of_a_wide_layer_reach_every_corner(i: int, o: int, strip: int, monkeypatch: Any) -> None:
-    monkeypatch.setattr(import_module("inflib.kfac"), "STRIP", strip)  # inflib.kfac is the function
+    monkeypatch.setattr("inflib.symmetric.STRIP", strip)
     layer, x, y = nn.Linear(i, o), torch.randn(5, i), torch.randn(5, o)
     moments = second_moments(layer.eval(), SquaredError(), [(x[:2], y[:2]), (x[2:], y[2:])], labels="observed")
     a, g = torch.cat([x, torch.ones(5, 1)], 1), (layer(x) - y).detach()

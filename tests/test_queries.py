@@ -91,6 +91,19 @@ def test_sets_are_sums_however_the_layers_are_used(animal: str) -> None:
     assert_close(index.scores(prepared, damping=numbers, keep=("layer",)), expected, 1e-10)
 
 
+def test_a_set_may_hold_queries_of_different_lengths() -> None:
+    case = zoo("tokens")
+    x, y = case.x, case.y
+    queries = [(x[:1, :3], y[:1]), (x[1:2], y[1:2]), (x[2:3, :2], y[2:3]), (x[:1], y[:1])]
+    curvature = fit(case)
+    each = torch.cat([scored(case, curvature, 0.1, queries=[query]) for query in queries])
+    expected = torch.stack([each[1] + each[2], each[0] + each[3]])
+    assert_close(scored(case, curvature, 0.1, queries=queries, sets=[1, 0, 0, 1]), expected, 1e-11)
+    index = TrainIndex.build(case.model, case.objective, case.train, curvature, progress=False)
+    came = index.influence(case.model, case.objective, queries, damping=0.1, sets=[1, 0, 0, 1])
+    assert_close(came, expected, 1e-11)
+
+
 def test_a_set_is_one_vector_in_a_solve_whatever_its_size() -> None:
     case = make(n=9, queries=5)
     refined = refine(fit(case), case.model, case.objective, case.train, steps=2, progress=False)
