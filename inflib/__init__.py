@@ -51,6 +51,7 @@ from .implicit import Implicit, refine
 from .index import Store, TrainIndex, load_index, save
 from .kronecker import Kronecker, diagonal, ekfac, identity, kfac
 from .layers import everything, register, untied, without_biases
+from .low_rank import LowRankNote
 from .objectives import (
     Bernoulli,
     CrossEntropy,
@@ -84,6 +85,7 @@ __all__ = [
     "Implicit",
     "IndefiniteWarning",
     "Kronecker",
+    "LowRankNote",
     "NextToken",
     "Objective",
     "PaddingNote",

@@ -20,6 +20,7 @@ from .curvature import Curvature, Damping, check_stacks, layers_of
 from .finite import check_numbers
 from .hooks import Matrices
 from .kronecker import Kronecker
+from .low_rank import LowRank, LowRankQueries, check_low_rank
 from .objectives import Measurement, Objective
 from .order import check_order
 from .placement import plain_numbers
@@ -43,6 +44,7 @@ def influence(
     keep: Iterable[str] = (),
     sets: Sets = None,
     relative: str | None = None,
+    low_rank: LowRank = None,
     max_bytes: int = BYTE_BUDGET,
     progress: bool = True,
 ) -> Tensor:
@@ -60,6 +62,8 @@ def influence(
     relative:       "loss" divides each column by √(∇ℓ_nᵀ (C + λ)⁻¹ ∇ℓ_n), how much the example moves its own loss,
                     "weights" by ‖(C + λ)⁻¹ ∇ℓ_n‖, how far it moves the weights: what is left is said of this query
                     rather than of all (ℓ- and θ-RelatIF, Barshan et al. 2020). No longer dm/dε, hence no contribution.
+    low_rank:       for layers applied once an example: 1/(Λ + λ) by so many products of vectors, or as many as leave
+                    that share of it out (low_rank.py). Faster where pairs are many; a LowRankNote says how exact.
     max_bytes:      the largest temporary array; only speed depends on it. Queries whose preconditioned gradients take
                     more than four times that come in groups, each with a pass of its own over the training side.
 
@@ -68,6 +72,7 @@ def influence(
     """
     layers = layers_of(model, curvature)
     axes, size = kept(keep), _size_of(relative, curvature, damping, max_bytes)
+    check_low_rank(low_rank, axes.token or relative is not None or isinstance(queries, Solution))
     train = check_order(train, "train")
     groups: Preconditioned | list[Matrices]
     if isinstance(queries, Solution):
@@ -75,7 +80,11 @@ def influence(
     else:
         queries = check_order(queries, "queries")
         asked = gather(model, layers, objective, queries, "queries", measurement or "log_likelihood", progress)
-        groups = Preconditioned(added_up(asked, sets), curvature, damping, max_bytes)
+        asked = added_up(asked, sets)
+        if low_rank is not None:
+            terms = LowRankQueries.of(asked, curvature, damping, low_rank)
+            return terms.scores(Proof(model, layers, objective, batches=length(train)), train, axes.layer, progress)
+        groups = Preconditioned(asked, curvature, damping, max_bytes)
     scores: list[Tensor] = []
     proof = Proof(model, layers, objective, batches=length(train))
     for P, batches in passes(groups, train, "influence", progress):
