@@ -48,11 +48,12 @@ def eigenbasis(moments: Moments, kept: Checkpoint = NOWHERE) -> Eigenbasis:
             if matrix.ndim == 1:  # a diagonal, whose eigenvectors are the axes
                 values[name] = matrix
             else:
-                values[name], Q[name] = _kept_eigh(matrix, kept, f"basis-{at:04}-{side}")
+                values[name], Q[name] = kept_eigh(matrix, kept, f"basis-{at:04}-{side}")
     return Eigenbasis(Q_S, Q_A, lambda_S, lambda_A)
 
 
-def _kept_eigh(matrix: Tensor, kept: Checkpoint, file: str) -> tuple[Tensor, Tensor]:
+def kept_eigh(matrix: Tensor, kept: Checkpoint, file: str) -> tuple[Tensor, Tensor]:
+    """``eigh``, read where ``kept`` has it in that file."""
     if held := kept.read(file):
         values, vectors = (held[0][part].to(matrix) for part in ("values", "vectors"))
         return values, vectors.mT.contiguous().mT  # laid out as eigh's are, or products would be rounded otherwise

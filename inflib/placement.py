@@ -168,7 +168,16 @@ def _plain_generator(*_args: Any, **_kwargs: Any) -> Iterator[None]:
 
 
 def check_mode(model: nn.Module) -> None:
-    """Raise RuntimeError for a module whose mode makes one example's output depend on others or on luck."""
+    """Raise RuntimeError for a module whose mode makes one example's output depend on others or on luck.
+
+    Raises ValueError for weights of which a process holds only a part.
+    """
+    for name, parameter in model.named_parameters():
+        if type(parameter.data).__name__ == "DTensor":
+            raise ValueError(
+                f"parameter {name!r} is sharded over processes (fully_shard); expected whole weights in every process, "
+                "so build the model anew in each and load its full state dict into it."
+            )
     for name, module in model.named_modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
             raise RuntimeError(
