@@ -18,7 +18,7 @@ pbrf            minimise the proximal Bregman objective: what influence with dam
 from __future__ import annotations
 
 from .bank import Bank, BankRecipe, half_subsets, load_bank, load_published, make_bank, save_small, without
-from .board import Board, Measurement, Method, board, by_reference, by_retraining, by_size, halves
+from .board import Board, Measurement, Method, board, by_proximal, by_reference, by_retraining, by_size, halves
 from .calibration import Calibration, bank_calibration, calibration
 from .datamodeling import Datamodeling, ceiling, datamodeling
 from .intervals import Interval, bootstrap, rank_correlation
@@ -26,7 +26,7 @@ from .leave_k_out import LeftOut, leave_k_out
 from .leave_one_out import Refit, fit_linear, leave_one_out, left_out
 from .mislabels import Flipped, auc, flip_labels, placements, recall
 from .pbrf import NotConvergedWarning, Proximal, pbrf
-from .removal import Removal, nearest, random_same_class, remove_top
+from .removal import Removal, disputed, nearest, random_same_class, remove, remove_top
 from .retraining import Networks, Training, retrain, stack
 from .retrieval import Tail, recall_at, tail_exponent, top_share
 from .through_training import Run, ThroughTraining, through_training
@@ -55,12 +55,14 @@ __all__ = [
     "bank_calibration",
     "board",
     "bootstrap",
+    "by_proximal",
     "by_reference",
     "by_retraining",
     "by_size",
     "calibration",
     "ceiling",
     "datamodeling",
+    "disputed",
     "fit_linear",
     "flip_labels",
     "half_subsets",
@@ -78,6 +80,7 @@ __all__ = [
     "rank_correlation",
     "recall",
     "recall_at",
+    "remove",
     "remove_top",
     "retrain",
     "save_small",

@@ -21,6 +21,7 @@ from .bank import Bank
 from .calibration import calibration
 from .datamodeling import ceiling, lds, sides
 from .intervals import Interval
+from .pbrf import Proximal
 
 Scores = Callable[[Any], Tensor]  # dial → scores (Q, N) of all queries
 
@@ -47,6 +48,7 @@ class Measurement:
 
     of: Callable[[Tensor, Tensor, int], Interval]  # scores (Q', N), the queries' positions (Q',), resamples → a value
     ceiling: Interval | None = None
+    note: str = ""  # what was left out, for the reader of the table
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,7 @@ class Board:
 
     rows: tuple[Row, ...]
     ceilings: dict[str, Interval] = field(default_factory=dict)
+    notes: dict[str, str] = field(default_factory=dict)
 
     def value(self, method: str, measurement: str) -> Interval:
         """A method's value. Raises KeyError for what is not on the board."""
@@ -88,20 +91,21 @@ class Board:
             lines.append((r.method, dial, r.labels, r.measurement, value, f"{r.passes:g}"))
         lines += [("ceiling", "", "", name, f"{top:.3f}", "") for name, top in self.ceilings.items()]
         widths = [max(len(line[k]) for line in lines) for k in range(6)]
-        return "\n".join(
-            "  ".join(text.ljust(w) for text, w in zip(line, widths, strict=True)).rstrip() for line in lines
-        )
+        padded = ([text.ljust(w) for text, w in zip(line, widths, strict=True)] for line in lines)
+        return "\n".join(["  ".join(line).rstrip() for line in padded] + [f"{k}: {v}" for k, v in self.notes.items()])
 
     def to_json(self) -> str:
         """As JSON; ``Board.from_json`` reads it back."""
-        held = {"rows": [asdict(r) for r in self.rows], "ceilings": {k: asdict(v) for k, v in self.ceilings.items()}}
+        tops = {k: asdict(v) for k, v in self.ceilings.items()}
+        held = {"rows": [asdict(r) for r in self.rows], "ceilings": tops, "notes": self.notes}
         return json.dumps(held, indent=1, default=str)
 
     @classmethod
     def from_json(cls, text: str) -> Board:
         """The board that ``to_json`` wrote."""
         held = json.loads(text)
-        return cls(tuple(Row(**r) for r in held["rows"]), {k: Interval(**v) for k, v in held["ceilings"].items()})
+        tops = {k: Interval(**v) for k, v in held["ceilings"].items()}
+        return cls(tuple(Row(**r) for r in held["rows"]), tops, held["notes"])
 
     def __repr__(self) -> str:
         return self.table()
@@ -157,7 +161,7 @@ def board(
             v = measurement.of(scores[reported], reported, resamples)
             rows.append(Row(name, dial, method.labels, what, v.mean, v.low, v.high, method.passes))
     tops = {what: m.ceiling for what, m in measurements.items() if m.ceiling is not None}
-    return Board(tuple(rows), tops)
+    return Board(tuple(rows), tops, {what: m.note for what, m in measurements.items() if m.note})
 
 
 # --- measurements ----------------------------------------------------------------------------------------------
@@ -181,6 +185,24 @@ def by_reference(reference: Tensor, which: Tensor | None = None) -> Measurement:
     """
     columns = slice(None) if which is None else which
     return Measurement(lambda s, rows, n: calibration(s[:, columns], reference[rows], resamples=n).correlation)
+
+
+def by_proximal(found: Proximal, which: Sequence[int]) -> Measurement:
+    """Mean per-query Pearson correlation with the proximal Bregman responses to the examples ``which``.
+
+    Minimisations that did not converge, as on a network that interpolates its data, are left out and counted in the
+    board's note. Raises ValueError where fewer than three are left.
+    """
+    done = found.converged
+    left = f"{int((~done).sum())} of {len(done)} proximal objectives did not converge"
+    if int(done.sum()) < 3:
+        raise ValueError(
+            f"{left}; expected at least 3 that did. Give more damping, train with weight decay or smooth activations, "
+            "or allow pbrf more max_steps."
+        )
+    columns = torch.as_tensor(which)[done]
+    reference = by_reference(found.response[:, done], columns)
+    return Measurement(reference.of, note="" if bool(done.all()) else f"{left}, and are left out")
 
 
 def _always(scores: Tensor) -> Scores:

@@ -12,6 +12,7 @@ query's class, and nearest neighbours, which know nothing of the network (pixels
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -73,22 +74,76 @@ def remove_top(
             )
     if not ks or min(ks) < 1 or max(ks) >= recipe.examples:
         raise ValueError(f"ks={tuple(ks)}; expected numbers of examples from 1 to {recipe.examples - 1}.")
-    keys = [(name, k) for name in rankings for k in ks]
     firsts = {name: r.argsort(dim=1, descending=True, stable=True)[:, : max(ks)] for name, r in rankings.items()}
-    flips, change = ({key: torch.zeros(len(asked), dtype=torch.float64) for key in keys} for _ in range(2))
-    work = [(seed, key) for seed in range(seeds) for key in keys]
+    groups = {(name, k): firsts[name][:, :k].tolist() for name in rankings for k in ks}
+    return remove(
+        recipe,
+        groups,
+        queries=asked,
+        seeds=seeds,
+        measurement=measurement,
+        at_once=at_once,
+        progress=progress,
+        **options,
+    )
+
+
+def remove(
+    recipe: BankRecipe,
+    groups: Mapping[tuple[str, int], Sequence[Sequence[int]]],
+    *,
+    queries: Tensor | None = None,
+    seeds: int = 1,
+    measurement: Any = "margin",
+    at_once: int = 100,
+    progress: bool = True,
+    **options: Any,
+) -> Removal:
+    """Retrain without each query's group of examples: {(name, number): Q groups of positions}.
+
+    A group may be empty, where there is nothing to remove: nothing changes. Other arguments as for ``remove_top``.
+    Raises ValueError for another number of groups than of queries.
+    """
+    asked = torch.arange(_count(recipe)) if queries is None else queries
+    wrong = [key for key, own in groups.items() if len(own) != len(asked)]
+    if wrong:
+        raise ValueError(f"{wrong[0]} has {len(groups[wrong[0]])} groups; expected {len(asked)}, one for each query.")
+    flips, change = ({key: torch.zeros(len(asked), dtype=torch.float64) for key in groups} for _ in range(2))
+    work = [(seed, key) for seed in range(seeds) for key in groups]
     before: dict[int, tuple[Tensor, Tensor]] = {}
-    for seed, (name, k) in bar(work, len(work), "removal", "set") if progress else work:
+    whole, own = torch.ones(1, recipe.examples, dtype=torch.bool), torch.arange(len(asked))
+    for seed, key in bar(work, len(work), "removal", "set") if progress else work:
         if seed not in before:
-            whole = torch.ones(1, recipe.examples, dtype=torch.bool)
             measured, right = _after(recipe, seed, whole, measurement, at_once, options)
             before[seed] = measured[0, asked], right[0, asked]
-        masks = without(recipe.examples, firsts[name][:, :k].tolist())
+        masks = torch.cat([without(recipe.examples, [group]) if len(group) else whole for group in groups[key]])
         measured, right = _after(recipe, seed, masks, measurement, at_once, options)
-        own = torch.arange(len(asked))
-        change[name, k] += (measured[own, asked] - before[seed][0]) / seeds
-        flips[name, k] += (before[seed][1] * (1 - right[own, asked])) / seeds
+        change[key] += (measured[own, asked] - before[seed][0]) / seeds
+        flips[key] += (before[seed][1] * (1 - right[own, asked])) / seeds
     return Removal(flips, change)
+
+
+def disputed(one: Tensor, other: Tensor, k: int, labels: Tensor) -> tuple[list[list[int]], list[list[int]]]:
+    """For each query, what is among the first k of one ranking (Q, N) and not of the other's, matched in class.
+
+    Of either ranking's own examples the first of each class are kept, as many as the other has of that class: removing
+    the one group or the other, equal in number and in classes, tells which ranking is right where they differ.
+    """
+    groups: tuple[list[list[int]], list[list[int]]] = ([], [])
+    for a, b in zip(one, other, strict=True):
+        first, second = (r.argsort(descending=True, stable=True)[:k].tolist() for r in (a, b))
+        own = [[n for n in first if n not in second], [n for n in second if n not in first]]
+        counts = [Counter(int(labels[n]) for n in members) for members in own]
+        for members, found in zip(own, groups, strict=True):
+            room = counts[0] & counts[1]
+            found.append([n for n in members if _taken(room, int(labels[n]))])
+    return groups
+
+
+def _taken(room: Counter[int], label: int) -> bool:
+    """Whether there was room for one more of that class; then there is one less."""
+    room[label] -= 1
+    return room[label] >= 0
 
 
 def random_same_class(labels: Tensor, query_labels: Tensor, seed: int = 0) -> Tensor:

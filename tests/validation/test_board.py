@@ -14,6 +14,7 @@ from inflib.validation.board import (
     Measurement,
     Method,
     board,
+    by_proximal,
     by_reference,
     by_retraining,
     by_size,
@@ -23,7 +24,8 @@ from inflib.validation.board import (
 from inflib.validation.calibration import bank_calibration, calibration
 from inflib.validation.intervals import Interval
 from inflib.validation.leave_k_out import LeftOut, leave_k_out
-from inflib.validation.removal import nearest, random_same_class, remove_top
+from inflib.validation.pbrf import Proximal
+from inflib.validation.removal import disputed, nearest, random_same_class, remove, remove_top
 
 # --- calibration -----------------------------------------------------------------------------------------------------
 
@@ -141,6 +143,25 @@ def test_removing_what_an_answer_rests_on_flips_it_and_removing_the_rest_does_no
     assert found.mean_change("own", 1).mean < 0 and found.flip_rate("own", 1).mean >= flipped / 3
 
 
+def test_what_two_rankings_dispute_is_matched_in_class_and_number():
+    labels = torch.tensor([0, 0, 0, 1, 1, 1, 1])
+    one = torch.tensor([[9.0, 8, 0, 7, 6, 0, 0]])  # first four: 0 1 3 4
+    other = torch.tensor([[9.0, 0, 1, 7, 0, 8, 2]])  # first four: 0 5 3 6
+    assert disputed(one, other, 4, labels) == ([[4]], [[5]])  # 1 (class 0) has no partner, 6 is one too many
+    assert disputed(one, one, 4, labels) == ([[]], [[]])
+    third = torch.tensor([[0.0, 0, 5, 0, 0, 4, 3]])  # first three: 2 5 6
+    assert disputed(one, third, 3, labels) == ([[0, 3]], [[2, 5]])
+
+
+def test_where_nothing_is_removed_nothing_changes():
+    recipe = two_blobs()
+    found = remove(recipe, {("some", 1): [[], [3], []]}, seeds=1, progress=False)
+    change = found.change["some", 1]
+    assert change[[0, 2]].tolist() == pytest.approx([0, 0], abs=1e-12) and abs(float(change[1])) > 1e-6
+    with pytest.raises(ValueError, match=r"\('some', 1\) has 2 groups; expected 3"):
+        remove(recipe, {("some", 1): [[], []]}, progress=False)
+
+
 def test_simple_rankings_put_their_own_class_and_the_nearest_first():
     labels, own = torch.tensor([0, 1, 0, 1, 1]), torch.tensor([1, 0])
     order = random_same_class(labels, own).argsort(1, descending=True)
@@ -197,6 +218,21 @@ def test_all_measurements_report_at_the_dial_that_the_first_chose():
         -1.0,
         2.0,
     )
+
+
+def test_proximal_objectives_that_did_not_converge_are_left_out_and_counted():
+    response = noise(Q, 8)
+    converged = torch.tensor([True, True, False, True, True, True, False, True])
+    found = Proximal(response, response, {}, torch.zeros(8), converged, 0.1)
+    scores = torch.zeros(Q, N).double()
+    which = list(range(0, 16, 2))
+    scores[:, which] = response.masked_fill(~converged, 1e9)
+    made = board({"m": scores}, {"PBRF": by_proximal(found, which)}, halves(Q))
+    assert made.value("m", "PBRF").mean == pytest.approx(1)
+    assert made.table().endswith("PBRF: 2 of 8 proximal objectives did not converge, and are left out")
+    few = Proximal(response, response, {}, torch.zeros(8), torch.arange(8) < 2, 0.1)
+    with pytest.raises(ValueError, match=r"6 of 8 proximal objectives did not converge; expected at least 3"):
+        by_proximal(few, which)
 
 
 def test_a_board_reads_as_a_table_and_survives_json():
