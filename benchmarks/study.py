@@ -23,6 +23,7 @@ from inflib.validation import Bank, Board, board, by_retraining, by_size, halves
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "study.json"
+WIDE = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)  # of the transformer
 LOW, HIGH = (0.03, 0.1, 0.3, 1.0), (0.3, 1.0, 2.0, 5.0)  # dampings to choose from, in mean eigenvalues
 
 
@@ -105,7 +106,9 @@ def smooth() -> dict[str, Any]:
 
 def sentences() -> dict[str, Any]:
     """The course's transformer on a bank of its own."""
-    return compare("sentences", {"identity": (1, (None,)), "EK-FAC": (1, LOW), "refined": (1, HIGH, 20)})
+    return compare(
+        "sentences", {"identity": (1, (None,)), "K-FAC": (1, WIDE), "EK-FAC": (1, WIDE), "refined": (1, WIDE[2:], 10)}
+    )
 
 
 ITEMS: dict[str, Callable[[], dict[str, Any]]] = {

@@ -85,7 +85,7 @@ def removal() -> dict[str, Any]:
     body = torch.nn.Sequential(*list(model)[:-1])
     rankings = {
         "EK-FAC": mean_scores(recipe, "EK-FAC", 0.1)[asked],
-        "refined": mean_scores(recipe, "refined", 1.0, 20)[asked],
+        "refined": mean_scores(recipe, "refined", 2.0, 20)[asked],
         "identity": mean_scores(recipe, "identity", None)[asked],
         "random, same class": random_same_class(train[1], own),
         "pixels, same class": nearest(train[0], x[asked], train[1], own),

@@ -16,10 +16,12 @@ from torch import Tensor
 
 from inflib import curvature as curvatures
 from inflib import damping_of, ekfac, gauss_newton, identity, influence, kfac, refine
+from inflib.batches import mapped
 from inflib.validation import BankRecipe, Method
 
 KEPT = Path("build/study/scores")
 FIRST_SEED = 100
+PART = 25  # batches of queries whose refined scores are kept together
 PASSES = {"identity": 1, "K-FAC": 2, "EK-FAC": 3, "exact G": 11}  # fits and the training side; refined: + 3 a step
 _MODELS: dict[tuple[str, int], tuple] = {}
 
@@ -37,21 +39,29 @@ def method(recipe: BankRecipe, name: str, models: int, dampings: tuple, steps: i
 def kept(recipe: BankRecipe, seed: int, name: str, damping: float | None, steps: int) -> Tensor:
     """Scores (Q, N) of one network, from disk where they are there."""
     what = f"{recipe.name}-{recipe_hash(recipe)}-{seed}-{name}-{damping}-{steps}".replace(" ", "_")
-    path = KEPT / f"{what}.npy"
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        with open(partial, "wb") as file:
-            np.save(file, compute(recipe, seed, name, damping, steps).float().numpy())
-        partial.replace(path)
-    return torch.from_numpy(np.load(path)).double()
+    batches = recipe.asked(torch.float32)
+    parts = [batches[at : at + PART] for at in range(0, len(batches), PART)] if steps else [batches]
+    found = []
+    for k, queries in enumerate(parts):
+        path = KEPT / f"{what}{f'-{k}' if len(parts) > 1 else ''}.npy"
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial = path.with_suffix(".partial")
+            with open(partial, "wb") as file:
+                np.save(file, compute(recipe, seed, name, damping, steps, queries).float().numpy())
+            partial.replace(path)
+        found.append(torch.from_numpy(np.load(path)).double())
+    return torch.cat(found)
 
 
-def compute(recipe: BankRecipe, seed: int, name: str, damping: float | None, steps: int) -> Tensor:
-    """Scores (Q, N) of one network: EK-FAC's family in float64, conjugate gradients in float32."""
+def compute(
+    recipe: BankRecipe, seed: int, name: str, damping: float | None, steps: int, queries: list[tuple]
+) -> Tensor:
+    """Scores of one network on these queries: EK-FAC's family in float64, conjugate gradients in float32."""
     dtype = torch.float32 if name == "refined" else torch.float64
     model, plain = network(recipe, seed, dtype)
-    data, queries = recipe.data(2000, dtype), recipe.asked(dtype)
+    data = recipe.data(2000, dtype)
+    queries = [mapped(batch, lambda t: t.to(dtype) if t.is_floating_point() else t) for batch in queries]
     build: dict[str, Callable] = {
         "EK-FAC": lambda: plain,
         "K-FAC": lambda: kfac(model, recipe.objective, data, progress=False),
