@@ -1,8 +1,8 @@
 """A hundred retrainings as one batch, beside the same one by one: ``python benchmarks/retraining.py [--threads 2]``
 
 The network, data and training of the bank "decay". One by one is torch as anybody would write it: a module, an
-optimiser, a loss, a step. Prints CPU-seconds and seconds of the clock for a thousand networks, and, in float64, the largest
-difference between the two ways' losses.
+optimiser, a loss, a step. Prints CPU-seconds and seconds of the clock for a thousand networks, and, in float64, the
+largest difference between the two ways' losses.
 """
 
 from __future__ import annotations
