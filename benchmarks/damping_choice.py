@@ -1,10 +1,10 @@
 """Can the damping be chosen without retraining? Candidates beside the best of twelve values, on seven settings.
 
-    python benchmarks/damping_choice.py               # all settings, about 10 CPU-minutes; goes on where it was
+    python benchmarks/damping_choice.py               # all settings, about 5 CPU-minutes; goes on where it was
     python benchmarks/damping_choice.py --seconds 30  # some pieces of it
 
-For each setting, the LDS (margins of 40 queries, 100 half-subsets × 3 seeds) of EK-FAC's and of the refined scores (10
-steps) of one network at twelve dampings, λ_layer = f · mean Λ_layer, and where each candidate would have gone:
+For each setting, the LDS (margins of 40 queries, 100 half-subsets × 2 seeds) of one network's EK-FAC scores at twelve
+dampings, λ_layer = f · mean Λ_layer, of its refined ones (10 steps) at four, and where each candidate would have gone:
 
     default      f = 0.1
     theory       one number for all layers: weight decay + (1 − momentum) / Σ_k η_k. After so many steps gradient
@@ -32,7 +32,8 @@ from inflib.queries import precondition
 from inflib.validation import BankRecipe, Training
 
 FACTORS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
-QUERIES, SEEDS, FEW, STEPS = 40, 3, 10, 10
+REFINED = (0.1, 0.3, 1.0, 3.0)
+QUERIES, SEEDS, FEW, STEPS = 40, 2, 10, 10
 
 
 def settings() -> dict[str, BankRecipe]:
@@ -62,26 +63,25 @@ def cell(key: str, recipe: BankRecipe) -> dict[str, Any]:
         what = f"{key}, {name} at {damping}"
         return kept(what, lambda: influence(model, *data, used, damping, measurement="margin"))
 
-    scores = {name: [of(name, relative(f)) for f in FACTORS] for name in ("ekfac", "refined")}
-    at_theory = {name: of(name, theory) for name in scores}
+    factors = {"ekfac": FACTORS, "refined": REFINED}
+    scores = {name: {f: of(name, relative(f)) for f in these} for name, these in factors.items()}
+    at_theory = {name: of(name, theory) for name in factors}
     unsolved = refine(curvature, model, *data[:2], steps=0, progress=False)
     residuals = [_residual(model, data, unsolved, f) for f in FACTORS]
-    agreements = [_agreement(s[:FEW], at_theory["refined"][:FEW]) for s in scores["ekfac"]]
+    agreements = [_agreement(s[:FEW], at_theory["refined"][:FEW]) for s in scores["ekfac"].values()]
     chosen = {
-        "default": FACTORS.index(0.1),
-        "residual": next((k for k, r in enumerate(residuals) if r <= 0.5), len(FACTORS) - 1),
-        "agreement": max(range(len(FACTORS)), key=agreements.__getitem__),
+        "default": 0.1,
+        "residual": next((f for f, r in zip(FACTORS, residuals, strict=True) if r <= 0.5), FACTORS[-1]),
+        "agreement": max(zip(agreements, FACTORS, strict=True))[1],
     }
-    curves = {name: [lds(s, bank)[0] for s in all_] for name, all_ in scores.items()}
+    curves = {name: {f: lds(s, bank)[0] for f, s in all_.items()} for name, all_ in scores.items()}
     return {
-        "factors": FACTORS,
         "mean_eigenvalues": curvature.mean_eigenvalues(),
         "theory": theory,
-        "lds": curves,
-        "lds_at": {
-            name: {c: curve[k] for c, k in chosen.items()} | {"theory": lds(at_theory[name], bank)[0]}
-            for name, curve in curves.items()
-        },
+        "lds": {name: {str(f): value for f, value in curve.items()} for name, curve in curves.items()},
+        "lds_at_theory": {name: lds(s, bank)[0] for name, s in at_theory.items()},
+        "lds_chosen": {candidate: curves["ekfac"][f] for candidate, f in chosen.items()},
+        "chosen": chosen,
         "residuals": residuals,
         "agreements": agreements,
     }

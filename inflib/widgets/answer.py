@@ -15,7 +15,7 @@ from html import escape
 import numpy as np
 
 from .base import NEGATIVE, POSITIVE, csv_text, picture
-from .ranking import OWN_LABEL, PREDICTED, Ranking, Scored
+from .ranking import OWN_LABEL, PREDICTED, UNDECIDED, Ranking, Scored
 
 QUERY, TRAINING, DRAWING = "query", "training digit", "drawing"
 
@@ -136,6 +136,10 @@ class Answer(Ranking[Ranked]):
             "A first-order prediction: trust signs and order before sizes."
         )
 
+    def remarks(self) -> tuple[str, ...]:
+        """What stands beneath both lists, each a paragraph."""
+        return tuple(text for text in (self.explanation(), self.doubt(), self.warning()) if text)
+
     def warning(self) -> str:
         """A remark where the picture would mislead, else empty: the longest bar is as long however small its number."""
         if self.about_query and self._probability() > 0.999:
@@ -152,6 +156,8 @@ class Answer(Ranking[Ranked]):
         if not self.about_query:
             name = one.asked(self.settings.asked)
             lines.append((f"p({name}) {_percent(one.probability(name))}", False))
+        if ranked.undecided:
+            lines.append((UNDECIDED, False))
         return tuple(lines)
 
     # --- the same, as text, as HTML, as a table ----------------------------------------------------------------
@@ -163,7 +169,7 @@ class Answer(Ranking[Ranked]):
             lines.append(f"{title} ({note})")
             lines += [
                 f"{self.scale.number(r.shown):>12}  #{r.picture.index:<6} "
-                f"label {r.picture.label}, model {r.picture.predicted}"
+                f"label {r.picture.label}, model {r.picture.predicted}{f', {UNDECIDED}' if r.undecided else ''}"
                 for r in few
             ]
         return "\n".join(lines)
@@ -179,7 +185,7 @@ class Answer(Ranking[Ranked]):
             f"<p><b>{escape(title)}</b><br><small>{escape(note)}</small></p>{self._still_row(few)}"
             for title, note, few in zip(self.titles(), self.notes(), self.lists, strict=True)
         )
-        remarks = " ".join(text for text in (self.explanation(), self.warning()) if text)
+        remarks = " ".join(self.remarks())
         return (
             f"<p>{escape(self.method())}<br>{escape(self.numbers())}</p>"
             f"<table><tr><td {_LEFT}>{subject}</td><td {_LEFT}>{lists}</td></tr>"
@@ -227,6 +233,7 @@ class Answer(Ranking[Ranked]):
             "prediction": one.predicted,
             "score": ranked.score,
             "contribution": "" if ranked.contribution is None else ranked.contribution,
+            **({} if ranked.interval is None else dict(zip(("low", "high"), ranked.interval, strict=True))),
             **self.how(),
         }
 

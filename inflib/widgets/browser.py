@@ -20,6 +20,7 @@ from ..objectives import Objective
 from .answer import QUERY, Answer
 from .asking import NARROW, STYLE, WIDE, WRAP, Asking
 from .base import picture
+from .engine import Others
 from .image_influence import ImageInfluence, Images
 from .image_lists import ImageLists
 from .ranking import OWN_LABEL, PREDICTED, Settings
@@ -36,6 +37,8 @@ class ImageBrowser(Asking):
     asked:      the class asked about: each query's own label, the model's prediction, or a class: "why not 6?".
     source:     the name of the data set that the pictures' ``index`` counts in.
     n_train:    how many images the model was trained on; None where the index holds them all.
+    others:     (model, index) of networks from other seeds, trained and indexed alike: where they, or dampings within a
+                factor of three, do not agree on a sign, the picture is marked as not to be told from zero.
 
     ``answer`` is what is shown, as plain values; ``table()`` and ``to_csv(path)`` hand it out.
     """
@@ -56,8 +59,9 @@ class ImageBrowser(Asking):
         asked: str | int = OWN_LABEL,
         source: str = "MNIST",
         n_train: int | None = None,
+        others: Others = (),
     ) -> None:
-        self.influence = ImageInfluence(model, objective, index, train, queries, curvatures, source, n_train)
+        self.influence = ImageInfluence(model, objective, index, train, queries, curvatures, source, n_train, others)
         method = method or next(iter(self.influence.curvatures))
         first = Settings(method, damping, count=count, asked=self.influence.check_asked(asked))
         super().__init__("ImageBrowser", "inflib-browser", self.influence, first)

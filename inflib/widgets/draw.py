@@ -25,6 +25,7 @@ from ..objectives import Objective
 from .answer import TRAINING, Answer, Picture
 from .asking import BUTTONS, WRAP, Asking
 from .base import InputError, picture
+from .engine import Others
 from .image_influence import ImageInfluence, Images
 from .image_lists import ImageLists
 from .ranking import OWN_LABEL, PREDICTED, Settings
@@ -40,6 +41,7 @@ class DrawDigit(Asking):
     drawing:    what is drawn first: ink (h, w) uint8, white on black as MNIST has it, or strokes; None for nothing.
     asked:      the class asked about; "predicted" for the one that the model chooses.
     n_train:    how many images the model was trained on; None where the index holds them all.
+    others:     (model, index) of networks from other seeds: marks what cannot be told from zero, as in ImageBrowser.
 
     ``answer`` is what is shown, as plain values, ``image`` what the model read; both None as long as nothing is drawn.
     """
@@ -59,8 +61,11 @@ class DrawDigit(Asking):
         damping: float = 0.1,
         count: int = 10,
         n_train: int | None = None,
+        others: Others = (),
     ) -> None:
-        self.influence = ImageInfluence(model, objective, index, train, curvatures=curvatures, n_train=n_train)
+        self.influence = ImageInfluence(
+            model, objective, index, train, curvatures=curvatures, n_train=n_train, others=others
+        )
         method = method or next(iter(self.influence.curvatures))
         first = Settings(method, damping, count=count, asked=self.influence.check_asked(asked))
         super().__init__("DrawDigit", "inflib-draw", self.influence, first)

@@ -6,7 +6,7 @@ compare dampings.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from ..batches import Data
 from ..curvature import damping_of
+from ..doubt import ErrorBars
+from ..doubt.error_bars import FACTOR, combined
 from ..finite import rounding_noise
 from ..index import TrainIndex
 from ..kfac import second_moments
@@ -49,14 +51,19 @@ def _diagonal(Q: Tensor, moment: Tensor) -> Tensor:
     return ((moment.to(Q) @ Q) * Q).sum(0).clamp_min(0)
 
 
+Others = Sequence[tuple[nn.Module, TrainIndex]]
+
+
 class Engine:
     """An index of the training side, and the curvatures that it answers with.
 
     curvatures: {name: curvature}, each in the index's eigenbasis or an identity; None for the index's own alone, which
     in either case sets the unit of damping.
     n_train:    N of the mean that training minimised; None where the index holds all that the model was trained on.
+    others:     (model, index) of networks trained alike from other seeds, whose indices hold the same examples in the
+                same order: with them a score has an error bar.
 
-    Raises ValueError where the index holds more examples than ``n_train``.
+    Raises ValueError where the index holds more examples than ``n_train``, or another one holds other examples.
     """
 
     def __init__(
@@ -66,6 +73,7 @@ class Engine:
         index: TrainIndex,
         curvatures: Mapping[str, Kronecker] | None = None,
         n_train: int | None = None,
+        others: Others = (),
     ) -> None:
         if n_train is not None and not n_train >= len(index):  # so that NaN is refused too
             raise ValueError(
@@ -75,6 +83,13 @@ class Engine:
         self.model, self.objective, self.index = model, objective, index
         self.n_train = len(index) if n_train is None else n_train
         self.curvatures = dict(curvatures) if curvatures else {index.curvature.facts.method: index.curvature}
+        self.others = [Engine(model, objective, held) for model, held in others]
+        for other in self.others:
+            if len(other.index) != len(index) or other.layers != self.layers:
+                raise ValueError(
+                    f"another network's index holds {len(other.index)} training examples, layers "
+                    f"{', '.join(other.layers)}; expected the first one's, {len(index)} and {', '.join(self.layers)}."
+                )
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -112,3 +127,37 @@ class Engine:
             return [None] * len(scores)
         found: list[float | None] = contribution(torch.from_numpy(scores).double(), self.n_train).tolist()
         return found
+
+    def intervals(
+        self, query: Data | None, settings: Settings, examples: Sequence[int]
+    ) -> list[tuple[float, float] | None]:
+        """The error bars of these training examples' contributions to one query; None where there are none."""
+        bars = None if query is None else self.bars(query, settings, examples)
+        if bars is None:
+            return [None] * len(examples)
+        ends = [contribution(x[0], self.n_train).tolist() for x in (bars.low, bars.high)]
+        return list(zip(*ends, strict=True))
+
+    def bars(self, query: Data, settings: Settings, examples: Sequence[int]) -> ErrorBars | None:
+        """Error bars of some training examples' scores for one query, (1, N'); see ``inflib.doubt``.
+
+        None where there is no other network, and for scores that the others do not have: of another curvature than the
+        index's own, or without a unit.
+        """
+        own = self.curvatures[settings.method].facts == self.index.curvature.facts
+        if not self.others or not own or settings.unit_norm or not len(examples):
+            return None
+        return combined([one._at_three_dampings(query, settings, examples) for one in (self, *self.others)])
+
+    def _at_three_dampings(self, query: Data, settings: Settings, examples: Sequence[int]) -> Tensor:
+        """Scores by the index's own curvature at λ, λ/3 and 3λ, (1, 3, 1, N')."""
+        prepared = self.index.prepare(self.model, self.objective, query, settings.measurement)
+        method = next(k for k, c in self.curvatures.items() if c.facts == self.index.curvature.facts)
+        numbers = self.damping(replace(settings, method=method))
+        found = [
+            self.index.scores(
+                prepared, None, {k: f * x for k, x in numbers.items()}, layers=list(numbers), examples=list(examples)
+            )
+            for f in (1.0, 1 / FACTOR, FACTOR)
+        ]
+        return torch.stack(found)[None].double().cpu()

@@ -14,11 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..batches import Data
 from ..index import Side, TrainIndex, take
 from ..kronecker import Kronecker
 from ..objectives import Objective
 from .answer import DRAWING, QUERY, TRAINING, Answer, Picture, Ranked
-from .engine import Engine
+from .engine import Engine, Others
 from .ranking import OWN_LABEL, PREDICTED, Settings, two_lists
 
 
@@ -39,6 +40,7 @@ class ImageInfluence(Engine):
     source:     the name of the data set that both were taken from, and that their ``index`` counts in.
     curvatures: {name: curvature}, each in the index's eigenbasis or an identity; None for the index's own alone.
     n_train:    how many images the model was trained on; None where the index holds them all.
+    others:     (model, index) of networks from other seeds: what they do not agree on is marked, see ``Engine``.
 
     Raises ValueError where index and training images differ in number, and where the index holds more than ``n_train``.
     """
@@ -53,13 +55,14 @@ class ImageInfluence(Engine):
         curvatures: Mapping[str, Kronecker] | None = None,
         source: str = "MNIST",
         n_train: int | None = None,
+        others: Others = (),
     ) -> None:
         if len(index) != len(train.labels):
             raise ValueError(
                 f"the index holds {len(index)} training examples, and {len(train.labels)} training images came; "
                 "expected the images that the index was built from, in their order."
             )
-        super().__init__(model, objective, index, curvatures, n_train)
+        super().__init__(model, objective, index, curvatures, n_train, others)
         self.sides = {TRAINING: train} if queries is None else {TRAINING: train, QUERY: queries}
         self.probabilities = {side: _probabilities(model, images.inputs) for side, images in self.sides.items()}
         self.source = source
@@ -120,7 +123,7 @@ class ImageInfluence(Engine):
         subject = _picture(DRAWING, -1, self.source, None, image, None, _probabilities(self.model, inputs)[0])
         asked = int(subject.asked(self.check_asked(settings.asked)))
         prepared = self._capture(inputs, torch.tensor([asked]), settings.measurement)
-        return self._rank(subject, self._scores(prepared, settings), TRAINING, settings)
+        return self._rank(subject, self._scores(prepared, settings), TRAINING, settings, self._one(inputs, asked))
 
     def ask_back(self, training: int, settings: Settings) -> Answer:
         """The queries that the training image in this row raised and lowered most."""
@@ -130,18 +133,36 @@ class ImageInfluence(Engine):
         n, other = len(self.sides[side].labels), TRAINING if side == QUERY else QUERY
         if not 0 <= position < n:
             raise ValueError(f"{side} {position} was asked for; expected a row from 0 to {n - 1}.")
-        return self._rank(self.picture(side, position), self.scores(side, position, settings), other, settings)
+        subject, query = self.picture(side, position), None
+        if side == QUERY:
+            asked = int(subject.asked(self.check_asked(settings.asked)))
+            query = self._one(self.sides[QUERY].inputs[position : position + 1], asked)
+        return self._rank(subject, self.scores(side, position, settings), other, settings, query)
 
-    def _rank(self, subject: Picture, scores: np.ndarray, other: str, settings: Settings) -> Answer:
-        """The answer about a subject, from its scores (N,) with all pictures of the other side."""
+    def _one(self, inputs: Tensor, asked: int) -> Data:
+        """One picture and the class asked about, as a batch."""
+        weight = next(self.model.parameters())
+        return [(inputs.to(weight), torch.tensor([asked], device=weight.device))]
+
+    def _rank(
+        self, subject: Picture, scores: np.ndarray, other: str, settings: Settings, query: Data | None = None
+    ) -> Answer:
+        """The answer about a subject, from its scores (N,) with all pictures of the other side; a query's has bars."""
         lists = two_lists(scores, settings.count)
 
         def ranked(rows: tuple[int, ...]) -> tuple[Ranked, ...]:
             few = scores[list(rows)]
-            found = zip(rows, few.tolist(), self.contributions(few, settings), strict=True)
+            intervals = self.intervals(query, settings, rows)
+            found = zip(rows, few.tolist(), self.contributions(few, settings), intervals, strict=True)
             return tuple(
-                Ranked(picture=self.picture(other, n), score=score, contribution=part, share=abs(score) / lists.largest)
-                for n, score, part in found
+                Ranked(
+                    picture=self.picture(other, n),
+                    score=score,
+                    contribution=part,
+                    share=abs(score) / lists.largest,
+                    interval=interval,
+                )
+                for n, score, part, interval in found
             )
 
         return Answer(

@@ -38,8 +38,7 @@ class ImageLists:
                 f'<div class="inflib-heading">{escape(title)}</div><div class="inflib-quiet">{escape(note)}</div>'
             )
             strip.show([_card(answer, ranked, then) for ranked in few], title)
-        remarks = (answer.explanation(), answer.warning())
-        self.explanation.value = "".join(f'<div class="inflib-quiet">{escape(text)}</div>' for text in remarks if text)
+        self.explanation.value = "".join(f'<div class="inflib-quiet">{escape(text)}</div>' for text in answer.remarks())
         self.csv.value = csv_link(
             answer.table(), f"influence_{answer.subject.file_name}.csv", "Save what is shown as CSV"
         )

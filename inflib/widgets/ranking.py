@@ -19,6 +19,7 @@ from .base import signed
 
 ALL_LAYERS = "all layers"
 OWN_LABEL, PREDICTED = "its label", "predicted"  # the class asked about, where it is not one for all pictures
+UNDECIDED = "≈ 0?"  # beside a number whose interval holds 0
 PHRASES = {  # of each measurement: its name in words, its unit
     "log_likelihood": ("log-likelihood", "nats"),
     "margin": ("log odds", "nats"),
@@ -118,6 +119,12 @@ class Scored:
     score: float  # dm/dε, the unit of ``inflib.influence``
     contribution: float | None  # ``inflib.contribution`` to the measurement; None where scores have no unit
     share: float  # |score| as a share of the largest in either list: the bar
+    interval: tuple[float, float] | None = None  # of the contribution over networks and dampings; None where unknown
+
+    @property
+    def undecided(self) -> bool:
+        """Whether its interval holds 0."""
+        return self.interval is not None and self.interval[0] <= 0 <= self.interval[1]
 
     @property
     def shown(self) -> float:
@@ -171,6 +178,17 @@ class Ranking(Generic[Row]):
         return tuple(
             f"{len(few)} of {n:,}, together {part:.1%} of all {sign} influence" if few else f"no {sign} score"
             for few, n, part, sign in zip(self.lists, self.counts, self.parts, signs, strict=True)
+        )
+
+    def doubt(self) -> str:
+        """What the mark of the undecided means; empty where nothing has an interval."""
+        rows = [row for few in self.lists for row in few if row.interval is not None]
+        if not rows:
+            return ""
+        count = sum(row.undecided for row in rows)
+        return (
+            f"{UNDECIDED} ({count} of {len(rows)}): cannot be told from zero, for its 90% interval over networks from "
+            "other seeds and dampings from a third to three times this one holds 0."
         )
 
     def placed(self, names: tuple[str, str]) -> Iterator[tuple[str, int, Row]]:

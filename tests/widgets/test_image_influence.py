@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from inflib import CrossEntropy, TrainIndex, contribution, damping_of, ekfac, influence, kfac
+from inflib import CrossEntropy, TrainIndex, contribution, damping_of, ekfac, influence, kfac, relative
+from inflib.doubt import error_bars
 from inflib.lab import mlp, mnist_5k, normalise
 from inflib.widgets import ImageInfluence, three_methods
 from inflib.widgets.answer import DRAWING, QUERY, TRAINING
@@ -206,3 +207,66 @@ def test_the_shipped_factors_are_those_of_the_shipped_network(shipped) -> None:
     mine, theirs = stored.solve(v, 1e-3), fresh.solve(v, 1e-3)
     for name in v:
         torch.testing.assert_close(mine[name], theirs[name], rtol=1e-6, atol=1e-6 * float(theirs[name].abs().max()))
+
+
+# --- error bars ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def doubted(small) -> tuple[ImageInfluence, list]:
+    """The same with two networks from other seeds, and the (model, curvature) pairs of all three."""
+    model, objective, batches, train, queries, index, methods = small
+    others, members = [], [(model, index.curvature)]
+    for seed in (1, 2):
+        other = mlp((784, 12, 10), seed=seed, dtype=torch.float64)
+        curvature = ekfac(other, objective, batches, progress=False)
+        others.append((other, TrainIndex.build(other, objective, batches, curvature, progress=False)))
+        members.append((other, curvature))
+    return ImageInfluence(model, objective, index, train, queries, methods, n_train=600, others=others), members
+
+
+@pytest.mark.parametrize("asked", ["its label", "3"])
+def test_what_networks_and_dampings_do_not_agree_on_is_marked(small, doubted, asked) -> None:
+    _, objective, batches, _, queries, _, _ = small
+    influences, members = doubted
+    settings = Settings("EK-FAC", damping=0.3, measurement="margin", count=8, asked=asked)
+    answer = influences.ask(5, settings)
+    label = queries.labels[5:6] if asked == "its label" else torch.tensor([3])
+    one = [(queries.inputs[5:6].double(), label)]
+    bars = error_bars(members, objective, batches, one, relative(0.3), measurement="margin", progress=False)
+    rows = [r for few in answer.lists for r in few]
+    for row in rows:
+        n = row.picture.position
+        assert row.interval == pytest.approx((float(bars.low[0, n]) / 600, float(bars.high[0, n]) / 600), rel=1e-6)
+        assert row.undecided == bool(bars.undecided[0, n])
+        assert ("≈ 0?" in [text for text, _ in answer.captions(row)]) == row.undecided
+    marked = sum(row.undecided for row in rows)
+    assert 0 < marked < len(rows)
+    assert f"≈ 0? ({marked} of 16): cannot be told from zero" in answer.as_html()
+    assert answer.as_text().count("≈ 0?") == marked
+    assert {"low", "high"} <= answer.table()[0].keys()
+
+
+def test_a_drawing_has_error_bars_too(small, doubted) -> None:
+    _, _, _, _, queries, _, _ = small
+    influences, _ = doubted
+    drawn = influences.ask_about(queries.images[5], queries.inputs[5:6], Settings("EK-FAC", asked="3"))
+    asked = influences.ask(5, Settings("EK-FAC", asked="3"))
+    assert [r.interval for r in drawn.raised] == [pytest.approx(r.interval) for r in asked.raised]
+
+
+def test_no_error_bar_is_shown_where_the_others_have_no_such_score(asked, doubted) -> None:
+    influences, _ = doubted
+    for settings in (Settings("K-FAC"), Settings("gradient dot product"), Settings("EK-FAC", unit_norm=True)):
+        answer = influences.ask(0, settings)
+        assert all(r.interval is None and not r.undecided for few in answer.lists for r in few)
+        assert "≈ 0?" not in answer.as_html() and "low" not in answer.table()[0]
+    assert all(r.interval is None for r in influences.ask_back(0, Settings("EK-FAC")).raised)
+    assert all(r.interval is None for r in asked.ask(0, Settings("EK-FAC")).raised)
+
+
+def test_another_networks_index_of_other_examples_is_refused(small) -> None:
+    model, objective, batches, train, queries, index, _ = small
+    fewer = TrainIndex.build(model, objective, batches[:1], index.curvature, progress=False)
+    with pytest.raises(ValueError, match="another network's index holds 64 training examples"):
+        ImageInfluence(model, objective, index, train, queries, others=[(model, fewer)])
