@@ -131,9 +131,9 @@ class Answer(Ranking[Ranked]):
             )
         which = "that digit" if self.about_query else "this training digit"
         return (
-            f"A contribution is score ÷ {self.n_train:,}, in {self.scale.words}: what the {self.settings.quantity} "
+            f"A contribution is score ÷ {self.n_train:,} ({self.scale.words}): what the {self.settings.quantity} "
             f"{self._whose()} is predicted to lose (+), or to gain (−), if {which} alone is left out of training. "
-            "A first-order prediction: trust signs and order before sizes."
+            "Its size is not checked, and often several times too large: trust signs and order."
         )
 
     def remarks(self) -> tuple[str, ...]:

@@ -4,6 +4,8 @@ What the image browser and the text browser share of what they show, as plain va
 which rows stand in which list (``two_lists``), how much of the whole the lists hold (``Ranking``), and the one unit of
 all its numbers (``Scale``). A number is a contribution, score / N: what the measurement is expected to lose if the
 example is removed, positive for proponents; where scores have no unit it is the score itself, which has the same sign.
+The size of a contribution is that of a Kronecker curvature, which nothing here checks, and its unit says so: on the
+course's digits EK-FAC's are worth a fifth to a twelfth of themselves by exact G (``inflib.contribution``).
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ PHRASES = {  # of each measurement: its name in words, its unit
     "margin": ("log odds", "nats"),
     "logit": ("logit", "units of the logit"),
 }
+UNCHECKED = "order only"  # beside every number in a unit: its size has not been checked
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,7 @@ class Scale:
 
     @property
     def words(self) -> str:
-        """10⁻³ nats; nats; empty for no unit and no power."""
+        """10⁻³ nats, order only; nats, order only; empty for no unit and no power."""
         power = f"10{str(self.power).translate(_RAISED)}" if self.power else ""
         return " ".join(filter(None, (power, self.unit)))
 
@@ -162,7 +165,13 @@ class Ranking(Generic[Row]):
     def scale(self) -> Scale:
         """One unit for every number shown."""
         largest = max((abs(row.shown) for few in self.lists for row in few), default=0.0)
-        return Scale.of(largest, "" if self.settings.unit_norm or not self.calibrated else self.settings.unit)
+        return Scale.of(largest, self.unit)
+
+    @property
+    def unit(self) -> str:
+        """The numbers' unit, and that it is good for their order only; empty where they have none."""
+        s = self.settings
+        return "" if s.unit_norm or not self.calibrated else f"{s.unit}, {UNCHECKED}"
 
     def numbers(self) -> str:
         """What the numbers are and in which unit, said once above both lists."""
@@ -204,5 +213,5 @@ class Ranking(Generic[Row]):
             "damping": s.damping if self.calibrated else "",
             "layers": s.layer,
             "measurement": s.measurement,
-            "unit": "" if s.unit_norm or not self.calibrated else s.unit,
+            "unit": self.unit,
         }

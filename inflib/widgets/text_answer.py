@@ -115,9 +115,9 @@ class TextAnswer(Ranking[RankedText]):
         if not self.calibrated:
             return f"Numbers are gradient dot products. {order} Damping plays no role in them."
         return (
-            f"A contribution is score ÷ {self.n_train:,}, in {self.scale.words}: what the {s.quantity} of the "
+            f"A contribution is score ÷ {self.n_train:,} ({self.scale.words}): what the {s.quantity} of the "
             "completion is predicted to lose (+), or to gain (−), if that sequence alone is left out of training. "
-            "A first-order prediction: trust signs and order before sizes."
+            "Its size is not checked, and often several times too large: trust signs and order."
         )
 
     def legend(self) -> str:

@@ -76,7 +76,8 @@ curvature
 # %% [markdown]
 # The shapes are those of each layer's weights, with one column more for the bias. Now the query itself, which is one line. A score tells how fast the
 # measurement changes with the example's weight. Divided by the number of training digits it becomes the digit's **contribution**. That is what the measurement
-# is expected to lose if the digit is taken out of the training set, in nats, and it has the sign of the score. Look at both columns.
+# is expected to lose if the digit is taken out of the training set, in nats, and it has the sign of the score. Its size has not been checked by anyone: read the
+# numbers as an order (notebooks 06 and 07 check sizes, and find them too large). Look at both columns.
 
 # %%
 scores = influence(model, objective, train, query, curvature)[0]  # (4500,)
@@ -84,7 +85,9 @@ given = contribution(scores, n_train=len(digits.train))  # to log p(5), by each 
 top, bottom = scores.topk(8).indices, (-scores).topk(8).indices
 
 for name, row in (("strongest proponent", top[0]), ("strongest opponent ", bottom[0])):
-    print(f"{name}  a {digits.train.labels[row]}   score {scores[row]:+8.0f}   contribution {given[row]:+.2f} nats")
+    print(
+        f"{name}  a {digits.train.labels[row]}   score {scores[row]:+8.0f}   contribution {given[row]:+.2f} nats, order only"
+    )
 assert given[top].min() > 0 > given[bottom].max(), "a proponent contributes something: is the sign flipped?"
 
 # %% [markdown]
@@ -253,7 +256,7 @@ assert set(top.tolist()) <= ten["EK-FAC"], "the same question has got another an
 #
 # ### 1. Ten at once (easy, 5 minutes)
 #
-# To first order, the effects of removals add up. Suppose that the ten strongest *opponents* of our query were all taken out of the training set. By how many nats would its $\log p(5)$ rise? Set
+# To first order, the effects of removals add up. Suppose that the ten strongest *opponents* of our query were all taken out of the training set. By how many nats would its $\log p(5)$ rise, if these sizes could be believed? Set
 # `together` to that number, from `scores` as it stands above.
 
 
@@ -280,7 +283,7 @@ check_together(together)
 # check_together(together)
 # ```
 #
-# What the opponents contribute is negative, so the sum of their contributions leaves with its sign turned round. It exceeds what there is to gain: a log-likelihood ends at 0. A first-order prediction knows nothing of that, which is one reason to trust signs and order before sizes.
+# What the opponents contribute is negative, so the sum of their contributions leaves with its sign turned round. It exceeds what there is to gain: a log-likelihood ends at 0. A first-order prediction knows nothing of that, and EK-FAC's sizes are too large besides: trust signs and order before sizes.
 # </details>
 
 # %% [markdown]

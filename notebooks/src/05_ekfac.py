@@ -743,7 +743,7 @@ assert torch.allclose(score, same, rtol=1e-10, atol=1e-10 * same.abs().max().ite
 
 # %% [markdown]
 # That is all of EK-FAC. What `inflib` adds is other layers, sequences, memory limits, and errors that say what is wrong. One answer as a picture:
-# the first query, its five strongest proponents, its five strongest opponents, each with its label and its contribution in nats.
+# the first query, its five strongest proponents, its five strongest opponents, each with its label and its contribution in nats, of which the order is to be trusted and not the size.
 
 # %%
 order = contributions[0].argsort(descending=True, stable=True)

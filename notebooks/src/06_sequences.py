@@ -897,7 +897,9 @@ assert split.movedim(3, 2)[:, ~there].abs().max() == 0, "padding has no influenc
 # %%
 figure, axes = plt.subplots(1, 2, figsize=(8.4, 4.2))
 for ax, n in zip(axes, (pro, con), strict=True):
-    plots.matrix(ax, split[0, n, :, :5], f"{texts[n]}   total {split[0, n].sum():+.1f} nats", colourbar=True)
+    plots.matrix(
+        ax, split[0, n, :, :5], f"{texts[n]}   total {split[0, n].sum():+.1f} nats, order only", colourbar=True
+    )
     ax.set(xticks=range(5), xticklabels=texts[n].split()[:5], aspect="auto", xlabel="position (word read)")
     ax.set_yticks(range(13), layers if n == pro else [""] * 13)
 by_position = split[0, pro].sum(0)  # (6,)
@@ -1048,7 +1050,7 @@ assert abs(three["word as output [36]"][0].sum() - by_position.sum()) < 1e-8, "t
 #
 # - As an *output* all influence is one word's, *meat*, as it should be. The query asked how
 #   likely that word is, and to have been trained on predicting it is what helps.
-# - The *positions* show the same seven nats by where the weights were touched: a fifth of it before *eats*, at words whose own prediction
+# - The *positions* show the same total by where the weights were touched: a fifth of it before *eats*, at words whose own prediction
 #   had no part in it.
 # - As an *input*, *eats* is negative: a stronger *eats* would make this sentence a weaker proponent. A stronger *cat*
 #   would make it a better one. These last numbers are slopes; they do not add up to anything.

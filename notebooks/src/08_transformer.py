@@ -222,7 +222,7 @@ assert torch.allclose(fresh, first_look[:1], atol=1e-10), "the index should give
 
 # %% [markdown]
 # One answer in full, at the customary damping of a tenth of the mean eigenvalue, with a star where the sentence tells the fact. The number is the
-# contribution: what log p of the answer is expected to lose, in nats, without the sentence. Read the sentences without a star too: what do they have to do with
+# contribution: what log p of the answer is expected to lose, in nats, without the sentence. (The order is meant. What the second training says of the size comes later.) Read the sentences without a star too: what do they have to do with
 # the question?
 
 # %%
@@ -563,7 +563,8 @@ raised = [(then, row) for prompt, then in lines for row in browser.ask(prompt, t
 heated = [(row.passage.pieces, np.nan_to_num(row.shown_tokens)) for _, row in raised]
 nats_of = contribution(torch.tensor([row.score for _, row in raised]), len(plays)).tolist()  # of all trained on
 titles = [
-    f"“{then}”   {value:+.2f} nats   {row.passage.place}" for (then, row), value in zip(raised, nats_of, strict=True)
+    f"“{then}”   {value:+.2f} nats, order only   {row.passage.place}"
+    for (then, row), value in zip(raised, nats_of, strict=True)
 ]
 _ = plots.heated_texts(heated, captions=titles, columns=64)
 print(*titles, sep="\n")

@@ -182,7 +182,7 @@ def test_the_table_says_what_is_shown_and_how_it_was_made(browser, tmp_path) -> 
     assert [row["index"] for row in table[:8]] == [r.picture.index for r in browser.answer.raised]
     for row in table:
         assert row["contribution"] == pytest.approx(row["score"] / 4500)
-        assert (row["unit"], row["asked_class"]) == ("nats", "5")
+        assert (row["unit"], row["asked_class"]) == ("nats, order only", "5")
         assert (row["about_index"], row["method"], row["damping"]) == (2209, "EK-FAC", 0.1)
     read = list(csv.DictReader(io.StringIO(browser.to_csv(tmp_path / "shown.csv").read_text(encoding="utf-8"))))
     assert [float(row["score"]) for row in read] == [row["score"] for row in table]
@@ -297,10 +297,10 @@ def test_a_class_that_there_is_not_is_refused(shipped, asked) -> None:
 
 
 def test_the_unit_is_said_once_and_the_cards_hold_numbers_alone(browser) -> None:
-    assert "Contributions, in nats" in browser.lists.numbers.value
+    assert "Contributions, in nats, order only" in browser.lists.numbers.value
     certain = max(range(500), key=lambda row: _p_of_label(browser.influence.picture(QUERY, row)))
     browser.ask(certain)  # tiny numbers
-    assert re.search("Contributions, in 10⁻[⁰¹²³⁴⁵⁶⁷⁸⁹]+ nats", browser.lists.numbers.value)
+    assert re.search("Contributions, in 10⁻[⁰¹²³⁴⁵⁶⁷⁸⁹]+ nats, order only", browser.lists.numbers.value)
     numbers = [card["number"] for strip in browser.strips for card in strip.cards]
     assert max(map(len, numbers)) <= 6, numbers
     for ranked, number in zip(browser.answer.raised, numbers, strict=False):

@@ -108,7 +108,7 @@ def test_the_number_shown_is_the_contribution(asked) -> None:
     scores = torch.tensor([r.score for r in answer.raised], dtype=torch.float64)
     expected = contribution(scores, n_train=300)
     np.testing.assert_allclose([r.shown for r in answer.raised], expected, rtol=1e-12)
-    assert "score ÷ 300, in nats" in answer.explanation()
+    assert "score ÷ 300 (nats, order only)" in answer.explanation()
     plain = asked.ask(4, Settings("gradient dot product"))
     assert [r.shown for r in plain.raised] == [r.score for r in plain.raised]
     assert "no unit" in plain.explanation()

@@ -205,7 +205,7 @@ def test_the_tables_say_what_is_shown_and_how_it_was_made(browser, tmp_path) -> 
         assert row["text"] == ranked.passage.text
         assert sum(value for name, value in row.items() if name.startswith("score in")) == pytest.approx(row["score"])
         assert row["contribution"] == pytest.approx(row["score"] / 24)
-        assert row["unit"] == "nats"
+        assert row["unit"] == "nats, order only"
     read = list(csv.DictReader(io.StringIO(browser.to_csv(tmp_path / "shown.csv").read_text(encoding="utf-8"))))
     assert [float(row["score"]) for row in read] == [row["score"] for row in table]
     tokens = browser.token_table()
@@ -284,7 +284,7 @@ def test_a_method_or_colour_that_there_is_not_is_refused(talk, what, known) -> N
 
 
 def test_the_explanation_fits_the_numbers(browser) -> None:
-    assert "score ÷ 24, in nats" in browser.explanation.value
+    assert "score ÷ 24 (nats, order only)" in browser.explanation.value
     browser.unit_norm.value = True
     assert "divided by the norm of the sequence&#x27;s own gradient" in browser.explanation.value
     assert np.isclose(browser.answer.raised[0].shown, browser.answer.raised[0].score)
