@@ -27,7 +27,7 @@ from inflib.validation import (
     retrain,
 )
 
-EXAMPLES, ASKED = 24, 40  # of the proximal objectives, and the queries that respond
+EXAMPLES, ASKED = 16, 20  # of the proximal objectives, and the queries that respond
 RIGHT, REMOVED = 40, (5, 10, 20)
 
 
@@ -36,10 +36,10 @@ def proximal() -> dict[str, Any]:
     recipe = banks.recipe("smooth")
     model, plain = network(recipe, FIRST_SEED, torch.float64)
     objective, data = recipe.objective, recipe.data(2000, torch.float64)
-    queries = [(x[: 5 * ASKED : 5], y[: 5 * ASKED : 5]) for x, y in recipe.asked(torch.float64)]
+    queries = [(x[: 10 * ASKED : 10], y[: 10 * ASKED : 10]) for x, y in recipe.asked(torch.float64)]
     which = list(range(0, recipe.examples, recipe.examples // EXAMPLES))[:EXAMPLES]
     rows = []
-    for factor in (0.01, 0.1, 1.0):
+    for factor in (0.01, 0.1):
         numbers = damping_of(plain, factor)
         found = {
             "exact G": refine(plain, model, objective, data, tolerance=1e-4, progress=False),

@@ -21,7 +21,7 @@ from inflib.validation import BankRecipe, Method
 
 KEPT = Path("build/study/scores")
 FIRST_SEED = 100
-PART = 25  # batches of queries whose refined scores are kept together
+PART = 10  # batches of queries whose refined scores are kept together
 PASSES = {"identity": 1, "K-FAC": 2, "EK-FAC": 3, "exact G": 11}  # fits and the training side; refined: + 3 a step
 _MODELS: dict[tuple[str, int], tuple] = {}
 

@@ -68,12 +68,12 @@ def correlations(x: Tensor, y: Tensor, weights: Tensor | None = None, *, ranked:
 
 
 def two_way(per_row: Tensor, resampled: Tensor, rows: Tensor, level: float = 0.95) -> Interval:
-    """The mean of per_row (Q,), and the interval of the mean over the rows drawn, (R, Q) times, of resampled (Q, R).
+    """The mean correlation of per_row (Q,), and its interval over the rows drawn, (R, Q) times, of resampled (Q, R).
 
     Columns drawn twice are level with themselves, which moves correlations: the interval is moved back by as much.
     """
     means = (rows * resampled.T).sum(1) / rows.sum(1)  # (R,)
-    means = means - means.mean() + per_row.mean()
+    means = (means - means.mean() + per_row.mean()).clamp(-1, 1)
     low, high = np.quantile(means.numpy(), [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(per_row.mean()), float(low), float(high))
 
