@@ -12,10 +12,12 @@ saw. ``python -m inflib.validation.bank decay`` makes one.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -75,6 +77,42 @@ def sentences() -> BankRecipe:
 def bank_of(name: str) -> Bank:
     """The shipped bank of that name, checked to be its recipe's."""
     return load_bank(FOLDER / "banks" / f"{name}.npz", recipe(name))
+
+
+class Prediction(NamedTuple):
+    """How a prediction of a bank's retrainings was made."""
+
+    method: str  # "identity", "K-FAC", "EK-FAC" or "refined"
+    networks: int  # whose scores were averaged
+    damping: float | None  # in mean eigenvalues of EK-FAC, None for identity
+    steps: int  # of conjugate gradients, 0 where there are none
+
+
+def predictions_of(name: str) -> dict[Prediction, Tensor]:
+    """What the study's scores predict of that bank's retrainings: {how: (Q, K) float64}, Σ_kept score / N each.
+
+    The networks scored come from seeds of their own; benchmarks/study_predictions.py wrote the file. Values are kept in
+    8 bits of each query's range. Raises FileNotFoundError for a bank without predictions.
+    """
+    path = FOLDER / "predictions" / f"{name}.npz"
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in path.parent.glob("*.npz"))) or "none"
+        raise FileNotFoundError(f"{path} is missing; predictions ship for {known}. Restore it with git checkout.")
+    with np.load(path, allow_pickle=False) as held:
+        values = torch.from_numpy(held["values"] * held["step"][..., None] + held["low"][..., None])
+        made = json.loads(held["made"].tobytes())
+    return {Prediction(*how): x for how, x in zip(made, values, strict=True)}
+
+
+def save_predictions(name: str, found: dict[Prediction, Tensor]) -> None:
+    """Write data/predictions/NAME.npz."""
+    values = torch.stack(list(found.values()))  # (E, Q, K)
+    low, high = values.amin(-1), values.amax(-1)
+    step = (high - low).clamp_min(1e-30) / 255
+    whole = ((values - low[..., None]) / step[..., None]).round().to(torch.uint8)
+    made = np.frombuffer(json.dumps([list(how) for how in found]).encode(), np.uint8)
+    with open(FOLDER / "predictions" / f"{name}.npz", "wb") as file:
+        np.savez_compressed(file, values=whole.numpy(), low=low.numpy(), step=step.numpy(), made=made)
 
 
 def recipe(name: str) -> BankRecipe:

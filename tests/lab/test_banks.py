@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
 from inflib.lab import banks, mnist_5k
 from inflib.lab.data import FOLDER
+from inflib.validation import rank_correlation
 
 SHIPPED = sorted(path.stem for path in (FOLDER / "banks").glob("*.npz"))
 
@@ -54,3 +57,37 @@ def test_the_sentences_masks_keep_both_halves_and_its_queries_ask_for_names():
 def test_a_bank_that_there_is_not_is_refused():
     with pytest.raises(ValueError, match="bank 'none'; expected one of logistic, decay"):
         banks.recipe("none")
+
+
+def test_the_predictions_that_ship_reach_the_scores_that_the_study_reports():
+    found, bank = banks.predictions_of("decay"), banks.bank_of("decay")
+    reported = json.loads((FOLDER.parent / "benchmarks" / "results" / "study.json").read_text())
+    for how, item in (
+        (banks.Prediction("EK-FAC", 1, 0.1, 0), "decay"),
+        (banks.Prediction("refined", 12, 2.0, 20), "twelve"),
+    ):
+        predicted, actual = found[how][1::2], bank.mean("margin").T[1::2]  # the half that is reported
+        lds = float(
+            torch.stack([torch.tensor(rank_correlation(p, a)) for p, a in zip(predicted, actual, strict=True)]).mean()
+        )
+        rows = [r for r in reported[item]["rows"] if r["method"].startswith(how.method) and r["measurement"] == "LDS"]
+        assert rows[0]["dial"] == how.damping and lds == pytest.approx(rows[0]["value"], abs=0.005)
+
+
+def test_a_bank_without_predictions_is_said():
+    with pytest.raises(FileNotFoundError, match=r"none\.npz is missing; predictions ship for decay"):
+        banks.predictions_of("none")
+
+
+def test_predictions_are_kept_in_eight_bits_of_their_range(monkeypatch, tmp_path):
+    monkeypatch.setattr(banks, "FOLDER", tmp_path)
+    (tmp_path / "predictions").mkdir()
+    given = {
+        banks.Prediction("identity", 1, None, 0): torch.randn(3, 5).double(),
+        banks.Prediction("refined", 2, 1.0, 9): torch.randn(3, 5).double(),
+    }
+    banks.save_predictions("x", given)
+    found = banks.predictions_of("x")
+    for how, values in given.items():
+        reach = values.amax(1) - values.amin(1)
+        assert bool(((found[how] - values).abs() <= reach[:, None] / 255 / 2 * 1.001).all())
