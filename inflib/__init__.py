@@ -63,6 +63,7 @@ from .objectives import (
     Weighted,
 )
 from .padding import PaddingNote
+from .perturbations import perturbation
 from .positions import with_masks
 from .proof import RowsNote, capture
 from .queries import precondition
@@ -115,6 +116,7 @@ __all__ = [
     "kfac",
     "load",
     "load_index",
+    "perturbation",
     "precondition",
     "predicted_change",
     "refine",
