@@ -58,7 +58,7 @@ def watching(layers: dict[str, Layer], size: int, *, raw: bool = False) -> Itera
     recording = Recording(layers, size, raw)
     own: dict[nn.Module, list[Layer]] = {}  # several layers for a module in groups
     for layer in layers.values():
-        for module in () if layer.kind.inside else (*layer.modules, *layer.lookups):
+        for module in () if layer.kind.inside or layer.kind.one_hot else layer.modules:
             own.setdefault(module, []).append(layer)
     with ExitStack() as stack:
         for module, parts in own.items():

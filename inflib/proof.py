@@ -126,7 +126,7 @@ def _agreed(before: Layer, now: Layer, batch: int) -> Layer:
     if one.axis != other.axis or (one.order and other.order and one.order != other.order):
         raise ValueError(
             f"layer {now.name!r} has its examples {other} in batch {batch}, {one} in a batch before; expected one "
-            f"place in all batches. {leave_out([now.name], [now.name, ''])}"
+            f"place in all batches. {leave_out([now.name], {now.name: now, '': now})}"
         )
     return replace(now, layout=one if one.order else other)
 

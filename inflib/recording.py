@@ -38,6 +38,9 @@ class Pair(NamedTuple):
         return torch.bmm(g.mT, a)
 
 
+Uses = list[tuple[Layer, slice | None]]  # the layers that a call is of, each with its cut of the output
+
+
 class Captured(dict[str, Pair]):
     """{layer: Pair}, and ``lengths``: the positions of each of a layer's calls, which line up along T."""
 
@@ -76,6 +79,7 @@ class Recording:
     inputs: dict[str, list[Tensor]] = field(default_factory=dict)  # of each call, where raw
     calls: dict[str, list[Call]] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)  # calls so far, idle ones included
+    rows: int = 0  # of the last call's first axis, where that is the examples' or a multiple of them
 
     def gradients(self, seed: Tensor, *, last: bool = False) -> dict[str, Tensor]:
         """g (B, T, o) of every layer for Σ_b ⟨seed_b, outputs_b⟩, for one seed after another up to the ``last``.
@@ -133,22 +137,23 @@ class Recording:
         return idle
 
     def seen(
-        self, uses: list[tuple[Layer, slice | None]], module: nn.Module, args: tuple, kwargs: Any, output: Tensor
+        self, uses: Uses, module: nn.Module, args: tuple, kwargs: Any, output: Tensor, *, looks_up: bool = False
     ) -> Tensor | None:
         """One call of layers (each with its cut of the output) → the output to go on with; None where it is left."""
         uses = [(layer, cut) for layer, cut in uses if not self._is_idle(layer)]
         if not uses:
             return None
         x = (args[0] if args else next(iter(kwargs.values()))).detach()
-        looks_up = isinstance(module, nn.Embedding)
         if looks_up:
-            x, output = _ids(module, x, output, self.size)
+            x, output = _ids(module, x, output, self.rows or self.size)
+        if len(x) % self.size == 0 and x.ndim > 1:
+            self.rows = len(x)
         slopes = {
             layer.kind.weight: slopes_of(module, layer.kind.weight, args, kwargs)
             for layer, _ in uses
             if layer.kind.scales
         }
-        ids = self._record(uses, module, x, output.detach())
+        ids = self._record(uses, module, x, output.detach(), looks_up)
         if not output.requires_grad:  # nothing below needs a gradient: the graph starts at a leaf of our own
             output = output.detach().requires_grad_()
         edge = get_gradient_edge(output)
@@ -166,9 +171,7 @@ class Recording:
         self.counts[layer.name] = at + 1
         return not self.raw and at in layer.idle
 
-    def _record(
-        self, uses: list[tuple[Layer, slice | None]], module: nn.Module, x: Tensor, output: Tensor
-    ) -> dict[str, Tensor]:
+    def _record(self, uses: Uses, module: nn.Module, x: Tensor, output: Tensor, looks_up: bool) -> dict[str, Tensor]:
         """Keep what a module was given (an elementwise one: what it gave) as the activations of its layers.
 
         Returns the ids (B, T) where the module is an embedding that only reads a layer's weight.
@@ -176,29 +179,22 @@ class Recording:
         kept: dict[Any, Tensor] = {}
         ids: dict[str, Tensor] = {}
         for layer, _ in uses:
-            given = output if layer.kind.elementwise else x
-            key = (
-                layer.kind.elementwise,
-                layer.kind.activations,
-                layer.kind.gradients,
-                None if self.raw else layer.layout,
-            )
-            if self.raw:
-                if not any(module is m for m in layer.lookups):
-                    _check_read(layer, module, given)
+            kind, given = layer.kind, output if layer.kind.elementwise else x
+            if not self.raw:
+                check_rows(layer, given, self.size)
+            if looks_up and layer.lookups:
+                ids[layer.name] = given if self.raw else layer.ids(module, given, self.size)
+            elif not self.raw:
+                key = (kind.elementwise, kind.activations, kind.gradients, layer.layout)
                 if key not in kept:
-                    kept[key] = given.clone()  # so that a later in-place operation of the model cannot change it
-                self.inputs.setdefault(layer.name, []).append(kept[key])
-                if any(module is m for m in layer.lookups):
-                    ids[layer.name] = kept[key]  # as they came
-                continue
-            check_rows(layer, given, self.size)
-            if any(module is m for m in layer.lookups):
-                ids[layer.name] = layer.layout.examples(positions_last, module, given, self.size)[..., 0]
-                continue
-            if key not in kept:
-                kept[key] = layer.features(module, given, self.size)
-            self.add(layer, layer.own(kept[key]))
+                    kept[key] = layer.features(module, given, self.size)
+                self.add(layer, layer.own(kept[key]))
+            else:
+                _check_read(layer, module, given)
+            if self.raw:
+                if kind.elementwise not in kept:
+                    kept[kind.elementwise] = given.clone()  # so that a later in-place operation cannot change it
+                self.inputs.setdefault(layer.name, []).append(kept[kind.elementwise])
         return ids
 
     def add(self, layer: Layer, features: Tensor) -> None:
@@ -271,12 +267,14 @@ def check_rows(layer: Layer, x: Tensor, size: int) -> None:
             f"layer {layer.name!r} was given {tuple(x.shape)} for {size} examples; expected the examples "
             f"{layer.layout}, where they were in the batch that was looked at. Rows that come and go with the data "
             f"(routed experts, a weight used in several ways) have no place of one example's own. "
-            f"{leave_out([layer.name], [layer.name, ''])}"
+            f"{leave_out([layer.name], {layer.name: layer, '': layer})}"
         )
 
 
-def leave_out(names: Iterable[str], among: Iterable[str]) -> str:
+def leave_out(names: Iterable[str], among: dict[str, Layer]) -> str:
     """How to choose all layers but these, in words to copy: by the ends of their names, where those tell them apart."""
+    everything = any(not layer.kind.usual for layer in among.values())
+    said = "inflib.everything({})" if everything else "{}"
     # a predicate is asked about modules, whose groups are not named apart
     out, every = ({name.rsplit(".group", 1)[0] for name in some} for some in (names, among))
     kept = every - out
@@ -286,8 +284,10 @@ def leave_out(names: Iterable[str], among: Iterable[str]) -> str:
         ends = {".".join(name.split(".")[-parts:]) for name in out}
         if len(ends) <= 4 and not any(name.endswith(tuple(ends)) for name in kept):
             which = tuple(sorted(ends)) if len(ends) > 1 else next(iter(ends))
-            return f"Leave it out: layers=lambda name, module: not name.endswith({which!r})."
-    return f"Leave it out: layers=lambda name, module: name not in {sorted(out)!r}."
+            rule = f"lambda name, module: not name.endswith({which!r})"
+            return f"Leave it out: layers={said.format(rule)}."
+    rule = f"lambda name, module: name not in {sorted(out)!r}"
+    return f"Leave it out: layers={said.format(rule)}."
 
 
 def _with_ones(a: Tensor, bias: bool) -> Tensor:

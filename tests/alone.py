@@ -17,6 +17,7 @@ import torch
 from oracle import grouped, written_out
 from torch import Tensor, nn
 
+import inflib
 from inflib import Objective, capture, ekfac, identity, influence
 from inflib.kfac import second_moments
 from inflib.layers import LayerSpec
@@ -252,8 +253,8 @@ def examine(case: Case) -> Finding:
 
 def as_told(refusal: str) -> LayerSpec:
     """What a refusal says to write after ``layers=``; None where it says nothing of the kind."""
-    found = re.search(r"layers=(lambda name, module: .+?)\.(?: |$)", refusal)
-    return eval(found[1]) if found else None
+    found = re.search(r"layers=((?:inflib\.everything\()?lambda name, module: .+?)\.(?: |$)", refusal)
+    return eval(found[1], {"inflib": inflib}) if found else None
 
 
 def _said(caught: list[warnings.WarningMessage]) -> tuple[str, ...]:
@@ -277,7 +278,7 @@ def _measured(case: Case) -> dict[str, Any]:
         "dots": dots_apart(scores, truth),
         **_moments_apart(case, shapes),
         "eigenvalues": max(
-            apart(fit.eigenvalues[k], (fit.Q_S[k].T @ truth[k] @ fit.Q_A[k]).square().mean(0)) for k in names
+            apart(fit.eigenvalues[k], rotated(truth[k], fit.Q_S.get(k), fit.Q_A.get(k)).square().mean(0)) for k in names
         ),
     }
 
@@ -293,6 +294,12 @@ def _moments_apart(case: Case, shapes: Shapes) -> dict[str, float]:
         "activations": max((apart(found.A(name), A) for name, (A, _) in truth), default=float("nan")),
         "slopes": max((apart(found.S(name), S) for name, (_, S) in truth), default=float("nan")),
     }
+
+
+def rotated(G: Tensor, Q_S: Tensor | None, Q_A: Tensor | None) -> Tensor:
+    """Gradients (N, o, i) in a basis; None stands for the axes."""
+    G = G if Q_S is None else Q_S.T @ G
+    return G if Q_A is None else G @ Q_A
 
 
 def apart(found: Tensor, truth: Tensor) -> float:

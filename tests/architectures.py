@@ -18,7 +18,9 @@ from image_models import IMAGES
 from text_models import TEXT
 
 CATALOGUE = TEXT | IMAGES
-COLUMNS = ("model", "layers", "covered", "gradients", "dot products", "Λ", "A", "S", "refused")
+COLUMNS = (
+    "model", "layers", "covered", "gradients", "dot products", "Λ", "A", "S", "covered by all", "worst", "refused",
+)  # fmt: skip
 
 
 def rows(name: str, case: Case) -> list[str]:
@@ -27,10 +29,25 @@ def rows(name: str, case: Case) -> list[str]:
     if not found.refusal:
         errors = (found.gradients, found.dots, found.eigenvalues, found.activations, found.slopes)
         said = ["–" if error != error else f"{error:.0e}" for error in errors]
-        return [f"| {name} | {len(found.layers)} | {found.share:.1%} | {' | '.join(said)} | |"]
+        return [
+            f"| {name} | {len(found.layers)} | {found.share:.1%} | {' | '.join(said)} | {' | '.join(with_all(case))} | |"
+        ]
     told = as_told(found.refusal)
-    once = [f"| {name} | {'| ' * 7}{' '.join(found.refusal.split())} |"]
+    once = [f"| {name} | {'| ' * 9}{' '.join(found.refusal.split())} |"]
     return once + (rows(f"{name}, as told", replace(case, layers=told)) if told and case.layers is None else [])
+
+
+def with_all(case: Case) -> tuple[str, str]:
+    """The share that layers="all" covers and the worst error there, with what a refusal says to leave out left out."""
+    layers, out = "all", ""
+    while True:
+        found = examine(replace(case, layers=layers))
+        if not found.refusal:
+            return f"{found.share:.1%}{out}", f"{found.worst:.0e}"
+        told = as_told(found.refusal)
+        if told is None or out:
+            return "refused", "–"
+        layers, out = told, " as told"
 
 
 def main(names: list[str]) -> None:

@@ -12,6 +12,8 @@ import torch
 from networks import Case, targets_for
 from torch import Tensor, nn
 
+from inflib import register
+
 VOCABULARY = 7
 
 
@@ -83,6 +85,25 @@ class Tied(nn.Module):
         return self.head(torch.tanh(self.mix(self.token(input_ids))).sum(1))
 
 
+class Mixer(nn.Module):
+    """Weights that are plain parameters, applied by ``x @ W``, ``x @ W.T`` and F.linear; see ``registered``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.W1, self.W2 = nn.Parameter(torch.randn(3, 4)), nn.Parameter(torch.randn(5, 4))
+        self.W3, self.b3 = nn.Parameter(torch.randn(3, 5)), nn.Parameter(torch.randn(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(torch.tanh(x @ self.W1) @ self.W2.T)
+        h = torch.nn.functional.linear(h, self.W3, self.b3)
+        return h.flatten(1, -2).mean(1) if h.ndim > 2 else h
+
+
+register(Mixer, weight="W1", bias=None, transposed=True, part="W1", inside=True)
+register(Mixer, weight="W2", bias=None, part="W2", inside=True)
+register(Mixer, weight="W3", bias="b3", part="W3", inside=True)
+
+
 class Attends(nn.Module):
     """Attention of torch's own, over itself and over something else, batch first or second."""
 
@@ -149,6 +170,8 @@ KINDS: dict[str, Callable[[], tuple[nn.Module, list[str], Any]]] = {
     "embeddings, padding_idx": lambda: (Texts(padding_idx=2), TEXT, 5),
     "tied embeddings": lambda: (Tied(), ["token", "mix"], 5),
     "tied embeddings with a bias": lambda: (Tied(bias=True), ["token", "mix"], 5),
+    "plain parameters": lambda: (nn.Sequential(Mixer()), ["0.W1", "0.W2", "0.W3"], (5, 3)),
+    "plain parameters, one position": lambda: (nn.Sequential(Mixer()), ["0.W1", "0.W2", "0.W3"], (3,)),
     "attention": lambda: (*_attends(), (5, 3)),
     "attention, batch second": lambda: (*_attends(batch_first=False), (5, 3)),
     "attention without biases": lambda: (*_attends(bias=False), (5, 3)),

@@ -100,13 +100,22 @@ def written_out(model: nn.Module, name: str, columns: int | None = None) -> tupl
             return [prefix + "in_proj_weight"], own
         shifts = weight.numel() + torch.arange(bias.numel()).chunk(3)["qkv".index(part)]
         return [prefix + "in_proj_weight", prefix + "in_proj_bias"], torch.cat([own, shifts[:, None]], dim=1)
+    if part in module._parameters and part != "bias":  # a plain parameter by its own name
+        at = torch.arange(module._parameters[part].numel()).reshape(module._parameters[part].shape)
+        if part == "W1":
+            return [name], at.T
+        if part == "W2":
+            return [name], at
+        shifts = at.numel() + torch.arange(module.b3.numel())
+        return [name, prefix + "b3"], torch.cat([at, shifts[:, None]], dim=1)
     if part == "bias":
         return [name], torch.arange(module.bias.numel())[:, None]
     weight, bias = module.weight, getattr(module, "bias", None)
     at = torch.arange(weight.numel()).reshape(weight.shape)
     kind = type(module).__name__
     tied = [n for n, m in modules.items() if isinstance(m, nn.Linear) and m.weight is weight and m is not module]
-    if kind == "Embedding" and tied and columns in (None, weight.shape[1], weight.shape[1] + 1):
+    looks_up = isinstance(module, nn.Embedding)
+    if looks_up and tied and columns in (None, weight.shape[1], weight.shape[1] + 1):
         bias = modules[tied[0]].bias
         if bias is None:
             return [prefix + "weight"], at
@@ -118,7 +127,7 @@ def written_out(model: nn.Module, name: str, columns: int | None = None) -> tupl
     if group is not None:
         at = at.chunk(module.groups)[group]
     at = at.flatten(1)
-    if kind in ("Conv1D", "Embedding") or "Transpose" in kind:
+    if looks_up or kind == "Conv1D" or "Transpose" in kind:
         at = at.T
     if bias is None or "Transpose" in kind or columns == at.shape[1]:
         return [prefix + "weight"], at

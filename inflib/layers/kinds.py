@@ -137,6 +137,10 @@ class Layer:
         """The module's activations or output gradients (B, T, groups · d) → this layer's share, (B, T, d)."""
         return features.chunk(self.groups, dim=-1)[self.group] if self.kind.groups else features
 
+    def ids(self, module: nn.Module, x: Tensor, size: int) -> Tensor:
+        """An embedding's ids as they came, (..., 1) → (B, T)."""
+        return self.layout.examples(positions_last, module, x, size)[..., 0]
+
     def looked_up(self, g: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
         """An embedding's gradients (B, T, i) and ids (B, T), turned round as a pair (a, g) of the matrix (o, i)."""
         o = self.shape[0]

@@ -26,13 +26,15 @@ _KINDS: dict[type[nn.Module] | str, tuple[Kind, ...]] = {}
 
 def register(
     module_type: type[nn.Module] | str,
-    activations: Callable[[Any, Tensor], Tensor],
-    gradients: Callable[[Any, Tensor], Tensor],
+    activations: Callable[[Any, Tensor], Tensor] = positions_last,
+    gradients: Callable[[Any, Tensor], Tensor] = positions_last,
     *,
     transposed: bool = False,
     weight: str = "weight",
     bias: str | None = "bias",
     groups: str | None = None,
+    part: str = "",
+    inside: bool = False,
 ) -> None:
     """Teach inflib that modules of ``module_type`` (and subclasses) apply one matrix at every position.
 
@@ -42,8 +44,20 @@ def register(
     transposed:  True where the weight is stored (i, o). weight, bias: the parameters' names on the module.
     groups:      the module's attribute that counts matrices applied side by side, each to its share of the features;
                  activations and gradients then hold all shares, one after the other.
+    part:        for a module with several matrices, each registered by itself: what follows the module's name in the
+                 layer's, "mixer.up".
+    inside:      True where the product is not the module's output but one that its forward makes on the way, by
+                 F.linear(x, W, b), x @ W.T, or with transposed=True x @ W. activations and gradients then read x and
+                 the product's gradient; a bias that is added to ``x @ W`` afterwards is none of its: bias=None.
+
+    A module that holds its weights as plain parameters, y = relu(x @ W1) @ W2::
+
+        register(Mixer, weight="W1", bias=None, transposed=True, part="W1", inside=True)
+        register(Mixer, weight="W2", bias=None, transposed=True, part="W2", inside=True)
     """
-    _KINDS[module_type] = (Kind(activations, gradients, transposed, weight, bias, groups),)
+    kind = Kind(activations, gradients, transposed, weight, bias, groups, part, inside=inside)
+    others = [other for other in _KINDS.get(module_type, ()) if part and other.part and other.part != part]
+    _KINDS[module_type] = (*others, kind)
 
 
 # --- what is understood from the start ------------------------------------------------------------------------------
