@@ -100,6 +100,11 @@ _AUTOCAST: ContextVar[tuple[tuple[str, torch.dtype], ...]] = ContextVar(
 )  # (device, dtype) in force
 
 
+def autocast_in_force() -> tuple[tuple[str, torch.dtype], ...]:
+    """Under which autocasts, (device, dtype), the model is called."""
+    return _AUTOCAST.get()
+
+
 def plain_numbers(function: Callable[P, R]) -> Callable[P, R]:
     """Decorates what a user calls: inside, only the model runs under the autocast that the call came from."""
 

@@ -32,6 +32,7 @@ from .layers.elementwise import features_last
 from .objectives import Objective, per_example
 from .placement import call, plain_numbers
 from .positions import check_batch
+from .proven import proven
 from .rows import FIRST, Layout, candidates
 from .selection import select
 
@@ -106,7 +107,8 @@ class Proof:
 
     def _look(self, batch: Batch) -> None:
         before = self.layers if self._most > 1 else {}
-        found = prove(self.model, self.layers, self.objective, batch, self.measurement, self._draw)
+        asked = (self.model, self.layers, self.objective, batch, self.measurement)
+        found = proven(*asked, lambda: prove(*asked, self._draw))
         self.layers = {name: _agreed(before.get(name, layer), layer, batch.index) for name, layer in found.items()}
         if self.say and self._most < 2 <= batch.size:
             _say_where(self.layers)
