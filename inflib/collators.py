@@ -77,8 +77,8 @@ def hugging_face_batches(
 ) -> HuggingFaceBatches:
     """A loader of a Hugging Face collator's dicts, or a list of them, as (inputs, targets) batches to be walked over.
 
-    So ``hugging_face_batches(trainer.get_train_dataloader())`` is a training side. A loader that shuffles is read in
-    its dataset's own order, all of it: example n is ``dataset[n]``.
+    So ``hugging_face_batches(trainer.get_train_dataloader())`` is a training side. A loader that shuffles
+    or groups by length is read in its dataset's own order, all of it: example n is ``dataset[n]``.
 
     shift:  whether the model shifts its labels itself. None: where they repeat the input_ids at every label that
             counts, as those of causal language models do, in every batch alike.
@@ -104,7 +104,7 @@ def _in_order(loader: Any) -> Any:
         return loader
     batches = loader.batch_sampler
     sampler = getattr(batches, "sampler", loader.sampler)  # a given batch_sampler leaves another in loader.sampler
-    if not isinstance(sampler, RandomSampler) or sampler.replacement or len(sampler) != len(loader.dataset):  # type: ignore[arg-type]
+    if not _permutes(sampler) or len(sampler) != len(loader.dataset):  # type: ignore[arg-type]
         return loader
     return DataLoader(
         loader.dataset,
@@ -113,6 +113,13 @@ def _in_order(loader: Any) -> Any:
         num_workers=loader.num_workers,
         pin_memory=loader.pin_memory,
     )
+
+
+def _permutes(sampler: Any) -> bool:
+    """Whether a sampler draws every example once in an order of its own: a shuffle, or a trainer's by length."""
+    if isinstance(sampler, RandomSampler):
+        return not sampler.replacement
+    return type(sampler).__name__ == "LengthGroupedSampler"
 
 
 def _parted(item: Any, index: int) -> tuple[dict[str, Any], Tensor]:
@@ -129,7 +136,8 @@ def _parted(item: Any, index: int) -> tuple[dict[str, Any], Tensor]:
         came = ", ".join(map(str, item)) if found is None else say(found)
         raise TypeError(
             f"batch {index} holds {came}; expected a tensor of labels (B, ...) among them. Use a collator that gives "
-            "labels, for a language model DataCollatorForLanguageModeling(tokenizer, mlm=False)."
+            "labels, for a language model DataCollatorForLanguageModeling(tokenizer, mlm=False). A datasets.Dataset "
+            "gives tensors once it is told to: dataset.with_format('torch')."
         )
     return inputs, found
 

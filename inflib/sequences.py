@@ -24,6 +24,7 @@ from .batches import double
 from .objectives import Objective, TooManySeedsError, inverse_cdf
 from .objectives.softmax import softmax_seeds
 from .texts import check_ids, context_of, part
+from .tokenised import rows_of
 
 IGNORED = -100  # the target of a position that is not in the loss
 MAX_SEEDS = 4096  # backward passes a batch that expected labels may take
@@ -142,15 +143,22 @@ class NextToken(Objective):
 
 
 def token_batches(
-    sequences: Sequence[Tokens],
+    sequences: Any,
     batch_size: int = 32,
     *,
+    targets: Any = None,
     pad: int = 0,
     side: str = "right",
     position_ids: bool = False,
     device: torch.device | str | None = None,
 ) -> list[tuple[dict[str, Tensor], Tensor]]:
     """Sequences of token ids as (inputs, targets) batches, in order: every token but the first is predicted.
+
+    sequences: lists of token ids, what a tokenizer gave (BatchEncoding, padded or not), or rows of a dataset, each with
+    its input_ids, attention_mask and labels. A padded tensor needs its mask.
+    targets: for each sequence its labels, at every position its own token, or −100 where it is not to be learnt (the
+    prompt of a fine-tuned answer). Such positions are read, and count in A, but not in the loss. None: the rows' own
+    labels where they have them (or ``assistant_masks``, ``completion_mask``), else all tokens count.
 
     inputs: {"input_ids": (B, T), "attention_mask": (B, T)}, targets (B, T), T the longest of its batch minus one;
     shorter ones are padded with ``pad`` on ``side`` ("right" or "left"), masked, and their padding is in no loss.
@@ -167,7 +175,9 @@ def token_batches(
             f"token_batches got {sequences!r:.60}; expected a list of sequences, each a list of token ids. "
             "One sequence is a list of one: [ids]."
         )
-    ids = [_ids(tokens, f"sequence {n}") for n, tokens in enumerate(sequences)]
+    rows = rows_of(sequences, targets)
+    ids = [_ids(tokens, f"sequence {n}") for n, (tokens, _) in enumerate(rows)]
+    labels = [tokens if own is None else own for tokens, (_, own) in zip(ids, rows, strict=True)]
     for n, tokens in enumerate(ids):
         if len(tokens) < 2:
             raise ValueError(
@@ -178,11 +188,11 @@ def token_batches(
         raise ValueError("no sequences came; expected at least one list of token ids.")
     found = []
     for at in range(0, len(ids), batch_size):
-        some = ids[at : at + batch_size]
-        inputs, targets = _padded([(tokens[:-1], tokens[1:]) for tokens in some], pad, side, device)
+        some = zip(ids[at : at + batch_size], labels[at : at + batch_size], strict=True)
+        inputs, follows = _padded([(tokens[:-1], own[1:]) for tokens, own in some], pad, side, device)
         if position_ids:
             inputs["position_ids"] = (inputs["attention_mask"].cumsum(1) - 1).clamp_min(0)
-        found.append((inputs, targets))
+        found.append((inputs, follows))
     return found
 
 
