@@ -118,7 +118,6 @@ ITEMS: dict[str, Callable[[], dict[str, Any]]] = {
     "plain": plain,
     "smooth": smooth,
     "sentences": sentences,
-    "proximal": truths.proximal,
     "removal": truths.removal,
     "mislabels": truths.mislabels,
     "one_out": truths.one_out,

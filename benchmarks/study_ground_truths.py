@@ -1,8 +1,7 @@
-"""The study's other ground truths: the proximal objective, removal, mislabels, leaving out one and fifty."""
+"""The study's other ground truths: removal, mislabels, leaving out one and fifty."""
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import asdict
 from typing import Any
 
@@ -10,68 +9,21 @@ import torch
 from study_scores import FIRST_SEED, kept, network
 from torch import Tensor
 
-from inflib import CrossEntropy, damping_of, ekfac, identity, influence, kfac, refine, self_influence
+from inflib import CrossEntropy, ekfac, self_influence
 from inflib.lab import banks, mlp, mnist_5k
 from inflib.validation import (
-    NotConvergedWarning,
     Training,
     auc,
     bootstrap,
-    calibration,
     flip_labels,
     leave_k_out,
     nearest,
-    pbrf,
     random_same_class,
     remove_top,
     retrain,
 )
 
-EXAMPLES, ASKED = 16, 20  # of the proximal objectives, and the queries that respond
 RIGHT, REMOVED = 40, (5, 10, 20)
-
-
-def proximal() -> dict[str, Any]:
-    """The tanh network: what each method says of the proximal Bregman response, its size included."""
-    recipe = banks.recipe("smooth")
-    model, plain = network(recipe, FIRST_SEED, torch.float64)
-    objective, data = recipe.objective, recipe.data(2000, torch.float64)
-    queries = [(x[: 10 * ASKED : 10], y[: 10 * ASKED : 10]) for x, y in recipe.asked(torch.float64)]
-    which = list(range(0, recipe.examples, recipe.examples // EXAMPLES))[:EXAMPLES]
-    rows = []
-    for factor in (0.01, 0.1):
-        numbers = damping_of(plain, factor)
-        found = {
-            "exact G": refine(plain, model, objective, data, tolerance=1e-4, progress=False),
-            "refined, 10 steps": refine(plain, model, objective, data, steps=10, progress=False),
-            "refined, 3 steps": refine(plain, model, objective, data, steps=3, progress=False),
-            "refined, 1 step": refine(plain, model, objective, data, steps=1, progress=False),
-            "EK-FAC": plain,
-            "K-FAC": kfac(model, objective, data, progress=False),
-            "identity": identity(model, objective, data, progress=False),
-        }
-        scores = {
-            name: influence(model, objective, data, queries, C, numbers, measurement="margin", progress=False)
-            for name, C in found.items()
-        }
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", NotConvergedWarning)  # counted below, and left out
-            truth = pbrf(
-                model, objective, data, queries, which, numbers, epsilon=0.1 / recipe.examples,
-                measurement="margin", curvature=plain, tolerance=1e-3, progress=False,
-            )  # fmt: skip
-        done = truth.converged
-        own = torch.tensor(which)[done]
-        for name, each in scores.items():
-            against = calibration(each[:, own], truth.response[:, done])
-            exact = calibration(each, scores["exact G"])
-            rows.append(
-                {"method": name, "damping": factor, "converged": int(done.sum()), "of": EXAMPLES}
-                | {"pearson": asdict(against.correlation), "slope": asdict(against.slope)}
-                | {"pearson_exact": exact.correlation.mean, "slope_exact": exact.slope.mean}
-            )
-            print(rows[-1])
-    return {"network": "196-32-16-10, tanh, weight decay 5e-3", "rows": rows}
 
 
 def removal() -> dict[str, Any]:
