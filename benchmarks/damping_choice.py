@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from inflib import ekfac, influence, refine, relative
+from inflib.doubt import damping_by_training
 from inflib.lab import banks
 from inflib.queries import precondition
 from inflib.validation import BankRecipe, Training
@@ -90,8 +91,8 @@ def cell(key: str, recipe: BankRecipe) -> dict[str, Any]:
 def by_theory(training: Training, examples: int) -> float:
     """λ from the recipe alone."""
     steps = training.steps(examples)
-    travelled = sum(training.rate(k, steps) for k in range(steps)) / (1 - training.momentum)
-    return training.weight_decay + 1 / travelled
+    rates = (training.rate(k, steps) for k in range(steps))
+    return damping_by_training(rates, momentum=training.momentum, weight_decay=training.weight_decay)
 
 
 def _residual(model: torch.nn.Module, data: tuple, unsolved: Any, factor: float) -> float:

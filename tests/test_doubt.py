@@ -11,7 +11,7 @@ from oracle import assert_close
 from torch import Tensor, nn
 
 from inflib import CrossEntropy, Curvature, damping_of, ekfac, gauss_newton, influence, relative
-from inflib.doubt import average_scores, ensemble_influence, error_bars
+from inflib.doubt import average_scores, damping_by_training, ensemble_influence, error_bars
 from inflib.doubt.error_bars import combined, student_quantile
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -176,3 +176,27 @@ def test_what_gives_no_bar_is_refused() -> None:
         error_bars([member(0), member(1)], CrossEntropy(), TRAIN, QUERIES, level=90)
     with pytest.raises(ValueError, match=r"groups have shape \(2, 11\); expected \(K, 12\)"):
         error_bars([member(0), member(1)], CrossEntropy(), TRAIN, QUERIES, groups=torch.ones(2, 11))
+
+
+# --- dampings --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.6, 0.9])
+def test_a_damping_by_training_moves_quadratics_about_as_far_as_training_does(momentum: float) -> None:
+    rates = [0.01 * (1 + math.cos(math.pi * k / 400)) for k in range(400)]
+    damping = damping_by_training(rates, momentum=momentum)
+    for h in (1e-4, 0.01, 0.1, 1.0, 10.0):
+        x, v = 1.0, 0.0  # how far from the minimum of ½ h x²
+        for rate in rates:
+            v = momentum * v + h * x
+            x -= rate * v
+        assert 1 - x == pytest.approx(h / (h + damping), rel=0.35)
+        if h == 1e-4:
+            assert 1 - x == pytest.approx(h / (h + damping), rel=0.06)
+
+
+def test_weight_decay_is_added_and_impossible_recipes_are_refused() -> None:
+    assert damping_by_training([0.5, 0.3], momentum=0.2, weight_decay=0.25) == pytest.approx(1.25)
+    for dials in ({"rates": []}, {"rates": [0.1], "momentum": 1.0}, {"rates": [0.1], "weight_decay": -1.0}):
+        with pytest.raises(ValueError, match="expected the rate of each step"):
+            damping_by_training(**dials)
