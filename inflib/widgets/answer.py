@@ -116,10 +116,10 @@ class Answer(Ranking[Ranked]):
         """A heading for each list."""
         what = f"the {self.settings.quantity} {self._whose()}"
         if self.about_query:
-            return f"+ Proponents: training on them raised {what}", f"− Opponents: training on them lowered {what}"
+            return f"+ Proponents: predicted to have raised {what}", f"− Opponents: predicted to have lowered {what}"
         return (
-            f"+ Queries it helps: training on it raised {what}",
-            f"− Queries it hurts: training on it lowered {what}",
+            f"+ Queries it helps: predicted to have raised {what}",
+            f"− Queries it hurts: predicted to have lowered {what}",
         )
 
     def explanation(self) -> str:

@@ -100,7 +100,7 @@ class TextAnswer(Ranking[RankedText]):
     def titles(self) -> tuple[str, str]:
         """A heading for each list."""
         what = f"the {self.settings.quantity} of “{visible(_short(self.question.completion, 40))}”"
-        return f"+ Proponents: training on them raised {what}", f"− Opponents: training on them lowered {what}"
+        return f"+ Proponents: predicted to have raised {what}", f"− Opponents: predicted to have lowered {what}"
 
     def explanation(self) -> str:
         """What the numbers mean, in words."""

@@ -74,7 +74,7 @@ curvature = load(shipped_checkpoint("mnist_mlp_ekfac"), model)
 curvature
 
 # %% [markdown]
-# The shapes are those of each layer's weights, with one column more for the bias. Now the query itself, which is one line. A score tells how fast the
+# The shapes are those of each layer's weights, with one column more for the bias. Each layer has a λ of its own, a tenth of its mean eigenvalue. (What *expected labels* are, notebook 03 tells.) Now the query itself, which is one line. A score tells how fast the
 # measurement changes with the example's weight. Divided by the number of training digits it becomes the digit's **contribution**. That is what the measurement
 # is expected to lose if the digit is taken out of the training set, in nats, and it has the sign of the score. Its size has not been checked by anyone: read the
 # numbers as an order (notebooks 06 and 07 check sizes, and find them too large). Look at both columns.
@@ -92,18 +92,19 @@ assert given[top].min() > 0 > given[bottom].max(), "a proponent contributes some
 
 # %% [markdown]
 # The strongest proponent is a 5, the strongest opponent a 6. Taking the 5 away should make the model even more wrong, and taking the 6 away less. What do they
-# look like? Above, the eight strongest proponents; below, the eight strongest opponents. Each caption gives the digit's contribution to $\log p(5)$, and its label.
+# look like? Above, the eight strongest proponents; below, the eight strongest opponents. Each caption gives the digit's contribution to $\log p(5)$, its label, and its place in MNIST.
 
 # %%
 rows = torch.cat([top, bottom])
-captions = [f"{given[n]:+.2f}  a {digits.train.labels[n]}" for n in rows]
+captions = [f"{given[row]:+.2f}  a {digits.train.labels[row]}\n#{digits.train.index[row]}" for row in rows]
 _ = plots.images(digits.train.images[rows], captions, columns=8)
 fives, sixes = (digits.train.labels[top] == 5).sum().item(), (digits.train.labels[bottom] == 6).sum().item()
 print(f"{fives} of 8 proponents are labelled 5, {sixes} of 8 opponents are labelled 6")
 assert min(fives, sixes) > 4, "neither label stands out: are these rows of the training digits?"
+assert 6 in digits.train.labels[top] and 5 in digits.train.labels[bottom], "the text below speaks of both"
 
 # %% [markdown]
-# The proponents are mostly fives and the opponents mostly sixes, as one would hope. But there is an 8 among those that *helped* the 5, and there are fives among those that *hurt* it. And resemblance? The
+# The proponents are mostly fives and the opponents mostly sixes, as one would hope. But there is a 6 among those that *helped* the 5, of all digits, and there are fives among those that *hurt* it. And resemblance? The
 # fourth proponent has the broad flat foot of our query, most of the others have not. That is worth remembering: influence is not similarity, and it is not agreement of labels.
 #
 # ## Draw one yourself
@@ -206,13 +207,13 @@ ten = {}
 for name, damping in {"EK-FAC": equal, "K-FAC": equal, "gradient dot product": 0.0}.items():
     found = index.influence(model, objective, query, methods[name], damping)[0].topk(10).indices.tolist()
     ten[name] = set(found)
-    common, fives = len(ten[name] & ten["EK-FAC"]), (digits.train.labels[found] == 5).sum().item()
-    print(f"{name:20}  {common:2} of 10 in common with EK-FAC, {fives:2} of 10 labelled 5")
+    common, own_label = len(ten[name] & ten["EK-FAC"]), (digits.train.labels[found] == 5).sum().item()
+    print(f"{name:20}  {common:2} of 10 in common with EK-FAC, {own_label:2} of 10 labelled 5")
 assert set(top.tolist()) <= ten["EK-FAC"], "the same question has got another answer"
 
 # %% [markdown]
 # If a label in common were a sign of quality, the gradient dot product would win: all ten of its proponents are fives. Yet it agrees with EK-FAC on four of them only, so at least one of the
-# two is wrong about the rest. The more convincing picture is no evidence against the other. EK-FAC and K-FAC agree on nine of ten, which is no evidence either: they make the same approximations.
+# two is wrong about the rest. The more convincing picture is no evidence against the other. EK-FAC and K-FAC agree on nine of ten, which is no evidence either: both cut the layers apart and use one basis, and only the eigenvalues differ.
 #
 # So what *do* the pictures show? The training digits whose removal is predicted to matter most. The prediction assumes a small change, a model at its optimum, and a curvature made of two small factors for
 # each layer. They do not show:
@@ -246,7 +247,7 @@ assert set(top.tolist()) <= ten["EK-FAC"], "the same question has got another an
 #
 # An influence query asks which training examples raised or lowered what a model says about one input, and answers with a signed number for each of them. The number is a product of three things:
 # the training example's pull on the weights, the inverse curvature that turns the pull into a displacement, and the query's gradient. Divided by the number of training examples it predicts what the
-# example's removal would do. With an index, a new query, method or damping costs no pass over the training data, which is what makes a browser possible. Whether the prediction is *true* is another
+# example's removal would do. With an index, a new query or damping costs no pass over the training data, nor does another method in the same basis, once fitted. That is what makes a browser possible. Whether the prediction is *true* is another
 # question, and no picture answers it.
 #
 # ## Exercises
@@ -266,7 +267,7 @@ def check_together(together):
     truth = -scores.sort().values[:10].sum().item() / 4500
     assert together > 0, "opponents leave, so log p(5) rises by minus what they contribute"
     assert together < 1000, "that is a score; a removal is a step of ε = −1/N"
-    assert abs(together - truth) < 1e-9 * truth, f"{together:.3f}, expected {truth:.3f}: are they ten?"
+    assert abs(together - truth) < 5e-3 * truth, f"{together:.3f}, expected {truth:.3f}: are they ten?"
     return f"right: {together:+.1f} nats, and log p(5) is {p[q, 5].log():.1f} now"
 
 
@@ -329,9 +330,11 @@ check_worst(worst)
 # %% jupyter={"source_hidden": true}
 @exercise
 def check_closeness(closeness):
-    usual, huge = float(closeness(0.0004)), float(closeness(1e6))
+    usual, huge = float(closeness(0.0004)), float(closeness(1e6))  # of hidden1's mean eigenvalue a tenth and a bit
     assert usual < 0.99, f"{usual:.3f} at a usual damping: are both scores from the same method?"
-    assert abs(huge - 1) < 1e-6, f"{huge:.3f} in the limit: relative(...) gives each layer another λ, no common factor"
+    assert abs(huge - 1) < 1e-6, (
+        f"{huge:.3f} in the limit: it wants the same λ in every layer, not a multiple of its mean"
+    )
     return f"right: correlation {usual:.2f} at damping 0.0004, and 1 in the limit"
 
 
@@ -356,7 +359,7 @@ check_closeness(closeness)
 # check_closeness(closeness)
 # ```
 #
-# So the damping slider is a dial between two methods, and with `relative(...)`, as in the browser, its far end weights the layers unequally.
+# So the damping slider is a dial between two methods. In the browser each layer's λ is a multiple of its own mean eigenvalue, so that the slider's far end weights the layers unequally.
 # </details>
 
 
@@ -400,4 +403,4 @@ check_contributed(contributed)
 #
 # - R. Grosse et al., *Studying Large Language Model Generalization with Influence Functions*, 2023, [arXiv 2308.03296](https://arxiv.org/abs/2308.03296): the method, at the scale of language models.
 # - P. W. Koh, P. Liang, *Understanding Black-box Predictions via Influence Functions*, ICML 2017, [arXiv 1703.04730](https://arxiv.org/abs/1703.04730): the idea brought to neural networks.
-# - N. Rimsky, *Influence functions: why, what and how*, 2023: the MNIST experiment that this course redoes.
+# - N. Rimsky, *Influence functions: why, what and how*, 2023: the MNIST experiment that this course redoes. Its program: [nrimsky/InfluenceFunctions](https://github.com/nrimsky/InfluenceFunctions).

@@ -237,7 +237,7 @@ assert all(p.grad is None for p in model.parameters()), "use torch.autograd.grad
 # %% [markdown]
 # ## `inflib.capture`
 #
-# The library's function ([`proof.capture`](../inflib/proof.py), [`hooks.Pair`](../inflib/hooks.py)) takes these steps for
+# The library's function ([`proof.capture`](../inflib/proof.py), [`recording.Pair`](../inflib/recording.py)) takes these steps for
 # any model and objective. Its tensors have one more axis: $a$ is `(B, T, i)` and $g$ is `(B, T, o)`, with a row for every
 # *position* at which an example uses the layer: token, pixel of a convolution. A plain network has `T = 1`.
 # `pair.matrices()` are the gradients.
