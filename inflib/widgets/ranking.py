@@ -197,7 +197,8 @@ class Ranking(Generic[Row]):
         count = sum(row.undecided for row in rows)
         return (
             f"{UNDECIDED} ({count} of {len(rows)}): cannot be told from zero, for its 90% interval over networks from "
-            "other seeds and dampings from a third to three times this one holds 0."
+            "other seeds and dampings from a third to three times this one holds 0. The error of "
+            f"{self.settings.method} itself is not in it."
         )
 
     def placed(self, names: tuple[str, str]) -> Iterator[tuple[str, int, Row]]:
