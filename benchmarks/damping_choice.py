@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 from cells import Study, arguments, few_queries, kept, perceptron
-from smooth_training import lds, measured
+from smooth_training import measured
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
@@ -30,7 +30,8 @@ from inflib import ekfac, influence, refine, relative
 from inflib.doubt import damping_by_training
 from inflib.lab import banks
 from inflib.queries import precondition
-from inflib.validation import BankRecipe, Training
+from inflib.validation import Bank, BankRecipe, Training
+from inflib.validation.datamodeling import lds as summed_scores
 
 FACTORS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
 REFINED = (0.1, 0.3, 1.0, 3.0)
@@ -75,12 +76,12 @@ def cell(key: str, recipe: BankRecipe) -> dict[str, Any]:
         "residual": next((f for f, r in zip(FACTORS, residuals, strict=True) if r <= 0.5), FACTORS[-1]),
         "agreement": max(zip(agreements, FACTORS, strict=True))[1],
     }
-    curves = {name: {f: lds(s, bank)[0] for f, s in all_.items()} for name, all_ in scores.items()}
+    curves = {name: {f: lds(s, bank) for f, s in all_.items()} for name, all_ in scores.items()}
     return {
         "mean_eigenvalues": curvature.mean_eigenvalues(),
         "theory": theory,
         "lds": {name: {str(f): value for f, value in curve.items()} for name, curve in curves.items()},
-        "lds_at_theory": {name: lds(s, bank)[0] for name, s in at_theory.items()},
+        "lds_at_theory": {name: lds(s, bank) for name, s in at_theory.items()},
         "lds_chosen": {candidate: curves["ekfac"][f] for candidate, f in chosen.items()},
         "chosen": chosen,
         "residuals": residuals,
@@ -93,6 +94,11 @@ def by_theory(training: Training, examples: int) -> float:
     steps = training.steps(examples)
     rates = (training.rate(k, steps) for k in range(steps))
     return damping_by_training(rates, momentum=training.momentum, weight_decay=training.weight_decay)
+
+
+def lds(scores: Tensor, bank: Bank) -> float:
+    """Without its interval."""
+    return float(summed_scores(scores, bank, "margin", None, resamples=1)[0].mean())
 
 
 def _residual(model: torch.nn.Module, data: tuple, unsolved: Any, factor: float) -> float:

@@ -28,8 +28,8 @@ from torch.nn.functional import cosine_similarity
 
 from inflib import ekfac, influence
 from inflib.doubt import average_scores
-from inflib.validation import Bank, BankRecipe, Run, through_training
-from inflib.validation.datamodeling import ceiling, datamodeling
+from inflib.validation import Bank, BankRecipe, Run, ceiling, through_training
+from inflib.validation.datamodeling import lds as summed_scores
 
 GRID = [
     ("Tanh", 0.03, 100, 40),
@@ -86,7 +86,7 @@ def measured(key: str, recipe: BankRecipe, seeds: int) -> Bank:
 
 def lds(scores: Tensor, bank: Bank) -> list[float]:
     """Mean, low, high."""
-    found = datamodeling(scores, bank).interval
+    _, found = summed_scores(scores, bank, "margin", None, resamples=300)
     return [found.mean, found.low, found.high]
 
 

@@ -25,8 +25,9 @@ from cells import Study, arguments, asking, bank_of, kept
 from inflib import ekfac, influence, refine, relative
 from inflib.doubt import average_scores
 from inflib.lab import banks
-from inflib.validation import Bank, BankRecipe, Run, ceiling, datamodeling, through_training
+from inflib.validation import Bank, BankRecipe, Run, ceiling, through_training
 from inflib.validation.board import halves
+from inflib.validation.datamodeling import lds
 
 WEIGHTS, RUNS = (0.5, 1.0), 4
 
@@ -51,10 +52,11 @@ def table(runs: list[dict[str, torch.Tensor]], bank: Bank, queries: torch.Tensor
     """Of every method: each run's LDS, and that of the mean of the first 1, 2, 4 with its interval."""
     found: dict[str, Any] = {}
     for name in runs[0]:
-        each = [datamodeling(run[name], bank, queries=queries).interval.mean for run in runs]
+        each = [float(lds(r[name], bank, "margin", queries, resamples=1)[0].mean()) for r in runs]
         means = {}
         for count in (1, 2, RUNS):
-            interval = datamodeling(average_scores(run[name] for run in runs[:count]), bank, queries=queries).interval
+            mean = average_scores(run[name] for run in runs[:count])
+            _, interval = lds(mean, bank, "margin", queries, resamples=300)
             means[str(count)] = [interval.mean, interval.low, interval.high]
         found[name] = {"each": each, "mean_of": means}
     return found
