@@ -19,6 +19,8 @@ from torch import Tensor
 HISTORY = 50  # pairs kept of each row
 HALVINGS = 20
 PATIENCE = 20
+HALVED = 50  # steps within which a gradient's smallest norm must halve, or the value fall
+STALLED = 1e-6  # by this share of all its fall
 Function = Callable[
     [Tensor, Tensor], tuple[Tensor, Tensor]
 ]  # u (m, D), which rows (m,) → values (m,), gradients (m, D)
@@ -36,12 +38,15 @@ def minimise(function: Function, start: Tensor, tolerance: float, max_steps: int
     """Descend from ``start`` (M, D) until each gradient's norm is ``tolerance`` times that at the start.
 
     A row also stops where its value no longer falls, as on a kink: by less than tolerance² of all its fall over
-    ``PATIENCE`` steps, or by no step along the gradient at all. Nothing is raised: the gradient norms tell.
+    ``PATIENCE`` steps, or by no step along the gradient at all; and where in ``HALVED`` steps its gradient's norm does
+    not halve and its value hardly falls, for then no number would do. Nothing is raised: the gradient norms tell.
     """
     rows = torch.arange(len(start), device=start.device)  # those still going
     at = _Point(start, *function(start, rows))
     u, value, first = start.clone(), at.value, at.gradient.norm(dim=1)
     final, earlier = first.clone(), at.value + torch.inf  # gradient norms (M,); values PATIENCE steps ago (m,)
+    least, before = first.clone(), torch.full_like(first, torch.inf)  # smallest norms, now and HALVED steps ago (M,)
+    higher = value + torch.inf  # values HALVED steps ago (M,)
     stuck = torch.zeros_like(rows, dtype=torch.bool)
     memory = _Memory(known=stuck.clone())
     step = 0
@@ -52,6 +57,11 @@ def minimise(function: Function, start: Tensor, tolerance: float, max_steps: int
         if step % PATIENCE == 0:
             going &= earlier - at.value > tolerance**2 * (value[rows] - at.value)
             earlier = at.value
+        least[rows] = torch.minimum(least[rows], norm)
+        if step % HALVED == 0:
+            falls = higher[rows] - at.value > STALLED * (value[rows] - at.value)
+            going &= falls | (least[rows] <= 0.5 * before[rows])
+            before[rows], higher[rows] = least[rows], at.value
         rows, at, stuck, earlier = rows[going], at.take(going), stuck[going], earlier[going]
         memory.take(going)
         if len(rows) == 0 or step == max_steps:

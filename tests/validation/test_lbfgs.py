@@ -7,7 +7,7 @@ import torch
 from oracle import assert_close
 from torch import Tensor
 
-from inflib.validation.lbfgs import minimise
+from inflib.validation.lbfgs import HALVED, minimise
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -83,3 +83,15 @@ def test_a_row_that_starts_at_its_minimum_stays() -> None:
     assert found.steps == 0
     assert bool((found.u == 0).all())
     assert bool((found.gradient_norm == 0).all())
+
+
+def test_a_row_whose_gradient_no_longer_shrinks_is_given_up_however_many_steps_there_are() -> None:
+    def function(u: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        tilt = torch.where(rows == 0, 1e-4, 0.0)  # row 0 falls a little for ever, row 1 has a minimum
+        value = 5 * u[:, 0].square() - tilt * u[:, 1].tanh() - tilt * u[:, 1] * 1e-3
+        slope = -tilt * (1 - u[:, 1].tanh().square()) - tilt * 1e-3
+        return value, torch.stack([10 * u[:, 0], slope], dim=1)
+
+    found = minimise(function, torch.ones(2, 2), 1e-9, 100_000)
+    assert found.gradient_norm[0] > 1e-9 >= found.gradient_norm[1]
+    assert found.steps <= 4 * HALVED
