@@ -17,8 +17,8 @@ from torch import Tensor
 from ..batches import chunks
 from .bits import levels, packed_bytes, unpack
 
-BLOCK = 2**18  # bytes of packed codes worked on at a time: with the masked copy they stay in a core's cache
-COLUMNS = 16  # a multiple that products of 8-bit matrices are fast for
+BLOCK = 2**19  # bytes of packed codes worked on at a time: with the masked copy they stay in a core's cache
+COLUMNS, FEW = 16, 4  # products of 8-bit matrices are fast for a multiple of 16 columns, or one column at a time
 LONGEST = 2**18  # bytes: a sum of so many 64 · 127 still fits 32 bits
 
 
@@ -28,7 +28,7 @@ class Weights:
 
     bits: int
     w: Tensor  # (Q, k), on the CPU, where the packed codes are
-    digits: Tensor | None  # (fields, nb, columns) int8: h of every query, then l, then zeros
+    digits: Tensor | None  # (fields, columns, nb) int8: h of every query, then l, then zeros
     unit: Tensor  # (Q,) σ
     left: Tensor  # (Q,) ‖w − σ (h + l / 128)‖ · max ‖v‖: what a product with v may miss
 
@@ -55,13 +55,22 @@ class Weights:
     def _block(self, packed: Tensor) -> Tensor:
         if self.digits is None:
             return self.w @ levels(unpack(packed, self.bits, self.w.shape[1]), self.bits, self.w.dtype).T
-        found = self.w.new_zeros(len(packed), self.digits.shape[2])
+        sums, sizes = [], []
         for (masked, size), digits in zip(_fields(packed, self.bits), self.digits, strict=True):
-            for part in chunks(len(digits), 1, LONGEST):
-                found += torch._int_mm(masked[:, part], digits[part]).to(found.dtype) / size
+            for part in chunks(masked.shape[1], 1, LONGEST):
+                sums.append(_whole_product(masked[:, part], digits[:, part]))
+                sizes.append(1 / size)
+        found = torch.tensordot(self.w.new_tensor(sizes), torch.stack(sums).to(self.w.dtype), 1)  # (n, columns)
         Q = len(self.w)
         whole = found[:, :Q] + found[:, Q : 2 * Q] / 128  # Σ (h + l / 128) c
         return self.unit[:, None] * whole.T - (2**self.bits - 1) / 2 * self.w.sum(1, keepdim=True)
+
+
+def _whole_product(x: Tensor, y: Tensor) -> Tensor:
+    """x yᵀ of whole numbers of 8 bits, (n, nb) and (columns, nb), int32."""
+    if len(y) > FEW and y.shape[1] > 1:  # a single row has strides that torch's product misreads
+        return torch._int_mm(x, y.T)
+    return torch.cat([torch._int_mm(x, row[:, None]) for row in y], dim=1)
 
 
 def _fields(packed: Tensor, bits: int) -> Iterator[tuple[Tensor, int]]:
@@ -74,10 +83,10 @@ def _fields(packed: Tensor, bits: int) -> Iterator[tuple[Tensor, int]]:
 
 
 def _columns(first: Tensor, second: Tensor, bits: int) -> Tensor:
-    """Digits (Q, k) each → (fields, nb, columns) int8, in the order of packed coordinates."""
+    """Digits (Q, k) each → (fields, columns, nb) int8, in the order of packed coordinates."""
     (Q, k), fields = first.shape, 8 // bits
     nb = packed_bytes(k, bits)
-    columns = -(-2 * Q // COLUMNS) * COLUMNS
+    columns = 2 * Q if 2 * Q <= FEW else -(-2 * Q // COLUMNS) * COLUMNS
     both = first.new_zeros(columns, fields * nb)
     both[:Q, :k], both[Q : 2 * Q, :k] = first, second
-    return both.view(columns, fields, nb).permute(1, 2, 0).contiguous().to(torch.int8)
+    return both.view(columns, fields, nb).transpose(0, 1).contiguous().to(torch.int8)
