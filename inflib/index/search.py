@@ -29,13 +29,17 @@ from .products import layer_scores
 from .sides import Side, applied_once, captured, rotated_some
 
 
-class Searchable(Protocol):
-    """An index with scores that may be approximate, and bounds for them."""
+class Known(Protocol):
+    """An index: N examples in the eigenbasis of a curvature."""
 
     @property
     def curvature(self) -> Kronecker: ...
 
     def __len__(self) -> int: ...
+
+
+class Searchable(Known, Protocol):
+    """An index with scores that may be approximate, and bounds for them."""
 
     def scores(
         self, prepared: Side | Solution, curvature: Kronecker | None, damping: Damping, *, layers: Iterable[str] | None
@@ -116,7 +120,7 @@ def strongest(scores: Tensor, k: int, largest: bool) -> Found:
 
 
 def rescore(
-    index: Searchable,
+    index: Known,
     model: nn.Module,
     objective: Objective,
     prepared: Side | Solution,

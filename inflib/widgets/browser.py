@@ -14,7 +14,7 @@ from html import escape
 import ipywidgets as W
 from torch import nn
 
-from ..index import TrainIndex
+from ..index import Index
 from ..kronecker import Kronecker
 from ..objectives import Objective
 from .answer import QUERY, Answer
@@ -31,7 +31,7 @@ ANY_LABEL = "any"
 class ImageBrowser(Asking):
     """Browse the influence of training images on queries, and of one training image on all queries.
 
-    index:      a ``TrainIndex`` of the training images; its own curvature sets the unit of damping.
+    index:      a ``TrainIndex`` or ``Store`` of the training images; its own curvature sets the unit of damping.
     curvatures: {name: curvature} to choose from, see ``three_methods``; None for the index's own alone.
     query, method, damping, count: what is shown first. Afterwards the controls decide, or ``ask`` and ``ask_back``.
     asked:      the class asked about: each query's own label, the model's prediction, or a class: "why not 6?".
@@ -47,7 +47,7 @@ class ImageBrowser(Asking):
         self,
         model: nn.Module,
         objective: Objective,
-        index: TrainIndex,
+        index: Index,
         train: Images,
         queries: Images,
         *,

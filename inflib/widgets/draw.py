@@ -17,7 +17,7 @@ import ipywidgets as W
 import numpy as np
 from torch import Tensor, nn
 
-from ..index import TrainIndex
+from ..index import Index
 from ..kronecker import Kronecker
 from ..lab import Familiar, NoDigitError, Stroke, as_mnist, ink_of_picture, normalise, oddities
 from ..lab.handwriting import EMPTY, too_large
@@ -35,7 +35,7 @@ from .sketch import Sketch
 class DrawDigit(Asking):
     """Draw or upload a digit; see the model's probabilities, and the proponents and opponents of a class.
 
-    index:      a ``TrainIndex`` of the training images; its own curvature sets the unit of damping.
+    index:      a ``TrainIndex`` or ``Store`` of the training images; its own curvature sets the unit of damping.
     curvatures: {name: curvature} to choose from, see ``three_methods``; None for the index's own alone.
     to_inputs:  (1, 28, 28) uint8 images → what the model reads.
     drawing:    what is drawn first: ink (h, w) uint8, white on black as MNIST has it, or strokes; None for nothing.
@@ -50,7 +50,7 @@ class DrawDigit(Asking):
         self,
         model: nn.Module,
         objective: Objective,
-        index: TrainIndex,
+        index: Index,
         train: Images,
         *,
         curvatures: Mapping[str, Kronecker] | None = None,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from ..curvature import damping_of
 from ..doubt import ErrorBars
 from ..doubt.error_bars import FACTOR, combined
 from ..finite import rounding_noise
-from ..index import TrainIndex
+from ..index import Index, Side, Store, rescore
 from ..kfac import second_moments
 from ..kronecker import Kronecker, identity
 from ..objectives import Objective
@@ -51,11 +52,11 @@ def _diagonal(Q: Tensor, moment: Tensor) -> Tensor:
     return ((moment.to(Q) @ Q) * Q).sum(0).clamp_min(0)
 
 
-Others = Sequence[tuple[nn.Module, TrainIndex]]
+Others = Sequence[tuple[nn.Module, Index]]
 
 
 class Engine:
-    """An index of the training side, and the curvatures that it answers with.
+    """An index of the training side, in memory or a store, and the curvatures that it answers with.
 
     curvatures: {name: curvature}, each in the index's eigenbasis or an identity; None for the index's own alone, which
     in either case sets the unit of damping.
@@ -70,7 +71,7 @@ class Engine:
         self,
         model: nn.Module,
         objective: Objective,
-        index: TrainIndex,
+        index: Index,
         curvatures: Mapping[str, Kronecker] | None = None,
         n_train: int | None = None,
         others: Others = (),
@@ -142,10 +143,10 @@ class Engine:
         """Error bars of some training examples' scores for one query, (1, N'); see ``inflib.doubt``.
 
         None where there is no other network, and for scores that the others do not have: of another curvature than the
-        index's own, or without a unit.
+        index's own, or without a unit. Nor over a store, whose scores they would be of.
         """
         own = self.curvatures[settings.method].facts == self.index.curvature.facts
-        if not self.others or not own or settings.unit_norm or not len(examples):
+        if not self.others or not own or settings.unit_norm or not len(examples) or self.by_candidates:
             return None
         return combined([one._at_three_dampings(query, settings, examples) for one in (self, *self.others)])
 
@@ -161,3 +162,15 @@ class Engine:
             for f in (1.0, 1 / FACTOR, FACTOR)
         ]
         return torch.stack(found)[None].double().cpu()
+
+    @property
+    def by_candidates(self) -> bool:
+        """Whether the index's scores only say which examples to compute exactly."""
+        return isinstance(self.index, Store)
+
+    def exact(self, rows: Sequence[int], prepared: Side, train: Any, settings: Settings) -> np.ndarray:
+        """(Q, C, L) exact influence of these examples (ascending) through every layer, by a pass of them alone."""
+        damping = self.damping(settings, all_layers=True)
+        of, curvature = (self.model, self.objective, prepared, train), self.curvatures[settings.method]
+        found = rescore(self.index, *of, list(rows), curvature, damping, keep=("layer",))
+        return found.double().cpu().numpy()

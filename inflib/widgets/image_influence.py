@@ -7,7 +7,7 @@ image.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -15,10 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from ..batches import Data
-from ..index import Side, TrainIndex, take
+from ..index import Index, Side, take
 from ..kronecker import Kronecker
 from ..objectives import Objective
 from .answer import DRAWING, QUERY, TRAINING, Answer, Picture, Ranked
+from .candidates import exactly
 from .engine import Engine, Others
 from .ranking import OWN_LABEL, PREDICTED, Settings, two_lists
 
@@ -49,7 +50,7 @@ class ImageInfluence(Engine):
         self,
         model: nn.Module,
         objective: Objective,
-        index: TrainIndex,
+        index: Index,
         train: Images,
         queries: Images | None = None,
         curvatures: Mapping[str, Kronecker] | None = None,
@@ -84,13 +85,16 @@ class ImageInfluence(Engine):
 
     def scores(self, side: str, position: int, settings: Settings) -> np.ndarray:
         """(N,) influence of every training image on a query, or (Q,) of a training image on every query."""
-        prepared, examples = self._prepare(settings.measurement, settings.asked), None
         if side == QUERY:
-            one = slice(position, position + 1)
-            prepared = {name: take(held, one) for name, held in prepared.items()}
-        else:
-            examples = [position]
-        return self._scores(prepared, settings, examples)
+            return self._scores(self._one_query(position, settings), settings)
+        prepared = self._prepare(settings.measurement, settings.asked)
+        if self.by_candidates:
+            return self._exact([position], prepared, settings)[:, 0]
+        return self._scores(prepared, settings, [position])
+
+    def _one_query(self, position: int, settings: Settings) -> Side:
+        prepared, one = self._prepare(settings.measurement, settings.asked), slice(position, position + 1)
+        return {name: take(held, one) for name, held in prepared.items()}
 
     def _scores(self, prepared: Side, settings: Settings, examples: list[int] | None = None) -> np.ndarray:
         damping, curvature = self.damping(settings), self.curvatures[settings.method]
@@ -123,7 +127,8 @@ class ImageInfluence(Engine):
         subject = _picture(DRAWING, -1, self.source, None, image, None, _probabilities(self.model, inputs)[0])
         asked = int(subject.asked(self.check_asked(settings.asked)))
         prepared = self._capture(inputs, torch.tensor([asked]), settings.measurement)
-        return self._rank(subject, self._scores(prepared, settings), TRAINING, settings, self._one(inputs, asked))
+        scores, among = self._found(prepared, settings)
+        return self._rank(subject, scores, TRAINING, settings, self._one(inputs, asked), among)
 
     def ask_back(self, training: int, settings: Settings) -> Answer:
         """The queries that the training image in this row raised and lowered most."""
@@ -133,22 +138,46 @@ class ImageInfluence(Engine):
         n, other = len(self.sides[side].labels), TRAINING if side == QUERY else QUERY
         if not 0 <= position < n:
             raise ValueError(f"{side} {position} was asked for; expected a row from 0 to {n - 1}.")
-        subject, query = self.picture(side, position), None
-        if side == QUERY:
-            asked = int(subject.asked(self.check_asked(settings.asked)))
-            query = self._one(self.sides[QUERY].inputs[position : position + 1], asked)
-        return self._rank(subject, self.scores(side, position, settings), other, settings, query)
+        subject = self.picture(side, position)
+        if side == TRAINING:
+            return self._rank(subject, self.scores(side, position, settings), other, settings)
+        asked = int(subject.asked(self.check_asked(settings.asked)))
+        query = self._one(self.sides[QUERY].inputs[position : position + 1], asked)
+        scores, among = self._found(self._one_query(position, settings), settings)
+        return self._rank(subject, scores, other, settings, query, among)
 
     def _one(self, inputs: Tensor, asked: int) -> Data:
         """One picture and the class asked about, as a batch."""
         weight = next(self.model.parameters())
         return [(inputs.to(weight), torch.tensor([asked], device=weight.device))]
 
+    def _found(self, prepared: Side, settings: Settings) -> tuple[np.ndarray, np.ndarray | None]:
+        """The scores (N,) of one query, and of a store which of them are exact, the candidates; None for all."""
+        scores = self._scores(prepared, settings)
+        if not self.by_candidates:
+            return scores, None
+        exact = lambda rows: self._exact(rows, prepared, settings)[0][:, None]  # noqa: E731
+        parts, among = exactly(scores[:, None], scores, settings.count, exact)
+        return parts[:, 0], among
+
+    def _exact(self, rows: Sequence[int], prepared: Side, settings: Settings) -> np.ndarray:
+        """(Q, C) exact influence of these training images in the layers asked about."""
+        weight, train = next(self.model.parameters()), self.sides[TRAINING]
+        batch = (train.inputs.to(weight), torch.as_tensor(train.labels).to(weight.device))
+        found = self.exact(rows, prepared, [batch], settings)
+        return found[..., [self.layers.index(name) for name in self.damping(settings)]].sum(-1)
+
     def _rank(
-        self, subject: Picture, scores: np.ndarray, other: str, settings: Settings, query: Data | None = None
+        self,
+        subject: Picture,
+        scores: np.ndarray,
+        other: str,
+        settings: Settings,
+        query: Data | None = None,
+        among: np.ndarray | None = None,
     ) -> Answer:
         """The answer about a subject, from its scores (N,) with all pictures of the other side; a query's has bars."""
-        lists = two_lists(scores, settings.count)
+        lists = two_lists(scores, settings.count, among)
 
         def ranked(rows: tuple[int, ...]) -> tuple[Ranked, ...]:
             few = scores[list(rows)]

@@ -64,11 +64,14 @@ class Lists:
     largest: float  # |score| of the largest in either list; 1 where both are empty
 
 
-def two_lists(scores: np.ndarray, count: int) -> Lists:
-    """At most ``count`` rows of each sign of scores (N,), largest in size first; ties go by row, 0 is of neither."""
-    rows = np.arange(len(scores))
-    raised = [int(n) for n in np.lexsort((rows, -scores))[:count] if scores[n] > 0]
-    lowered = [int(n) for n in np.lexsort((rows, scores))[:count] if scores[n] < 0]
+def two_lists(scores: np.ndarray, count: int, among: np.ndarray | None = None) -> Lists:
+    """At most ``count`` rows of each sign of scores (N,), largest in size first; ties go by row, 0 is of neither.
+
+    among: the rows that may be in a list (ascending); None for all. What is counted and shared is over all.
+    """
+    rows = np.arange(len(scores)) if among is None else among
+    raised = [int(n) for n in rows[np.lexsort((rows, -scores[rows]))][:count] if scores[n] > 0]
+    lowered = [int(n) for n in rows[np.lexsort((rows, scores[rows]))][:count] if scores[n] < 0]
     positive, negative = scores[scores > 0], scores[scores < 0]
     return Lists(
         tuple(raised),

@@ -17,7 +17,7 @@ from typing import Any
 import ipywidgets as W
 from torch import nn
 
-from ..index import TrainIndex
+from ..index import Index
 from ..kronecker import Kronecker
 from ..objectives import Objective
 from .asking import STYLE, WRAP, Asking
@@ -37,7 +37,7 @@ OWN = "your own, typed below"
 class TextBrowser(Asking):
     """Browse the influence of training sequences on log p(completion | prompt), and on other measurements of it.
 
-    index:      a ``TrainIndex`` of the corpus's sequences; its own curvature sets the unit of damping.
+    index:      a ``TrainIndex`` or ``Store`` of the corpus's sequences; its own curvature sets the unit of damping.
     corpus:     the sequences, in the index's order, with their vocabulary.
     queries:    (prompt, completion) pairs to choose from beside what is typed; the first is shown first.
     curvatures: {name: curvature} to choose from, see ``three_methods``; None for the index's own alone.
@@ -57,7 +57,7 @@ class TextBrowser(Asking):
         self,
         model: nn.Module,
         objective: Objective,
-        index: TrainIndex,
+        index: Index,
         corpus: Corpus,
         queries: Sequence[tuple[str, str]],
         *,

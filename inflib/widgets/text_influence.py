@@ -4,7 +4,7 @@
 
 ``TextInfluence`` holds an index of the training sequences, prepared once; ``ask`` ranks them for a prompt and a
 completion. The index gives every sequence's score split by layer (eq. 30); what its tokens contribute (eq. 31, 36 or
-38) is computed for the sequences shown alone.
+38) is computed for the sequences shown alone. Over a store, so are their scores.
 """
 
 from __future__ import annotations
@@ -12,14 +12,15 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
 from ..batches import Data
-from ..index import TrainIndex
+from ..index import Index, Side, TrainIndex
 from ..kronecker import Kronecker
 from ..objectives import Objective
 from ..placement import call
@@ -29,6 +30,7 @@ from ..sequences import token_batches
 from ..texts import TokenNote
 from ..tokens import input_tokens, output_tokens
 from .base import InputError
+from .candidates import exactly
 from .engine import Engine
 from .ranking import ALL_LAYERS, Settings, two_lists
 from .text_answer import Passage, Question, RankedText, TextAnswer
@@ -88,7 +90,7 @@ class TextInfluence(Engine):
         self,
         model: nn.Module,
         objective: Objective,
-        index: TrainIndex,
+        index: Index,
         corpus: Corpus,
         curvatures: Mapping[str, Kronecker] | None = None,
         context: int | None = None,
@@ -109,6 +111,8 @@ class TextInfluence(Engine):
         self._part = getattr(corpus.vocabulary, "part", None)  # of a tokenizer, which reads any text
         self.words = Words(() if self._part else _pieces_of(corpus))
         self._scored: tuple[object, np.ndarray] = (None, np.empty(0))  # the last question's, and of what
+        self._prepared: Side = {}  # the last question's query side, and what is exact of its answer
+        self._exact: dict[int, np.ndarray] = {}
         self._norms: dict[str, np.ndarray] = {}
 
     def _check_context(self, trained: int) -> None:
@@ -209,7 +213,31 @@ class TextInfluence(Engine):
             damping = self.damping(settings, all_layers=True)
             scores = self.index.scores(prepared, self.curvatures[settings.method], damping, keep=("layer",))
             self._scored = key, scores[0].double().cpu().numpy()
+            self._prepared, self._exact = prepared, {}
         return self._scored[1]
+
+    def parts(self, prompt: str, completion: str, settings: Settings) -> tuple[np.ndarray, np.ndarray | None]:
+        """``scores``, and of a store which of them are exact, the candidates for this question; None for all."""
+        near = self.scores(prompt, completion, settings)
+        if not self.by_candidates:
+            return near, None
+        total = near[:, [self.layers.index(name) for name in self.damping(settings)]].sum(1)
+        if settings.unit_norm:
+            total = total / self.norms(settings.layer)
+        return exactly(near, total, settings.count, lambda rows: self._exact_rows(rows, settings))
+
+    def _exact_rows(self, rows: Sequence[int], settings: Settings) -> np.ndarray:
+        """(C, L) of these sequences; what was computed for the last question is not computed again."""
+        new = [n for n in rows if n not in self._exact]
+        if new:
+            device = next(self.model.parameters()).device
+            train: DataLoader[Any] = DataLoader(
+                self.corpus.sequences,  # type: ignore[arg-type]
+                collate_fn=lambda some: token_batches(some, len(some), device=device)[0],
+            )
+            found = self.exact(new, self._prepared, train, settings)[0]
+            self._exact |= dict(zip(new, found, strict=True))
+        return np.stack([self._exact[n] for n in rows])
 
     def norms(self, layer: str) -> np.ndarray:
         """(N,) ‖∇ℓ_n‖ of every training sequence, in one layer or in all of them."""
@@ -221,13 +249,13 @@ class TextInfluence(Engine):
     def ask(self, prompt: str, completion: str, settings: Settings) -> TextAnswer:
         """The proponents and opponents of this completion. Raises InputError as ``encode``."""
         question = self.question(prompt, completion)
-        parts = self.scores(prompt, completion, settings)  # (N, L)
+        parts, among = self.parts(prompt, completion, settings)  # (N, L)
         charted = parts / self.norms(ALL_LAYERS)[:, None] if settings.unit_norm else parts  # the same for every layer
         if settings.unit_norm:
             parts = parts / self.norms(settings.layer)[:, None]
         chosen = [self.layers.index(name) for name in self.damping(settings)]
         scores = parts[:, chosen].sum(1)
-        lists = two_lists(scores, settings.count)
+        lists = two_lists(scores, settings.count, among)
         rows = lists.raised + lists.lowered
         tokens = self._tokens(rows, prompt, completion, settings)
         few = scores[list(rows)]
