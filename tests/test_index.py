@@ -321,3 +321,22 @@ def test_data_that_changes_its_order_is_refused_on_both_sides() -> None:
         TrainIndex.build(case.model, case.objective, shuffled, index.curvature)
     with pytest.raises(ValueError, match=r"queries does not keep its order"):
         index.prepare(case.model, case.objective, shuffled)
+
+
+def test_an_index_in_float16_says_where_it_loses_order_and_bfloat16_does_not(recwarn: pytest.WarningsRecorder) -> None:
+    """Gradients of 1e-7: float16 keeps a digit of them, bfloat16 all of its own."""
+    case = zoo("tokens", n=6)
+    with torch.no_grad():
+        case.model.down.weight.mul_(1e-6)  # so that what reaches "up" is small
+    fit = ekfac(case.model, case.objective, case.train, layers="up", progress=False)
+    damping = {"up": 0.1 * float(fit.eigenvalues["up"].mean())}
+    exact = influence(case.model, case.objective, case.train, case.queries, fit, damping, progress=False)
+    found = {}
+    for dtype in (torch.float16, torch.bfloat16, torch.float32):
+        recwarn.clear()
+        index = TrainIndex.build(case.model, case.objective, case.train, fit, dtype=dtype, progress=False)
+        found[dtype] = [str(w.message) for w in recwarn if "loses more than" in str(w.message)]
+        scores = index.influence(case.model, case.objective, case.queries, damping=damping)
+        assert (float((scores - exact).norm() / exact.norm()) > 0.02) == bool(found[dtype])
+    assert len(found[torch.float16]) == 1 and "Use dtype=torch.bfloat16" in found[torch.float16][0]
+    assert not found[torch.bfloat16] and not found[torch.float32]

@@ -3,6 +3,7 @@
 In memory, every number of every gradient:
 
     sides.py         both sides captured and rotated into the eigenbasis; basis.py: whose eigenbasis it is
+    rounding.py      what half precision loses of it, as scores count it
     products.py      ⟨G̃_q ⊙ 1/(Λ + λ), G̃_n⟩ of one layer
     exact.py         TrainIndex
 

@@ -21,6 +21,7 @@ from ..objectives import Measurement, Objective
 from ..order import Same
 from ..proof import Proof
 from ..queries import Sets, check_pairs, set_numbers
+from .rounding import Rounding
 
 Rotated = Pair | Tensor  # of N examples in one layer: ã (N, 1, i) and g̃ (N, 1, o), or G̃ (N, o, i)
 Side = dict[str, Rotated]
@@ -59,18 +60,22 @@ def rotated(
 ) -> Side:
     """Every example's gradient in the eigenbasis: as pairs where T = 1 and the layer is not in ``whole``."""
     side: Side = {}
-    N = count(data, name)
+    N, rounding = count(data, name), None if dtype is None else Rounding(curvature, dtype)
     for batch, found in captured(model, objective, data, name, curvature, measurement, progress):
         for layer, pair in found.items():
             once = applied_once(pair) and layer not in whole and isinstance(side.get(layer, pair), Pair)
             some = rotated_some(pair, curvature, layer, once)
             at, before = batch.start, side.get(layer)
             for rows in some:
+                if rounding is not None:
+                    rounding.see(layer, rows)
                 side[layer] = _put(side.get(layer), rows, at, N, dtype)
                 at += held_examples(rows)
             if dtype is not None:
                 start = batch.start if type(side[layer]) is type(before) else 0  # pairs may have become matrices
                 _check_kept(layer, take(side[layer], slice(start, at)), dtype, batch.index)
+    if rounding is not None:
+        rounding.say(N)
     return side
 
 
