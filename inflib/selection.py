@@ -217,7 +217,7 @@ def _way_on(module: nn.Module) -> str:
     kind = type(module).__name__
     if isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
         return f"A {kind} applies several matrices step by step inside one call, where no hook sees them: leave it out."
-    if any(p.ndim == 3 for p in module._parameters.values() if p is not None):
+    if "expert" in kind.lower() and any(p.ndim == 3 for p in module._parameters.values() if p is not None):
         return (
             f"A {kind} holds a matrix for each of several experts, to which rows are routed as the data asks, so that "
             "no example has a place of its own in them: leave it out."

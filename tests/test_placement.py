@@ -135,12 +135,19 @@ def test_a_model_that_is_wrapped_for_several_devices_is_refused_by_the_wrappers_
         torch.distributed.destroy_process_group()
 
 
+class FusedExperts(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = nn.Parameter(torch.zeros(3, 6, 6))
+
+
 @pytest.mark.parametrize(
     ("module", "message"),
     [
         (nn.LSTM(6, 6), "is a LSTM.*several matrices step by step.*leave it out"),
         (nn.GRUCell(6, 6), "is a GRUCell.*leave it out"),
         (nn.Sequential(nn.Linear(6, 6)), r"is a Sequential, which holds layers.*'odd.0', or all of.*'odd.\*'"),
+        (FusedExperts(), "is a FusedExperts.*a matrix for each of several experts.*leave it out"),
         (nn.Embedding(6, 2, max_norm=1.0), "is a Embedding.*max_norm changes its weight.*leave it out"),
         (nn.Bilinear(6, 6, 6), r"is a Bilinear.*inflib.register\(Bilinear"),
     ],
