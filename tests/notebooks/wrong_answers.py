@@ -62,6 +62,7 @@ WRONG: dict[str, list[tuple[str, str]]] = {
         ("check_corrected(lambda n: -P @ gradients[n] / N)", "the plain prediction"),
         ("check_corrected(lambda n: corrected(n) / 10)", "far too short"),
         ("check_corrected(lambda n: corrected(n) * 1.5)", "hardly better"),
+        ("check_corrected(lambda n: -0.75 * P @ gradients[n] / N)", "by accident"),
     ],
     "03_hooks_and_gradients": [
         ("check_bias_gradients(lambda pair: pair.matrices()[:, :, 0])", "the LAST column"),
