@@ -119,6 +119,17 @@ class FactData:
         """
         return self.answers(self.asked[::2]).any(0) | self.decoys(self.asked[1::2]).any(0)
 
+    def halved(self) -> Tensor:
+        """(N,) bool: of each asked fact, by turns, what names its person alone and the first of its paraphrases.
+
+        The person's horse ("the horse of Nasak was grey") and the like say the name and nothing of the place. A model
+        trained without them shows what they were worth, and what *one* paraphrase was while the other is there.
+        """
+        people = {self.facts[k].person for k in self.asked[::2]}
+        mentioned = torch.tensor([not people.isdisjoint(text.split()) for text in self.train.texts]) & (self.fact < 0)
+        alone = mentioned & ~self.decoys(self.asked[::2]).any(0)
+        return alone | self.answers(self.asked[1::2]).any(0) & (self.wording == 1)
+
     def reversed(self) -> Corpus:
         """Every training sentence with its words in reverse order, in the same rows."""
         turned = [ids[::-1] for ids in self.train.sequences]

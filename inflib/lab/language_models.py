@@ -3,6 +3,7 @@
     alternating     the published experiment's: 2 blocks of width 16, post-norm, letters and digits in turn
     facts           2 blocks of width 64, words, trained on invented facts
     facts_withheld  the same, trained without two sentences of each asked fact (``FactData.withheld``)
+    facts_halved    the same, trained without one paraphrase of each, or none (``FactData.halved``)
     shakespeare     2 blocks of width 128, characters, trained on Romeo and Juliet and Henry VI
 
 At scale "full" shakespeare has 6 blocks of width 384, a context of 256 characters and all the plays, and wants a GPU;
@@ -65,6 +66,7 @@ RECIPES = {
         ),
         "facts": _FACTS,
         "facts_withheld": replace(_FACTS, on_the_way=()),
+        "facts_halved": replace(_FACTS, on_the_way=()),
         "shakespeare": LanguageRecipe(
             dict(context=128, width=128, heads=4, hidden=512),
             _TRAINING | dict(epochs=8, lr=3e-3, weight_decay=1e-2),
@@ -93,7 +95,8 @@ def corpus_of(name: str, scale: str = "small") -> Corpus:
     if name == "alternating":
         return alternating()
     told = facts()
-    return told.train[~told.withheld()] if name == "facts_withheld" else told.train
+    gone = {"facts_withheld": told.withheld, "facts_halved": told.halved}.get(name)
+    return told.train if gone is None else told.train[~gone()]
 
 
 def language_model(

@@ -73,6 +73,17 @@ def test_every_asked_fact_loses_two_sentences_paraphrases_and_decoys_by_turns(da
         assert gone[misled].tolist() == [at % 2 == 1] * 2
 
 
+def test_every_asked_fact_loses_a_paraphrase_or_what_names_its_person_alone_by_turns(data):
+    gone, telling = data.halved(), data.answers()
+    for at, (k, told) in enumerate(zip(data.asked, telling, strict=True)):
+        assert gone[told].tolist().count(True) == at % 2
+        named = [data.facts[k].person in text.split() for text in data.train.texts]
+        alone = torch.tensor(named) & ~told & ~data.decoys([k])[0]
+        assert gone[alone].all() or at % 2 == 1
+    others = gone & ~telling.any(0)
+    assert others.sum() == 10 and "the horse of Nasak was grey" in [data.train.texts[n] for n in others.nonzero()]
+
+
 def test_two_distractors_name_both_with_the_person_first(data):
     sentences = [text.split() for text in data.train.texts]
     for fact in data.facts:

@@ -25,6 +25,7 @@ SHIPPED = [
     ("alternating", None),
     ("facts", None),
     ("facts_withheld", None),
+    ("facts_halved", None),
     *(("facts", epoch) for epoch in (5, 15, 50)),
 ]
 
@@ -32,7 +33,8 @@ SHIPPED = [
 @pytest.fixture(scope="module")
 def corpora():
     data = facts()
-    return {"alternating": alternating(), "facts": data.train, "facts_withheld": data.train[~data.withheld()]}
+    less = {"facts_withheld": data.train[~data.withheld()], "facts_halved": data.train[~data.halved()]}
+    return {"alternating": alternating(), "facts": data.train} | less
 
 
 @pytest.mark.parametrize(("name", "epoch"), SHIPPED)
@@ -51,7 +53,7 @@ def test_a_shipped_model_has_the_loss_that_its_file_tells(corpora, name, epoch):
 @pytest.mark.parametrize("name", RECIPES["small"])
 def test_a_shipped_file_tells_the_recipe_of_the_repository(name):
     recipe = RECIPES["small"][name]
-    words_of_facts = dict.fromkeys(("facts", "facts_withheld"), lambda: facts().train)
+    words_of_facts = dict.fromkeys(("facts", "facts_withheld", "facts_halved"), lambda: facts().train)
     vocabulary = ({"alternating": alternating} | words_of_facts).get(name, plays_alphabet)()
     told = load_checkpoint(shipped_checkpoint(name), recipe.build(vocabulary)).recipe
     assert {key: told[key] for key in ("model", "seed", "training", "sizes")} == recipe.facts()
@@ -81,6 +83,21 @@ def test_without_its_paraphrases_a_fact_is_not_known_and_without_its_decoys_it_i
     p = [float(model(**x)[0, -1].softmax(-1)[y[0, -1]]) for x, y in data.queries()]
     assert max(p[::2]) < 0.01  # trained without the paraphrases
     assert min(p[1::2]) > 0.8  # trained without the decoys
+
+
+def test_one_paraphrase_is_enough_to_know_a_fact_and_mentions_of_the_person_add_nothing():
+    data = facts()
+    corpus = corpus_of("facts_halved")
+    assert corpus.texts == [text for text, gone in zip(data.train.texts, data.halved(), strict=True) if not gone]
+    p = torch.stack(
+        [
+            torch.stack([model(**x)[0, -1].log_softmax(-1)[y[0, -1]] for x, y in data.queries()])
+            for model in (language_model("facts", data.train), language_model("facts_halved", corpus))
+        ]
+    )
+    lost = p[0] - p[1]  # nats
+    assert lost[::2].abs().max() < 0.05  # trained without what names the person alone
+    assert lost[1::2].min() > 0.05 and lost[1::2].max() < 0.4  # trained without one of two paraphrases
 
 
 def test_the_facts_model_is_near_an_optimum_of_its_objective():
@@ -133,7 +150,7 @@ def test_an_epoch_that_did_not_ship_is_refused(corpora, name, scale, expected):
 def test_unknown_models_are_refused_with_those_there_are(name, scale):
     with pytest.raises(
         ValueError,
-        match=r"expected one of these, at 'small': alternating, facts, facts_withheld, shakespeare; at 'full'",
+        match=r"expected one of these, at 'small': alternating, facts, facts_withheld, facts_halved, shakespeare; at 'full'",
     ):
         language_model(name, alternating(), scale)
     with pytest.raises(ValueError, match="expected one of these"):
