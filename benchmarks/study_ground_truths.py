@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
 import torch
-from study_scores import FIRST_SEED, kept, network
+from study_scores import FIRST_SEED, KEPT, kept, network, recipe_hash
 from torch import Tensor
 
 from inflib import CrossEntropy, ekfac, self_influence
 from inflib.lab import banks, mlp, mnist_5k
 from inflib.validation import (
+    BankRecipe,
+    Removal,
     Training,
     auc,
     bootstrap,
@@ -43,7 +47,10 @@ def removal() -> dict[str, Any]:
         "pixels, same class": nearest(train[0], x[asked], train[1], own),
         "features, same class": nearest(body(train[0]).detach(), body(x[asked]).detach(), train[1], own),
     }
-    found = remove_top(recipe, rankings, REMOVED, queries=asked, seeds=2)
+    parts = [_removed(recipe, {name: ranking}, k, asked) for name, ranking in rankings.items() for k in REMOVED]
+    found = Removal(
+        {k: v for p in parts for k, v in p.flips.items()}, {k: v for p in parts for k, v in p.change.items()}
+    )
     rows = []
     for name, k in found.flips:
         rows.append(
@@ -55,35 +62,52 @@ def removal() -> dict[str, Any]:
     return {"queries": len(asked), "seeds": 2, "rows": rows}
 
 
+def _removed(recipe: BankRecipe, ranking: dict[str, Tensor], k: int, asked: Tensor) -> Removal:
+    """One ranking's removal of its first k, from disk where it is there."""
+    name = next(iter(ranking))
+    path = KEPT / f"removal-{recipe_hash(recipe)}-{name.replace(' ', '_')}-{k}.npy"
+    if not path.exists():
+        found = remove_top(recipe, ranking, (k,), queries=asked, seeds=2, progress=False)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.save(path, torch.stack([found.flips[name, k], found.change[name, k]]).numpy())
+    flips, change = torch.from_numpy(np.load(path))
+    return Removal({(name, k): flips}, {(name, k): change})
+
+
 def mislabels() -> dict[str, Any]:
     """A network that has learned 10% wrong labels by heart: AUC of self-influence and of the loss, five seeds."""
-    digits = mnist_5k().train
-    training = Training(epochs=150, batch_size=128, lr=3e-3, optimiser="adam")
     rows = []
     for seed in range(5):
-        flipped = flip_labels(digits.labels, 0.1, seed=seed)
-        everything = torch.ones(1, len(digits))
-        networks = retrain(
-            lambda s: mlp(seed=s), CrossEntropy(), digits.inputs, flipped.labels, training, everything, seed,
-            progress=False,
-        )  # fmt: skip
-        model = networks.model(0).double()
-        x, y = digits.inputs.double(), flipped.labels
-        data = list(zip(x.split(500), y.split(500), strict=True))
-        curvature = ekfac(model, CrossEntropy(), data, progress=False)
-        own = self_influence(model, CrossEntropy(), data, curvature, progress=False)
-        with torch.no_grad():
-            loss = CrossEntropy().loss(model(x), y)
-        rows.append(
-            {"seed": seed, "fit": float((model(x).argmax(1) == y).double().mean())}
-            | {"self_influence": auc(own, flipped.wrong), "loss": auc(loss, flipped.wrong)}
-        )
+        path = KEPT / f"mislabels-{seed}.json"
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(memorised(seed)))
+        rows.append(json.loads(path.read_text()))
         print(rows[-1])
     difference = torch.tensor([r["self_influence"] - r["loss"] for r in rows])
+    error = float(difference.std() / len(rows) ** 0.5)
+    return {"rows": rows, "difference": asdict(bootstrap(difference)), "standard_error": error}
+
+
+def memorised(seed: int) -> dict[str, float]:
+    """One seed's network and flips: the share of labels learned, and both AUCs."""
+    digits = mnist_5k().train
+    training = Training(epochs=150, batch_size=128, lr=3e-3, optimiser="adam")
+    flipped, objective = flip_labels(digits.labels, 0.1, seed=seed), CrossEntropy()
+    everything = torch.ones(1, len(digits))
+    found = retrain(
+        lambda s: mlp(seed=s), objective, digits.inputs, flipped.labels, training, everything, seed, progress=False
+    )
+    model, x, y = found.model(0).double(), digits.inputs.double(), flipped.labels
+    data = list(zip(x.split(500), y.split(500), strict=True))
+    own = self_influence(model, objective, data, ekfac(model, objective, data, progress=False), progress=False)
+    with torch.no_grad():
+        outputs = model(x)
     return {
-        "rows": rows,
-        "difference": asdict(bootstrap(difference)),
-        "standard_error": float(difference.std() / 5**0.5),
+        "seed": seed,
+        "fit": float((outputs.argmax(1) == y).double().mean()),
+        "self_influence": auc(own, flipped.wrong),
+        "loss": auc(objective.loss(outputs, y), flipped.wrong),
     }
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from linear_banks import N, Q, linear_bank, noise
@@ -140,6 +142,8 @@ def test_removing_what_an_answer_rests_on_flips_it_and_removing_the_rest_does_no
     assert found.beyond("own", "far", 1).mean == pytest.approx(
         float((found.change["far", 1] - found.change["own", 1]).mean())
     )
+    asked_wrongly = replace(recipe, queries=[(x, torch.tensor([1, 1, 1]))])  # query 0 is wrong before and after
+    assert float(remove_top(asked_wrongly, {"own": own}, ks=(1,), progress=False).flips["own", 1][0]) == 0
     assert found.mean_change("own", 1).mean < 0 and found.flip_rate("own", 1).mean >= flipped / 3
 
 
