@@ -39,7 +39,10 @@ class LeftOut:
         return self.change.std(0) / len(self.change) ** 0.5
 
     def seeds_needed(self, z: float = 2.0) -> Tensor:
-        """How many seeds would put each effect z standard errors from 0, (Q, K) float64; infinite where it is 0."""
+        """How many seeds would put each effect z standard errors from 0, (Q, K) float64; infinite where it is 0.
+
+        From an effect that is itself below its ``error`` the number is a guess, and too small: noise looks like effect.
+        """
         return (z * self.change.std(0) / self.effect.abs()).square().clamp_min(1)
 
     def __repr__(self) -> str:
