@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from matplotlib import pyplot as plt
 
-from inflib import NextToken, TrainIndex, contribution, damping_of, ekfac, influence
+from inflib import NextToken, TrainIndex, completion, contribution, damping_of, ekfac, influence
 from inflib.lab import corpus_of, exercise, facts, language_model, learning_rate
 from inflib.validation import bootstrap, rank_correlation, recall_at, tail_exponent, top_share
 from inflib.widgets import TextBrowser, index_size, plots
@@ -135,8 +135,27 @@ assert (p.argmax(1) == answers).all(), "the model should have learned all asked 
 assert sure.max() < 0.98, "a model that is certain has no gradients left to compare"
 
 # %% [markdown]
-# All of them, and none with certainty. The weight decay it was trained with keeps it from interpolating. Its learning rate fell to zero, so
-# that we may speak of an optimum. (`data/README.md` has the recipe, and what happens without the weight decay.)
+# All of them, and none with certainty. Its learning rate fell to zero, so that training came to rest. By the ruler of notebook 02, at an optimum?
+
+# %%
+from inflib.lab.language_models import RECIPES
+
+
+def gradient_of(rows, decay=0.0):
+    """The gradient of these sentences' mean loss plus ½ decay ‖θ‖², over all weights."""
+    (x, y), weights = rows.tensors(), list(model.parameters())
+    loss = objective.loss(model(**x), y).mean() + decay / 2 * sum(w.square().sum() for w in weights)
+    return torch.cat([g.flatten() for g in torch.autograd.grad(loss, weights)])
+
+
+left = gradient_of(train, RECIPES["small"]["facts"].training["weight_decay"]).norm()
+one = torch.stack([gradient_of(train[[n]]).norm() for n in range(0, len(train), 10)]).median()
+print(f"gradient of the objective {left:.2f}, of one sentence {one:.2f} (median)")
+print(f"the slope that is left is worth {left / (one / len(train)):.0f} sentences")
+assert left < one / 10, "training did not come to rest: is this the checkpoint of the falling rate?"
+
+# %% [markdown]
+# Near one, for a network, and not at one: what is computed below is the response of notebook 02's proximal objective.
 #
 # ## Is it the paraphrases?
 #
@@ -235,8 +254,7 @@ print(f"recall@2 of this query: {recall_at(first_look[:1], truth[:1])[0]:.1f}")
 # The two sentences that tell the fact contribute half a nat each, five times as much as whatever does not name Nasak. Neither decoy is among the
 # first seven. But before them comes a sentence about Nasak's horse, so that of the two highest one tells the fact: this query's recall@2 is one half.
 #
-# Yet the horse stands there rightly: it, too, taught the model to say *Nasak*, if in another place. This is what influence measures, what raises the
-# completion. It is not quite the same as what *tells* the fact.
+# Did the horse, too, teach the model to say *Nasak*? One can tell oneself that it did. Below a third model, which never read of the horse, answers that.
 #
 # ## A fair comparison
 #
@@ -244,7 +262,17 @@ print(f"recall@2 of this query: {recall_at(first_look[:1], truth[:1])[0]:.1f}")
 # summed over checkpoints of the training run, each times its learning rate: [`tracin`](../inflib/baselines.py).) Whoever turns a dial until the result is good has
 # measured nothing.
 #
-# So all are treated alike. The protocol is announced here, before any result: **each dial is chosen by recall@2 on the even facts, and reported on the
+# One dial was turned before this notebook began, and with the truth at hand: the model's **weight decay**. `data/README.md` has the table
+# (`python data/build_text_checkpoints.py --sweep` prints it). Without it the model answers as surely, and EK-FAC finds next to nothing at the customary damping. EK-FAC's recall@2 over all 40 facts:
+#
+# | weight decay | probability of an asked answer | damping 0.1 | damping 0.001 |
+# |---|---|---|---|
+# | 0 | 0.952 | 0.037 | 0.450 |
+# | 0.006 (ours) | 0.893 | 0.838 | 0.938 |
+#
+# What the other methods find without weight decay we have not measured. So what follows holds for this model.
+#
+# From here on all are treated alike. The protocol is announced here, before any result: **each dial is chosen by recall@2 on the even facts, and reported on the
 # odd ones.** The dampings are the same numbers for EK-FAC and K-FAC; of equal choices the first in the list wins. Everything after this section
 # uses the chosen damping and the odd facts alone.
 
@@ -293,7 +321,7 @@ assert reported["TracIn"].mean() >= reported["EK-FAC"].mean(), "by the announced
 
 # %% [markdown]
 # By the announced protocol **TracIn wins**, by one paraphrase of forty; the interval of the difference holds zero. EK-FAC and K-FAC follow, and
-# their difference is within its interval too: no claim that the correction helps here. BM25 has the paraphrases at ranks three and four, as it must. The dot
+# the interval of their difference begins at zero: no claim that the correction helps here. (All this is one corpus and one training. The intervals are over twenty facts; one of no width says that all twenty came out alike.) BM25 has the paraphrases at ranks three and four, as it must. The dot
 # product has them nowhere: long gradients win whatever they are about. Divided by its norms, the cosine, it finds exactly one of each two.
 #
 # So much for the table. Now three things that it does not say. What did the choices give that were not chosen? K-FAC's damping is the end of the list: what do smaller
@@ -330,7 +358,7 @@ print("EK-FAC, two other draws of the labels:", *(f"{recall:.3f}" for recall in 
 assert min(draws) >= 0.9, "nine of ten paraphrases should be found whatever labels are drawn"
 
 # %% [markdown]
-# *TracIn* is as good as EK-FAC **if** it is taken at epoch 5, when the model knew little and every gradient still meant something. At epoch 15 its recall falls to a half, at epoch
+# *TracIn* is as good as EK-FAC **if** it is taken at epoch 5. At epoch 15 its recall falls to a half, at epoch
 # 50 to a fifth. On a corpus without a known truth, who would have told us to take epoch 5? The same must be asked of every dial here.
 #
 # *EK-FAC and K-FAC* need a damping, and here a small one is better. K-FAC at dampings smaller than any in its list finds no more. EK-FAC's 0.950 is one draw of the
@@ -356,9 +384,15 @@ for method in ("cosine", "dot product"):
 ax.set(xscale="log", xlabel="damping / mean eigenvalue", ylabel="recall@2 of the paraphrases", ylim=(-0.03, 1.03))
 _ = ax.legend(loc="center left", bbox_to_anchor=(0.0, 0.28))
 
+# %%
+for x in (10, 100):  # to the right of the figure
+    far = recall_at(index.scores(prepared, damping=damping_of(curvature, x)), truth)
+    print(f"EK-FAC at {x} times the mean eigenvalue: recall@2 {far.mean():.2f}")
+assert far.mean() < 0.2, "with so much damping a layer-wise dot product should be left"
+
 # %% [markdown]
-# For EK-FAC more damping never gives more recall, on neither half. As λ grows, $(C+\lambda I)^{-1}$ tends to a multiple of the identity, and
-# the identity finds nothing. For K-FAC the same holds up to 0.01; from there to 1 its recall rises again by one paraphrase in each half. At the customary 0.1 EK-FAC misses a
+# For EK-FAC more damping never gives more recall, on neither half. As λ grows, $(C+\lambda I)^{-1}$ tends to a single number in each layer, whatever $C$ is. What is left is a dot product with
+# weighted layers, and that finds as little as the dot product does: to the right of the figure, at 100 times the mean eigenvalue, next to nothing. For K-FAC the same holds up to 0.01; from there to 1 its recall rises again by one paraphrase in each half. At the customary 0.1 EK-FAC misses a
 # sixth of the paraphrases, K-FAC a fifth. Below 0.001 the damping hardly matters for EK-FAC; K-FAC gains until 1e-6.
 #
 # Notebook 09 asks whether small dampings are also better at predicting what retraining does. Finding a fact is another task. A first glance is possible here, for we have
@@ -376,20 +410,53 @@ for half, what in ((even, "paraphrases"), (odd, "decoys")):
         f"without the {what:11}: predicted loss {bootstrap(predicted):+.2f} nats, actual {bootstrap(lost[half]):+.2f}",
         end="; ",
     )
-    print(f"rank correlation over facts {order:+.2f}")
+    print(f"rank correlation over facts {order:+.2f} (chance: ±{1 / 19**0.5:.2f})")
 assert nats[even][:, gone].sum(1).min() > 1 > nats[odd][:, gone].sum(1).mean(), "paraphrases should count, decoys not"
 
 # %% [markdown]
-# The direction is right: the paraphrases were predicted to matter and did, the decoys were not and did not. The size is half of what happened, for the
-# second paraphrase is missed more when the first is gone as well. And *which* facts would lose most was not predicted. With twenty facts that is no more than a warning;
+# The direction is right: the paraphrases were predicted to matter and did, the decoys were not and did not. *Which* facts would lose most was not predicted. With twenty facts that is no more than a warning;
 # notebook 09 asks it properly.
+#
+# ### One sentence at a time
+#
+# But that was two sentences of each fact at once, and a contribution is about *one*. So a third model was trained without 30 sentences. Of each *odd* fact it read one paraphrase and not the other. Of the *even* ones it read
+# both, but not what names the person alone, where there is such a sentence: Nasak's horse is one of these ten. The predictions stand beside it at three dampings, for the size of a prediction depends on that dial.
+
+# %%
+left_out = data.halved()  # (460,)
+third = language_model("facts_halved", train[~left_out])
+still = torch.stack([third(**x)[0, -1].softmax(-1)[answer] for (x, _), answer in zip(queries, answers, strict=True)])
+missed = (sure.log() - still.log()).detach()  # (40,) nats
+people = [data.facts[k].person for k in asked]
+mentions = torch.tensor([[who in words_of for words_of in texts] for who in people]) & left_out & ~truth  # (40, 460)
+named = mentions.any(1) & (torch.arange(40) % 2 == 0)  # ten of the even facts
+for which, group, what in (
+    (named, mentions, "what names the person alone"),
+    (odd, truth & left_out, "one paraphrase of two"),
+):
+    actual = missed[which]
+    print(
+        f"without {what:27} the answer loses {bootstrap(actual):+.3f} nats ({actual.min():+.3f} to {actual.max():+.3f})"
+    )
+    for x in (best, 0.1, 1.0):
+        at_x = contribution(index.scores(prepared, damping=damping_of(curvature, x)), len(train))
+        print(f"    predicted at damping {x:5g}: {bootstrap((at_x * group)[which].sum(1)):+.2f}")
+horse = train.texts.index("the horse of Nasak was grey")
+print(f"Nasak's horse: predicted {nats[0, horse]:+.2f}, actual {missed[0]:+.3f}")
+assert missed[named].abs().max() < 0.05, "without a mention of the name alone, the answers should stay"
+assert 0.05 < missed[odd].mean() < 0.4 < nats[odd][:, left_out].sum(1).mean(), "one paraphrase is missed, by little"
+
+# %% [markdown]
+# So the sentence that stood *first* in our list is a false positive. Without its horse the model says *Nasak* as before. And one paraphrase taken away costs a tenth of a nat, where EK-FAC predicts more than twenty times as much at the
+# damping that finds most, and still several times as much at the customary one. With both gone, the answer loses more than predicted. The two stand in for each other, which no sum of single contributions can say. **EK-FAC's list is worth
+# reading for its order, its nats are none, and not every sentence at its top was needed.** (One training; the numbers in brackets are over facts.)
 #
 # ## Which words, which layers?
 #
-# A sentence's influence is a sum over its predicted words [36] and over layers [30]; both splits are exact. First the words
+# A sentence's influence is a sum over its predicted words [36] and over layers [30]; both splits add up exactly. First the words
 # ([`output_tokens`](../inflib/tokens.py)). For six of the odd
 # questions we colour the stronger of the two paraphrases by the contribution of each *prediction*: training on that word, given all
-# before it. Look for where the colour is.
+# before it. (Orange is positive, blue negative, on one scale for all six.) Look for where the colour is.
 
 # %%
 from inflib.tokens import output_tokens
@@ -410,17 +477,18 @@ print(f"the person's name, the last word, holds {share.min():.2f} to {share.max(
 assert share.min() > 0.9, "most of the influence should lie in the prediction of the name"
 
 # %% [markdown]
-# In one word: the person's name, where the model learned to say it. What stands before it is context for that prediction. What is
-# predicted on the way, *owes*, *its*, *herb*, has next to no influence on this question.
+# In these six, in one word: the person's name, where the model learned to say it. What is predicted on the way has next to no influence on this question.
 #
 # Then the layers. On the left, what each contributes to the influence of the true paraphrases; on the right, what happens when
-# that layer alone is asked: its recall.
+# that layer alone is asked: its recall. Mind that the left side is EK-FAC's account. Notebook 06 had exact $G$ beside it, and found the split by layer to be another.
 
 # %%
-split = index.scores(prepared, damping=λ, keep=("layer",))[odd] / len(train)  # (20, 460, 13)
+by_layer = index.scores(prepared, damping=λ, keep=("layer",)) / len(train)  # (40, 460, 13)
+split = by_layer[odd]
 assert torch.allclose(split.sum(-1), nats_odd, atol=1e-10), "layers should add up to the total"
 carried = split[truth_odd].sum(0) / nats_odd[truth_odd].sum()
 alone = {layer: recall_at(split[..., k], truth_odd) for k, layer in enumerate(curvature.layers)}
+on_even = {layer: recall_at(by_layer[even][..., k], truth[even]).mean() for k, layer in enumerate(curvature.layers)}
 
 # %%
 figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), sharey=True)
@@ -434,18 +502,17 @@ together = {}
 for kind, part in kinds.items():
     some = [k for k, layer in enumerate(curvature.layers) if part in layer]
     together[kind] = recall_at(split[..., some].sum(-1), truth_odd)
-    single = max((layer for layer in alone if part in layer), key=lambda layer: alone[layer].mean())
+    single = max((layer for layer in alone if part in layer), key=on_even.__getitem__)  # chosen on the even facts
     print(f"{kind:12} share {carried[some].sum():5.2f}, recall@2 {bootstrap(together[kind]):.2f}", end="; ")
     print(f"its best layer alone, {single}: {bootstrap(alone[single]):.2f}")
-best_attention = max(r.mean() for layer, r in alone.items() if "attention" in layer)
-assert best_attention > together["attention"].mean(), "one attention layer should find more than all of them together"
+best_attention = max((layer for layer in alone if "attention" in layer), key=on_even.__getitem__)
+assert alone[best_attention].mean() > together["attention"].mean(), "one layer should find more than all eight together"
 
 # %% [markdown]
-# The unembedding carries nearly all of the influence, and alone finds as much as all layers together. The largest part of what
-# made the model say a name is what taught it to say that name in such a place. The MLPs carry a few per cent, and find half of the paraphrases.
+# By EK-FAC's account the unembedding carries nearly all of the influence, and alone it finds as much as all layers together. The MLPs carry a few per cent, and find half of the paraphrases.
 #
-# Attention is the odd one. One of its layers alone finds more than all eight of them together, for they disagree and the larger scores of the others drown it. So neither a layer's share nor its
-# group's recall says what is in it.
+# Attention is the odd one. One of its layers, chosen on the even facts, alone finds more than all eight of them together, though the intervals overlap. So neither a layer's share nor its
+# group's recall need say what is in it.
 #
 # (They were all judged at one damping, chosen for the whole model; exercise 3 is fairer to the MLPs.) Grosse et al. use the MLPs alone, and so do we for Shakespeare.
 #
@@ -506,8 +573,8 @@ print(f"from the second to the third sentence the score falls by a factor of {dr
 assert drop > 1.5, "the truth should stand apart from what follows"
 
 # %% [markdown]
-# Very concentrated: of 460 sentences five hold more than half of the positive influence. Behind the two highest the score falls by a
-# factor of nearly ten, and what follows is heavy-tailed, with an exponent near 1. How near? The ten largest scores give a
+# (Drawn is every second of the twenty queries.) Very concentrated: of 460 sentences five hold more than half of the positive influence. Behind the two highest the score falls by a
+# factor of eight, and what follows is heavy-tailed, with an exponent near 1. How near? The ten largest scores give a
 # standard error of a third; forty give a smaller one, and another exponent, because where the tail begins is our choice.
 # And a power law has no step in it, whereas our curves begin with one. So: heavy-tailed, yes, as Grosse et al. found; a law, no.
 #
@@ -530,7 +597,8 @@ TextBrowser(model, objective, index, train, ready, curvatures=methods, damping=b
 # Last, a text that nobody made up for the purpose. The model reads characters: two blocks of width 128, a context of 128
 # characters. It was trained on the two thousand sequences of *Romeo and Juliet* and the third part of *Henry VI*, which ship with the repository.
 #
-# These are the same lines as for the facts. To keep it short, the curvature is fitted on every eighth sequence, and those 250 are searched. The index states its size before it is built.
+# These are the same lines as for the facts. To keep it short, the curvature is fitted on every eighth sequence, and those 250 are searched. They were not chosen blindly: of the eight ways to take every eighth, this one holds the lines of
+# Juliet's that we ask about. The index states its size before it is built.
 
 # %%
 device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -556,6 +624,17 @@ assert len(browser.influence.index) == len(passages), "the index holds other pas
 browser
 
 # %% [markdown]
+# How likely does the model find the three completions itself?
+
+# %%
+for prompt, then in lines:
+    x, y = completion(*(plays.vocabulary.encode(part) for part in (prompt, then)))
+    with torch.no_grad():
+        said = objective.measure("log_likelihood", reader(**{k: v.to(device) for k, v in x.items()}), y.to(device))
+    print(f"log p of {then!r} after {prompt!r}: {float(said):.1f} nats")
+assert float(said) > -10, "the last of the three should be the likeliest"
+
+# %% [markdown]
 # The three strongest proponents of each of the three completions, coloured by the contribution of each character:
 
 # %%
@@ -570,15 +649,14 @@ _ = plots.heated_texts(heated, captions=titles, columns=64)
 print(*titles, sep="\n")
 _ = browser.ask(*lines[0])  # what the browser above shows at first
 first_text = raised[0][1].passage.text
+assert np.allclose([row.shown for _, row in raised], nats_of), "browser and figure: one number, over all trained on"
 assert scale != "small" or "".join(lines[0]) in first_text, "the line asked about should be its own strongest proponent"
 
 # %% [markdown]
-# Asked why it would say *Romeo?* after *O Romeo, Romeo! wherefore art thou*, the model points at the line itself, first of all passages searched. Asked about *Good night, good
-# night!* it points at Juliet saying so. After *WARWICK: The ki* it says *ng*, and the strongest passage has no king in it. *Any thing* and *nothing* are where it learned what
-# follows an *i*.
+# The model would *not* say *Romeo?* after *O Romeo, Romeo! wherefore art thou*: it gives that next to no probability, and says *the th* itself. Asked all the same what speaks for *Romeo?*, it points at the line itself,
+# first of the passages searched. Asked about *Good night, good night!* it points at Juliet saying so. Asked about *ng* after *WARWICK: The ki*, it names first a passage without any king. *Any thing* and *nothing* stand there.
 #
-# But mind the measure. The model is weak (2.0 nats a character, `data/README.md`). Such a query repeats its source letter by letter, and finding *that* is what BM25 would do as
-# well. Nobody knows what the right second passage is, and the lists are as pleasant to read as those of the alternating letters were.
+# But mind the measure. The model is weak (2.0 nats a character, `data/README.md`). The first query repeats its source letter by letter, and finding *that* needs no model. Nobody knows what the right second passage is, and the lists are as pleasant to read as those of the alternating letters were.
 #
 # For a GPU, set `scale = "full"` in the first cell: six blocks of width 384, a context of 256 characters, all of the plays, which are then downloaded once (1.1 MB). The model is
 # trained when it is first asked for, and kept in the cache; all that follows is the code above.
@@ -587,10 +665,10 @@ assert scale != "small" or "".join(lines[0]) in first_text, "the line asked abou
 #
 # On letters and digits in turn every method finds the query itself, so that experiment shows that the code runs and no more. On
 # invented facts, told only in other words, a second training shows that the paraphrases are the source. Of 40 of them EK-FAC finds 37 to 38 and K-FAC 37, at dampings chosen on other
-# facts. TracIn finds 39, if one knows which epoch to trust. Word counting is misled at the top, by design, and the plain dot product everywhere.
+# facts, in one model whose weight decay was chosen with the truth in view. TracIn finds 39, if one knows which epoch to trust. Word counting is misled at the top, by design, and the plain dot product everywhere.
 #
-# The influence sits in the prediction of the answering name, mostly in the unembedding. It vanishes when the words are reversed, and a
-# handful of sentences holds most of it. Its size was half of what retraining showed. Every dial that was turned here was turned with the truth at hand, which a real corpus
+# By EK-FAC's account the influence sits in the prediction of the answering name, mostly in the unembedding. It vanishes when the words are reversed, and a
+# handful of sentences holds most of it. Its sizes are none: for one paraphrase left out they were more than twenty times too large, for both too small, and a sentence ranked first was not needed at all. Every dial that was turned here was turned with the truth at hand, which a real corpus
 # does not offer.
 #
 # Next, in notebook 09: whether any of this predicts what happens when a text is really left out.
@@ -719,8 +797,7 @@ check_mlps_alone(mlps_alone)
 # %% [markdown]
 # <details><summary>Solution</summary>
 #
-# With a damping of their own, a thousand times smaller, the MLPs find nine of ten paraphrases without the unembedding. In this small model, too, what
-# they store is found in them. And the choice sits at the end of the list we tried, so a wider one should be tried.
+# With a damping of their own, far smaller, the MLPs find most paraphrases without the unembedding: compare the two numbers of the check's line. And the choice sits at the end of the list we tried, so a wider one should be tried.
 #
 # ```python
 # from inflib import relative
@@ -741,7 +818,7 @@ check_mlps_alone(mlps_alone)
 # ## References
 #
 # - R. Grosse et al. 2023, *Studying Large Language Model Generalization with Influence Functions*, arXiv 2308.03296.
-# - N. Rimsky 2023, *Influence functions: why, what and how*: the experiment on letters and digits.
+# - N. Rimsky 2023, *Influence functions: why, what and how*: the experiment on letters and digits. Its program: [nrimsky/InfluenceFunctions](https://github.com/nrimsky/InfluenceFunctions).
 # - E. Akyürek et al. 2022, *Towards Tracing Factual Knowledge in Language Models Back to the Training Data*: BM25 is hard to beat.
 # - G. Pruthi, F. Liu, S. Kale, M. Sundararajan 2020, *Estimating Training Data Influence by Tracing Gradient Descent*: TracIn.
 # - S. Robertson, H. Zaragoza 2009, *The Probabilistic Relevance Framework: BM25 and Beyond*.
