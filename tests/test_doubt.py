@@ -11,7 +11,13 @@ from oracle import assert_close
 from torch import Tensor, nn
 
 from inflib import CrossEntropy, Curvature, damping_of, ekfac, gauss_newton, influence, relative
-from inflib.doubt import average_scores, damping_by_training, ensemble_influence, error_bars
+from inflib.doubt import (
+    average_scores,
+    damping_by_agreement,
+    damping_by_training,
+    ensemble_influence,
+    error_bars,
+)
 from inflib.doubt.error_bars import combined, student_quantile
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -200,3 +206,20 @@ def test_weight_decay_is_added_and_impossible_recipes_are_refused() -> None:
     for dials in ({"rates": []}, {"rates": [0.1], "momentum": 1.0}, {"rates": [0.1], "weight_decay": -1.0}):
         with pytest.raises(ValueError, match="expected the rate of each step"):
             damping_by_training(**dials)
+
+
+def test_a_damping_by_agreement_is_where_scores_follow_those_of_exact_g() -> None:
+    model, curvature = member(0)
+    exact = gauss_newton(model, CrossEntropy(), TRAIN)
+    at, tried = 0.02, (0.01, 0.1, 1.0, 10.0)
+    G = influence(model, CrossEntropy(), TRAIN, QUERIES, exact, at, measurement="margin").numpy()
+    agreement = {}
+    for f in tried:
+        one = influence(model, CrossEntropy(), TRAIN, QUERIES, curvature, relative(f), measurement="margin").numpy()
+        agreement[f] = np.mean([np.corrcoef(a, b)[0, 1] for a, b in zip(one, G, strict=True)])
+    best = max(agreement, key=agreement.__getitem__)
+    assert best not in (tried[0], tried[-1])
+    asked = model, CrossEntropy(), TRAIN, QUERIES, curvature, at
+    assert damping_by_agreement(*asked, factors=tried, steps=60, measurement="margin") == relative(best)
+    with pytest.raises(ValueError, match="no factor came"):
+        damping_by_agreement(*asked, factors=())
