@@ -94,6 +94,15 @@ def twelve() -> dict[str, Any]:
     )
 
 
+def steps() -> dict[str, Any]:
+    """196-32-16-10 with weight decay, at the mean eigenvalue: conjugate-gradient steps against LDS and size."""
+    recipe, bank = banks.recipe("decay"), bank_for("decay")
+    found = {f"refined, {k} steps": method(recipe, "refined", 1, (1.0,), k) for k in (1, 3, 10, 20)}
+    measurements = {"LDS": by_retraining(bank), "slope": by_size(bank)}
+    plain = {"EK-FAC": method(recipe, "EK-FAC", 1, (1.0,))}
+    return as_json(board(plain | found, measurements, halves(bank.queries)), bank)
+
+
 def plain() -> dict[str, Any]:
     """The same network without weight decay: one network."""
     return compare("plain", {"identity": (1, (None,)), "EK-FAC": (1, LOW), "refined": (1, HIGH, 20)})
@@ -115,6 +124,7 @@ ITEMS: dict[str, Callable[[], dict[str, Any]]] = {
     "logistic": logistic,
     "decay": decay,
     "twelve": twelve,
+    "steps": steps,
     "plain": plain,
     "smooth": smooth,
     "sentences": sentences,
