@@ -62,6 +62,12 @@ def table(runs: list[dict[str, torch.Tensor]], bank: Bank, queries: torch.Tensor
     return found
 
 
+def standardised(runs: list[dict[str, torch.Tensor]], bank: Bank, queries: torch.Tensor) -> dict[str, float]:
+    """Of every method: the mean over all runs, every query's scores brought to one spread first."""
+    means = {name: average_scores((run[name] for run in runs), standardised=True) for name in runs[0]}
+    return {name: float(lds(mean, bank, "margin", queries, resamples=1)[0].mean()) for name, mean in means.items()}
+
+
 def main() -> None:
     arguments(__doc__)
     study, queries = Study("top_rung"), halves(200)[1]
@@ -70,6 +76,7 @@ def main() -> None:
         seeds = range(100, 100 + RUNS)
         runs = [kept(f"smooth at {weight:g}, seed {seed}", partial(score, recipe, weight, seed)) for seed in seeds]
         study.cell(f"weight {weight:g}", partial(table, runs, bank_of("smooth"), queries))
+        study.cell(f"weight {weight:g}, standardised", partial(standardised, runs, bank_of("smooth"), queries))
     study.cell("ceiling", lambda: {"mean": ceiling(bank_of("smooth"), queries=queries).mean})
 
 

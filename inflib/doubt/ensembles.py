@@ -3,8 +3,8 @@
     score(q, n) = (1/M) Σ_m score_m(q, n)
 
 Retraining is random: another seed, another network, and a score tells of one of them. The mean over M of them tells of
-what they have in common, which is what a retraining whose seed nobody knows will show; it predicts measurably better
-(``benchmarks/results``). The checkpoints of one training are cheaper members, and more alike. Source: Søgaard 2021,
+what they have in common, which is what a retraining whose seed nobody knows will show. The checkpoints of one training
+are cheaper members, and more alike; what both buy is measured by ``benchmarks/ensembling.py``. Source: Søgaard 2021,
 "Revisiting methods for finding influential examples"; Park et al. 2023 (TRAK), section 3.2.
 """
 

@@ -72,7 +72,8 @@ def through_training(
     model:       at its start, in evaluation mode; it is left as it was. All its trainable parameters are trained.
     train:       (inputs, targets) batches, joined: ``run`` names examples by their position. In memory as a whole.
     measurement: as for ``influence``.
-    weights:     (N,), where to differentiate; None at ones.
+    weights:     (N,), where to differentiate; None at ones. What retraining on half-subsets does is told better from
+                 their middle, ½ for every example (``benchmarks/top_rung.py``).
     checkpoints: how many states are kept on the way, None: √T. They and T / checkpoints more are held at a time, S
                  numbers a weight each (2 for SGD, 3 for Adam); a training step is taken twice.
     max_bytes:   the largest temporary array of the queries' products; only speed depends on it.
