@@ -1,14 +1,16 @@
-"""inflib beside kronfluence and curvlinops on two workloads in one run: CPU-seconds, peak memory, agreement of scores.
+"""inflib beside kronfluence and curvlinops on three workloads: CPU-seconds, peak memory, agreement of scores.
 
     make bench                                      # everything, about 1,800 CPU-seconds
-    make bench BENCH_ARGS="--task characters"       # one of the two, digits or characters
+    make bench BENCH_ARGS="--task characters"       # one of the three
     make bench BENCH_ARGS="--quick"                 # small slices and small models
+    make bench BENCH_ARGS="--task language"         # a real language model, after `make smollm2`
     python benchmarks/run.py --only pairwise        # one stage (and the fits that it needs)
     python benchmarks/run.py --skip-slow            # without kronfluence's fit and self-influence of the digits
     python benchmarks/run.py --device cuda          # a larger transformer on a GPU, seconds of the clock
 
 digits: MNIST, 10,000 training examples and 100 queries, a 784-512-256-10 ReLU network. characters: tiny Shakespeare,
 2,000 sequences of 128 and 20 queries, a transformer of two blocks of width 128, influence through its perceptrons.
+language: SmolLM2-135M-Instruct, 96 sequences of 61 tokens, 10 queries, the twelve matrices of its last four blocks.
 Float32, lightly trained. Labels of the fit are sampled from the model, one draw, in every library. Every stage of every
 library runs in a process of its own, in the environment that `make peers` builds, with the same number of threads. The
 tables go to the screen and, with all figures as JSON, to `benchmarks/results/`.
@@ -35,12 +37,14 @@ ROOT = HERE.parent
 STAGES = {
     "digits": ("fit", "pairwise", "self_influence"),
     "characters": ("fit", "pairwise", "self_influence", "index", "second_query"),
+    "language": ("fit", "pairwise", "self_influence"),
 }
 NEEDS = {"pairwise": ("fit",), "self_influence": ("fit",), "index": ("fit",), "second_query": ("fit", "index")}
 OURS = ("index", "second_query")  # stages that no other library has
 FULL = {
     "digits": {"shape": (784, 512, 256, 10), "train": 10_000, "queries": 100, "epochs": 2},
     "characters": {"shape": (128, 128, 128, 4, 512, 2), "train": 2_000, "queries": 20, "epochs": 1},
+    "language": {"shape": (49152, 61, 576, 9, 3, 1536, 30), "train": 96, "queries": 10, "epochs": 0},
 }
 ON_GPU = {  # notebook 08's larger transformer; an index of its 4,000 sequences would take 113 GB
     "characters": {"shape": (128, 256, 384, 6, 1536, 6), "train": 4_000, "queries": 20, "epochs": 1},
@@ -50,6 +54,7 @@ GPU_STAGES = ("fit", "pairwise", "self_influence")
 QUICK = {
     "digits": {"shape": (784, 64, 32, 10), "train": 400, "queries": 10, "epochs": 12},
     "characters": {"shape": (128, 32, 16, 2, 32, 2), "train": 100, "queries": 5, "epochs": 5},
+    "language": {"shape": (128, 16, 16, 2, 1, 24, 4), "train": 24, "queries": 4, "epochs": 0},
 }
 SLOW = {("digits", "kronfluence", "fit"), ("digits", "kronfluence", "self_influence")}
 STAND_IN = 256  # examples that kronfluence's factors are fitted on under --skip-slow
@@ -292,7 +297,7 @@ def _heading(facts: dict[str, Any], options: argparse.Namespace) -> str:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a small slice and network: does it all still run?")
-    parser.add_argument("--task", choices=list(STAGES), help="one of the two workloads (default: both)")
+    parser.add_argument("--task", choices=list(STAGES), help="one of the workloads (default: all)")
     parser.add_argument(
         "--only", choices=[*STAGES["characters"], "agreement"], help="one stage, with those that it needs"
     )

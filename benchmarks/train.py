@@ -17,7 +17,7 @@ from workload import save
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("task", choices=["digits", "characters"])
+    parser.add_argument("task", choices=["digits", "characters", "language"])
     parser.add_argument("file", type=Path, help="file to write")
     parser.add_argument("--shape", type=int, nargs="+", required=True)
     parser.add_argument("--train", type=int, required=True)

@@ -27,6 +27,8 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from nbformat import NotebookNode
 
+from inflib.lab.smollm2 import Q4_1, q4_1_folder
+
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 SOURCES = HERE / "src"
@@ -58,11 +60,22 @@ def kernel_environment(scratch: Path) -> dict[str, str]:
     """What kernels run under wherever outputs are saved or compared: nothing of one machine.
 
     Settings of this project (INFLIB_DATA, ...), the notebook that is open where this is typed (JPY_SESSION_NAME) and
-    start-up files of the person who builds stay out; nothing is downloaded, and nothing that was is found.
+    start-up files of the person who builds stay out; nothing is downloaded, and nothing that was is found, but for the
+    language model of notebook 12 (`make smollm2`).
     """
+    lend(scratch / "cache")
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("INFLIB_", "JPY_"))}
     ours = {"INFLIB_OFFLINE": "1", "INFLIB_CACHE": str(scratch / "cache"), "IPYTHONDIR": str(scratch)}
     return {**kept, **ENVIRONMENT, **ours}
+
+
+def lend(cache: Path) -> None:
+    """Put the one download that a notebook cannot do without, its hash checked when it is read, into that cache."""
+    found = q4_1_folder()
+    there = cache / Q4_1
+    if found is not None and not there.exists():
+        there.parent.mkdir(parents=True, exist_ok=True)
+        there.symlink_to(found, target_is_directory=True)
 
 
 def warm_up() -> None:

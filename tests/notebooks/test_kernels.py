@@ -9,7 +9,7 @@ from pathlib import Path
 import build
 import pytest
 from build import build as build_one
-from build import execute, main, read_source, sources
+from build import execute, kernel_environment, main, read_source, sources
 from nbclient.exceptions import CellExecutionError
 
 SLOW_WALK = """\
@@ -66,6 +66,19 @@ def test_kernels_find_no_downloaded_file_and_fetch_none(tmp_path, monkeypatch) -
         tmp_path,
     )
     assert nb.cells[0].outputs[0].text == "True\n"
+
+
+def test_kernels_are_lent_the_language_model_and_nothing_else_of_the_cache(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("INFLIB_CACHE", str(tmp_path / "own"))
+    monkeypatch.delenv("INFLIB_DATA", raising=False)
+    assert not (Path(kernel_environment(tmp_path / "bare")["INFLIB_CACHE"]) / "smollm2").exists()
+    for name in ("smollm2/q4_1/model.safetensors", "mnist/train-labels-idx1-ubyte.gz"):
+        path = tmp_path / "own" / name
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b"held")
+    cache = Path(kernel_environment(tmp_path / "scratch")["INFLIB_CACHE"])
+    assert [path.name for path in cache.iterdir()] == ["smollm2"]
+    assert (cache / "smollm2" / "q4_1" / "model.safetensors").read_bytes() == b"held"
 
 
 def test_the_same_text_gives_the_same_file(tmp_path) -> None:
