@@ -18,7 +18,18 @@ pbrf            minimise the proximal Bregman objective: what influence with dam
 from __future__ import annotations
 
 from .bank import Bank, BankRecipe, half_subsets, load_bank, load_published, make_bank, save_small, without
-from .board import Board, Measurement, Method, board, by_proximal, by_reference, by_retraining, by_size, halves
+from .board import (
+    Board,
+    Measurement,
+    Method,
+    board,
+    by_proximal,
+    by_reference,
+    by_removal,
+    by_retraining,
+    by_size,
+    halves,
+)
 from .calibration import Calibration, bank_calibration, calibration
 from .datamodeling import Datamodeling, ceiling, datamodeling
 from .intervals import Interval, bootstrap, rank_correlation
@@ -60,6 +71,7 @@ __all__ = [
     "bootstrap",
     "by_proximal",
     "by_reference",
+    "by_removal",
     "by_retraining",
     "by_size",
     "calibration",

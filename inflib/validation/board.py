@@ -17,11 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .bank import Bank
+from .bank import Bank, BankRecipe
 from .calibration import calibration
 from .datamodeling import ceiling, lds, sides
-from .intervals import Interval
+from .intervals import Interval, bootstrap
 from .pbrf import Proximal
+from .removal import remove_top
 
 Scores = Callable[[Any], Tensor]  # dial → scores (Q, N) of all queries
 
@@ -185,6 +186,20 @@ def by_reference(reference: Tensor, which: Tensor | None = None) -> Measurement:
     """
     columns = slice(None) if which is None else which
     return Measurement(lambda s, rows, n: calibration(s[:, columns], reference[rows], resamples=n).correlation)
+
+
+def by_removal(recipe: BankRecipe, k: int = 20, *, flips: bool = True, **options: Any) -> Measurement:
+    """The share of queries flipped by removing their first k examples and retraining; else how far the margin falls.
+
+    options: of ``remove_top``: seeds=, measurement=, device=. Each value is Q' retrainings a seed: let a measurement
+    that is cheaper choose the dials: put this one after it.
+    """
+
+    def of(scores: Tensor, rows: Tensor, resamples: int) -> Interval:
+        found = remove_top(recipe, {"": scores}, (k,), queries=rows, progress=False, **options)
+        return bootstrap(found.flips["", k] if flips else -found.change["", k], resamples=resamples)
+
+    return Measurement(of)
 
 
 def by_proximal(found: Proximal, which: Sequence[int]) -> Measurement:

@@ -18,6 +18,7 @@ from inflib.validation.board import (
     board,
     by_proximal,
     by_reference,
+    by_removal,
     by_retraining,
     by_size,
     choose,
@@ -145,6 +146,17 @@ def test_removing_what_an_answer_rests_on_flips_it_and_removing_the_rest_does_no
     asked_wrongly = replace(recipe, queries=[(x, torch.tensor([1, 1, 1]))])  # query 0 is wrong before and after
     assert float(remove_top(asked_wrongly, {"own": own}, ks=(1,), progress=False).flips["own", 1][0]) == 0
     assert found.mean_change("own", 1).mean < 0 and found.flip_rate("own", 1).mean >= flipped / 3
+
+
+def test_removal_stands_on_the_board_beside_the_rest():
+    recipe = two_blobs()
+    own = torch.zeros(3, 25)
+    own[:, 24] = 1.0
+    rows = torch.tensor([1, 2])
+    found = remove_top(recipe, {"own": own[rows]}, (1,), queries=rows, progress=False)
+    for flips, values in ((True, found.flips["own", 1]), (False, -found.change["own", 1])):
+        value = by_removal(recipe, 1, flips=flips).of(own[rows], rows, 50)
+        assert value.mean == pytest.approx(float(values.mean()), abs=1e-12)
 
 
 def test_what_two_rankings_dispute_is_matched_in_class_and_number():
