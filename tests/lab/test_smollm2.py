@@ -130,6 +130,14 @@ def test_the_hub_is_pinned_by_revision_and_every_file_by_its_hash():
     assert len(smollm2.HUB_REVISION) == 40
 
 
+def test_the_readme_of_the_data_lists_every_file_with_its_address_and_hash_and_what_is_made_of_the_wheel():
+    readme = (downloads.FOLDER / "README.md").read_text(encoding="utf-8")
+    for file in smollm2.HUB.values():
+        (row,) = (line for line in readme.splitlines() if line.startswith(f"| `{file.path}` |"))
+        assert f"`{file.sha256}`" in row and f"({file.addresses[0]})" in row
+    assert smollm2_wheel.GGUF_SHA256 in readme and smollm2.Q4_1_SHA256 in readme
+
+
 def test_the_hubs_weights_of_another_hash_are_refused(hub, tmp_path, monkeypatch):
     own = tmp_path / "own" / "smollm2"
     own.mkdir(parents=True)
