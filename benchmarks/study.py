@@ -97,7 +97,7 @@ def twelve() -> dict[str, Any]:
 def steps() -> dict[str, Any]:
     """196-32-16-10 with weight decay, at the mean eigenvalue: conjugate-gradient steps against LDS and size."""
     recipe, bank = banks.recipe("decay"), bank_for("decay")
-    found = {f"refined, {k} steps": method(recipe, "refined", 1, (1.0,), k) for k in (1, 3, 10, 20)}
+    found = {f"refined, {k} step{'s' * (k > 1)}": method(recipe, "refined", 1, (1.0,), k) for k in (1, 3, 10, 20)}
     measurements = {"LDS": by_retraining(bank), "slope": by_size(bank)}
     plain = {"EK-FAC": method(recipe, "EK-FAC", 1, (1.0,))}
     return as_json(board(plain | found, measurements, halves(bank.queries)), bank)
