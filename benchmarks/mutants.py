@@ -50,6 +50,10 @@ ALSO = {
     "selection": ["test_layers", "test_coverage"],
     **{name: ["test_storage"] for name in ("wholeness", "curvatures", "files", "saving")},
     **{name: ["test_index"] for name in ("sides", "products")},
+    **{name: ["test_store_bits", "test_store"] for name in ("axes", "bits", "packed", "certificate")},
+    **{name: ["test_store", "test_store_files"] for name in ("records", "search")},
+    **{name: ["test_store", "test_store_files"] for name in ("store", "basis", "examples", "fitting", "survey")},
+    **{name: ["test_store_files"] for name in ("building", "folder", "manifest")},
     "exact": ["test_exact", "test_index"],  # the core's, and the index's
     "hooks": ["test_layers"],
     "regression": ["test_objectives", "test_losses"],

@@ -8,7 +8,7 @@ characters from the other plays (held out). Damping 0.1 · mean everywhere. Each
 (float32 takes 263,000), the mean over queries of the correlation with exact EK-FAC scores, and the share of the exact
 ten strongest that are among the first 50 and 100. Beside the store, at equal bytes: two random projections of
 activations and gradients (LoGra, Choe et al. 2024) with their own Fisher matrix, a random projection of the
-half-whitened gradient, and its best approximation of rank c, each in half precision. Everything is written to
+half-whitened gradient, and its best approximation of rank c, each in half precision. What is there is written to
 results/store.json.
 """
 
@@ -281,11 +281,10 @@ def main() -> None:
             study.keep(name, act(study))
         if (facts := study.done(name)) is not None:
             print(f"{name:48}", {k: v for k, v in facts.items() if k != "search"}, flush=True)
-    found = {name: study.done(name) for name, _ in stages()}
-    if all(found.values()):
-        facts = {"machine": machine(), "threads": options.threads, "torch": torch.__version__, "sequences": study.N}
-        RESULTS.parent.mkdir(exist_ok=True)
-        RESULTS.write_text(json.dumps(rounded(facts | {"stages": found}), indent=1, ensure_ascii=False) + "\n")
+    found = {name: facts for name, _ in stages() if (facts := study.done(name)) is not None}
+    facts = {"machine": machine(), "threads": options.threads, "torch": torch.__version__, "sequences": study.N}
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(json.dumps(rounded(facts | {"stages": found}), indent=1, ensure_ascii=False) + "\n")
 
 
 def rounded(value: Any) -> Any:

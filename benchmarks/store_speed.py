@@ -4,7 +4,7 @@
 
 Four layers of 256 × 512, a quarter of the axes at one bit: 4,112 bytes a layer and sequence, its bits drawn by chance.
 The first query reads every shard once and checks it; what is timed comes after that. Written to
-results/store_speed.json: seconds for 1, 10 and 20 queries at each number of sequences.
+results/store_speed.json: seconds for 1 and 10 queries at each number of sequences.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ RESULTS = Path(__file__).parent / "results" / "store_speed.json"
 LAYERS, SHAPE, AXES = 4, (256, 512), 0.25
 SHARD = 12_500
 NUMBERS = (12_500, 25_000, 50_000, 100_000)
-QUERIES = (1, 10, 20)
+QUERIES = (1, 10)
 
 
 def made_up(folder: Path, N: int) -> Store:

@@ -3,6 +3,7 @@
     python benchmarks/typed_query.py                              # MLP layers, 2,000 sequences: 2.1 GB, 3 CPU-minutes
     python benchmarks/typed_query.py --layers "*"                 # all layers: 3.2 GB
     python benchmarks/typed_query.py --sequences 200 --threads 1  # a small index
+    python benchmarks/typed_query.py --axes 0.25                  # a store of one bit for each of these: 17 MB
 
 Tiny Shakespeare in sequences of 128 characters, a transformer of two blocks (width 128, hidden 512) that was barely
 trained: what is timed depends on no number that training changes. The first query after reading touches the file.
@@ -14,12 +15,14 @@ import argparse
 import os
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from measure import Cost
 
-from inflib import NextToken, TrainIndex, ekfac, load_index, save
+from inflib import NextToken, Store, TrainIndex, ekfac, load_index, save
 from inflib.lab import shakespeare, train, transformer
 from inflib.widgets import TextBrowser, index_size, three_methods
 
@@ -32,6 +35,8 @@ def main() -> None:
     parser.add_argument("--sequences", type=int, default=2000)
     parser.add_argument("--layers", default="blocks.*.mlp.*")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--axes", type=float, help="a store with this share of the axes, in place of an exact index")
+    parser.add_argument("--bits", type=int, default=1, help="of the store, for each axis")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
 
@@ -43,12 +48,7 @@ def main() -> None:
     print(index_size(model, batches, curvature))
     methods = timed("K-FAC's factors", lambda: three_methods(model, objective, batches, curvature))
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "index.safetensors"
-        index = timed("build the index", lambda: TrainIndex.build(model, objective, batches, curvature))
-        print(f"the index takes {index.nbytes / 1e6:,.0f} MB")
-        timed("save it", lambda: save(index, path))
-        del index
-        index = timed("read it", lambda: load_index(path, model))
+        index = prepared(options, model, objective, batches, curvature, Path(folder) / "index")
         make = lambda: TextBrowser(model, objective, index, corpus, READY, curvatures=methods)  # noqa: E731
         browser = timed("open the browser", make)
         for prompt, completion in TYPED:
@@ -59,7 +59,23 @@ def main() -> None:
         assert browser.error.value == "", browser.error.value
 
 
-def timed(what: str, act: Callable[[], object]) -> object:
+def prepared(options: argparse.Namespace, *of: Any) -> TrainIndex | Store:
+    """An index that was built, saved and read again; a store is on disk from the beginning."""
+    model, objective, batches, curvature, path = of
+    if options.axes is not None:
+        chosen = {"axes": options.axes, "bits": options.bits}
+        build = lambda: TrainIndex.build(model, objective, batches, curvature, path=path, **chosen)  # noqa: E731
+    else:
+        build = lambda: TrainIndex.build(model, objective, batches, curvature)  # noqa: E731
+    index = timed("build the index", build)
+    print(f"the index takes {index.nbytes / 1e6:,.0f} MB")
+    if options.axes is None:
+        timed("save it", partial(save, index, path))
+    del index
+    return timed("read it", lambda: load_index(path, model))
+
+
+def timed(what: str, act: Callable[[], Any]) -> Any:
     """Do it, and say what it cost."""
     with Cost() as cost:
         result = act()

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 import torch
@@ -92,6 +93,16 @@ TASKS: dict[str, Callable[[], Task]] = {
 LABELS = ("expected", "sampled", "observed")
 
 
+def stored(task: Task, curvature: Any, path: Path) -> Tensor:
+    """A store built and asked: scores, scores of some, bounds and what a search finds, in one row a query."""
+    options: dict[str, Any] = {"axes": 0.5, "bits": 2, "components": 2, "sample": 4, "progress": False}
+    store = TrainIndex.build(task.model, task.objective, task.train, curvature, path=path, **options)
+    prepared = store.prepare(task.model, task.objective, task.queries)
+    found = store.search(task.model, task.objective, task.queries, task.train, k=2, candidates=3)
+    parts = [store.scores(prepared), store.scores(prepared, examples=[1, 0]), store.bounds(prepared)]
+    return torch.cat([*(part.cpu() for part in parts), found.scores, found.places], dim=1)
+
+
 def calls(task: Task, folder: Path) -> Iterator[tuple[str, Callable[[], Any]]]:
     """Everything the library can be asked about a task."""
     for which in (ekfac, kfac, inflib.diagonal, identity, gauss_newton):
@@ -124,6 +135,7 @@ def calls(task: Task, folder: Path) -> Iterator[tuple[str, Callable[[], Any]]]:
         path = folder / type(value).__name__
         yield f"{path.name} saved", lambda v=value, p=path: inflib.save(v, p)
         yield f"{path.name} loaded", lambda f=load, p=path: f(p, task.model)
+    yield "a store", lambda: stored(task, fitted, folder / uuid4().hex)
     if isinstance(task.objective, inflib.NextToken):
         yield "by token", lambda: task.influence(fitted, keep=("token",))
         yield (

@@ -101,7 +101,7 @@ def search(
     exact = rescore(index, model, objective, prepared, train, first.tolist(), curvature, damping, layers).cpu()
     _check_same(exact, near[:, first], bound[:, first], first)
     top = (sign * exact).topk(k, dim=1)  # (Q, k)
-    rest = torch.ones(N, dtype=torch.bool)
+    rest = torch.ones(N, dtype=torch.bool, device="cpu")
     rest[first] = False
     could = (sign * near + bound)[:, rest] >= top.values[:, -1:]  # (Q, N − U)
     examples = first[top.indices]
@@ -115,8 +115,9 @@ def strongest(scores: Tensor, k: int, largest: bool) -> Found:
     """The k strongest by scores (Q, N) that are exact."""
     N = scores.shape[1]
     top = scores.topk(_checked(k, max(k, N), N)[0], dim=1, largest=largest)
-    places = torch.arange(1, top.indices.shape[1] + 1).expand(top.indices.shape)
-    return Found(top.indices.cpu(), top.values.cpu(), places, torch.zeros(len(scores), dtype=torch.int64), N, N)
+    examples = top.indices.cpu()
+    places = (torch.zeros_like(examples) + 1).cumsum(1)
+    return Found(examples, top.values.cpu(), places, examples.new_zeros(len(examples)), N, N)
 
 
 def rescore(

@@ -264,7 +264,7 @@ class Store:
     def _order(self, examples: Sequence[int] | Tensor) -> Tensor:
         """Where each example asked for is among the columns, which come shard by shard."""
         rows = example_positions(examples, len(self)).cpu()
-        starts = torch.tensor([shard.start for shard in self.manifest.shards])
+        starts = rows.new_tensor([shard.start for shard in self.manifest.shards])
         return torch.argsort(torch.argsort(torch.searchsorted(starts, rows, right=True), stable=True))
 
     def _read(self, shard: Shard) -> np.ndarray:
