@@ -16,7 +16,7 @@ import numpy as np
 
 from .base import NEGATIVE, POSITIVE, csv_text, signed
 from .heat import heat_html, hottest, scale_html, token_name, visible
-from .ranking import Ranking, Scored
+from .ranking import UNDECIDED, Ranking, Scored
 
 HEATS = {  # what the colour of a token means: its name, and what training at the token is
     "position": ("at each position", "the update at that position, where the model reads it and predicts the next,"),
@@ -77,6 +77,11 @@ class RankedText(Scored):
     layers: np.ndarray  # (L,) of each layer of the answer; they add up to the score where no layer is chosen
 
     @property
+    def place(self) -> str:
+        """Where it stands, and whether its score cannot be told from zero."""
+        return f"{self.passage.place}, {UNDECIDED}" if self.undecided else self.passage.place
+
+    @property
     def shown_tokens(self) -> np.ndarray:
         """(T,) in the unit of ``shown``: they add up to it, but for the influence of tokens as they are read."""
         return self.tokens * (self.shown / self.score)
@@ -120,6 +125,10 @@ class TextAnswer(Ranking[RankedText]):
             "Its size is not checked, and often several times too large: trust signs and order."
         )
 
+    def remarks(self) -> tuple[str, ...]:
+        """What stands beneath the lists, each a paragraph."""
+        return tuple(text for text in (self.explanation(), self.doubt()) if text)
+
     def legend(self) -> str:
         """What the colours mean, in words."""
         return (
@@ -148,8 +157,7 @@ class TextAnswer(Ranking[RankedText]):
         for title, note, few in zip(self.titles(), self.notes(), self.lists, strict=True):
             lines.append(f"{title} ({note})")
             lines += [
-                f"{self.scale.number(r.shown):>12}  {r.passage.place}: {visible(_short(r.passage.text, 70))}"
-                for r in few
+                f"{self.scale.number(r.shown):>12}  {r.place}: {visible(_short(r.passage.text, 70))}" for r in few
             ]
         return "\n".join(lines)
 
@@ -165,7 +173,7 @@ class TextAnswer(Ranking[RankedText]):
             f"{escape(q.describe())}<br>{escape(self.method())}<br>{escape(self.numbers())}</p>"
             f"<table><tr><td {_LEFT}>{self._still_bars()}</td><td {_LEFT}>{lists}</td></tr></table>"
             f"<p><small>{self.colour_scale()}<br>{escape(self.legend())} Where colours are taken out, + is underlined "
-            f"and − in italics. {escape(self.explanation())}</small></p>"
+            f"and − in italics. {escape(' '.join(self.remarks()))}</small></p>"
         )
 
     def _still_rows(self, few: Sequence[RankedText]) -> str:
@@ -173,7 +181,7 @@ class TextAnswer(Ranking[RankedText]):
         rows = "".join(
             f"<tr><td {_RIGHT}><b>{self.scale.number(r.shown)}</b>{_bar(r.share, r.shown > 0, 56)}</td>"
             f"<td {_LEFT}>{heat_html(*hottest(r.passage.pieces, r.shown_tokens), limit, self.scale.number)}"
-            f"<br><small>{escape(r.passage.place)}</small></td></tr>"
+            f"<br><small>{escape(r.place)}</small></td></tr>"
             for r in few
         )
         return f"<table>{rows}</table>" if rows else ""
@@ -202,6 +210,7 @@ class TextAnswer(Ranking[RankedText]):
                 "text": r.passage.text,
                 "score": r.score,
                 "contribution": "" if r.contribution is None else r.contribution,
+                **({} if r.interval is None else dict(zip(("low", "high"), r.interval, strict=True))),
                 **{f"score in {name}": float(part) for name, part in zip(self.layers, r.layers, strict=True)},
                 **self.how(),
                 "divided_by_norm": self.settings.unit_norm,

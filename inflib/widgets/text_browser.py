@@ -23,6 +23,7 @@ from ..objectives import Objective
 from .asking import STYLE, WRAP, Asking
 from .base import InputError, csv_link, csv_text
 from .chips import Chips
+from .engine import Others
 from .heat import visible
 from .layer_bars import LayerBars
 from .passages import Passages
@@ -43,6 +44,7 @@ class TextBrowser(Asking):
     curvatures: {name: curvature} to choose from, see ``three_methods``; None for the index's own alone.
     context:    how many tokens the model reads at most; None for the longest that it was trained on.
     n_train:    how many sequences it was trained on; None where the index holds them all.
+    others:     (model, index) of networks from other seeds: marks what cannot be told from zero, as in ImageBrowser.
     method, damping, count, unit_norm, heat: what is shown first. Afterwards the controls decide. ``heat`` is what
     colours a token: "position" (eq. 31 of Grosse et al. 2023), "output" (eq. 36) or "input" (eq. 38).
 
@@ -69,10 +71,11 @@ class TextBrowser(Asking):
         unit_norm: bool = False,
         heat: str = "output",
         n_train: int | None = None,
+        others: Others = (),
     ) -> None:
         if not queries:
             raise ValueError("queries is empty; expected at least one (prompt, completion) pair: the one shown first.")
-        self.influence = TextInfluence(model, objective, index, corpus, curvatures, context, n_train)
+        self.influence = TextInfluence(model, objective, index, corpus, curvatures, context, n_train, others)
         for what, came, known in (("method", method, self.influence.curvatures), ("heat", heat, HEATS)):
             if came is not None and came not in known:
                 raise ValueError(f"{what}={came!r}; expected one of {', '.join(map(repr, known))}.")
@@ -275,7 +278,7 @@ class TextBrowser(Asking):
             )
             view.show([heated(answer, ranked, limit) for ranked in few], title)
         remarks = "".join(
-            f'<div class="inflib-quiet">{escape(text)}</div>' for text in (answer.legend(), answer.explanation())
+            f'<div class="inflib-quiet">{escape(text)}</div>' for text in (answer.legend(), *answer.remarks())
         )
         self.explanation.value = f'<div class="inflib-scale">{answer.colour_scale()}</div>{remarks}'
         self.csv.value = csv_link(answer.table(), "influence_text.csv", "Save what is shown as CSV")

@@ -31,7 +31,7 @@ from ..texts import TokenNote
 from ..tokens import input_tokens, output_tokens
 from .base import InputError
 from .candidates import exactly
-from .engine import Engine
+from .engine import Engine, Others
 from .ranking import ALL_LAYERS, Settings, two_lists
 from .text_answer import Passage, Question, RankedText, TextAnswer
 from .text_words import Words
@@ -81,6 +81,7 @@ class TextInfluence(Engine):
     curvatures: {name: curvature}, each in the index's eigenbasis or an identity; None for the index's own alone.
     context:    how many tokens the model reads at most; None for the longest that it was trained on.
     n_train:    how many sequences it was trained on; None where the index holds them all.
+    others:     (model, index) of networks from other seeds: what they do not agree on is marked, see ``Engine``.
 
     Raises ValueError where index and corpus differ in number, where the index holds more than ``n_train``, and for a
     context that the model cannot read.
@@ -95,13 +96,14 @@ class TextInfluence(Engine):
         curvatures: Mapping[str, Kronecker] | None = None,
         context: int | None = None,
         n_train: int | None = None,
+        others: Others = (),
     ) -> None:
         if len(index) != len(corpus.sequences):
             raise ValueError(
                 f"the index holds {len(index)} training examples, and the corpus {len(corpus.sequences)} sequences; "
                 "expected the sequences that the index was built from, in their order."
             )
-        super().__init__(model, objective, index, curvatures, n_train)
+        super().__init__(model, objective, index, curvatures, n_train, others)
         self.corpus = corpus
         # the last token is only predicted
         trained = getattr(corpus, "context", None) or max(map(len, corpus.sequences)) - 1
@@ -259,6 +261,7 @@ class TextInfluence(Engine):
         rows = lists.raised + lists.lowered
         tokens = self._tokens(rows, prompt, completion, settings)
         few = scores[list(rows)]
+        intervals = self.intervals([self.query(prompt, completion)], settings, rows)
         ranked = [
             RankedText(
                 passage=self.passage(n),
@@ -267,9 +270,10 @@ class TextInfluence(Engine):
                 score=score,
                 contribution=part,
                 share=abs(score) / lists.largest,
+                interval=interval,
             )
-            for n, values, score, part in zip(
-                rows, tokens, few.tolist(), self.contributions(few, settings), strict=True
+            for n, values, score, part, interval in zip(
+                rows, tokens, few.tolist(), self.contributions(few, settings), intervals, strict=True
             )
         ]
         return TextAnswer(

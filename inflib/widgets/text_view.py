@@ -74,7 +74,7 @@ def heated(answer: TextAnswer, ranked: RankedText, limit: float) -> HeatedText:
         number=number(ranked.shown),
         share=ranked.share,
         positive=ranked.shown > 0,
-        place=one.place,
+        place=ranked.place,
         pieces=tuple(map(visible, pieces)),
         names=tuple(names),
         steps=tuple(steps(values, limit).tolist()),
@@ -82,5 +82,5 @@ def heated(answer: TextAnswer, ranked: RankedText, limit: float) -> HeatedText:
         text=visible(one.text, lines=True),
         before=visible(one.before, lines=True),
         after=visible(one.after, lines=True),
-        spoken=f"{one.place}, {number(ranked.shown)}; arrow keys read its tokens",
+        spoken=f"{ranked.place}, {number(ranked.shown)}; arrow keys read its tokens",
     )

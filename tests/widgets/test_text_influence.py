@@ -9,9 +9,20 @@ import pytest
 import torch
 from oracle import LOSSES, Problem
 
-from inflib import TrainIndex, completion, ekfac, influence, load_index, save, self_influence, token_batches
+from inflib import (
+    TrainIndex,
+    completion,
+    ekfac,
+    influence,
+    load_index,
+    relative,
+    save,
+    self_influence,
+    token_batches,
+)
+from inflib.doubt import error_bars
 from inflib.kronecker import identity
-from inflib.lab import Corpus
+from inflib.lab import Corpus, transformer
 from inflib.widgets import TextInfluence, index_size
 from inflib.widgets.base import InputError
 from inflib.widgets.ranking import ALL_LAYERS, Settings
@@ -255,3 +266,24 @@ def test_an_index_says_its_size_before_it_is_built_and_answers_alike_when_read_b
     settings = Settings("EK-FAC")
     truth = talk.influence().scores(*talk.queries[0], settings)
     np.testing.assert_allclose(again.scores(*talk.queries[0], settings), truth, rtol=1e-9, atol=1e-12)
+
+
+def test_sequences_that_networks_and_dampings_do_not_agree_on_are_marked(talk) -> None:
+    own = talk.index.curvature
+    other = transformer(len(talk.corpus.vocabulary), talk.corpus.context, 8, heads=2, hidden=12, seed=1).double()
+    curvature = ekfac(other, talk.objective, talk.train, list(own.layers), progress=False)
+    index = TrainIndex.build(other, talk.objective, talk.train, curvature, progress=False)
+    browser = talk.browser(others=[(other, index)], count=5)
+    answer = browser.answer
+    members, question = [(talk.model, own), (other, curvature)], encoded(talk, *talk.queries[0])
+    bars = error_bars(members, talk.objective, talk.train, question, relative(0.1), progress=False)
+    N, rows = len(talk.corpus.sequences), [*answer.raised, *answer.lowered]
+    for row in rows:
+        n = row.passage.position
+        assert row.interval == pytest.approx((float(bars.low[0, n]) / N, float(bars.high[0, n]) / N), rel=1e-6)
+    marked = sum(bool(bars.undecided[0, row.passage.position]) for row in rows)
+    assert marked > 0
+    assert answer.as_text().count("≈ 0?") == marked
+    assert f"≈ 0? ({marked} of {len(rows)}): cannot be told from zero" in answer.as_html()
+    assert {"low", "high"} <= answer.table()[0].keys()
+    assert "≈ 0?" not in talk.browser(count=5).answer.as_html()
