@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .batches import Data, batch_size, walk
+from .batches import Data, batch_size, rows_of, walk
 from .curvature import (
     Curvature,
     Damping,
@@ -109,6 +109,8 @@ def refine(
     steps: int = 10,
     *,
     tolerance: float | None = None,
+    sample: int | None = None,
+    seed: int = 0,
     progress: bool = True,
 ) -> Implicit:
     """The exact Gauss-Newton Hessian over ``data``, solved by conjugate gradients that start where ``curvature`` ends.
@@ -116,6 +118,8 @@ def refine(
     curvature: the preconditioner, at whatever damping is asked for: an EK-FAC of this model (or any other curvature).
     steps:     conjugate-gradient steps of each ``solve``; 0 is ``curvature`` itself.
     tolerance: in place of ``steps``, the relative residual to reach; ``solve`` raises NotConvergedError where it fails.
+    sample:    how many examples the products are over, drawn without replacement from ``seed``; None for all. G is then
+               these examples' own, and they are kept in memory.
 
     The model and the data are kept, not copied: ``solve`` raises ValueError once the weights have changed.
     """
@@ -125,7 +129,7 @@ def refine(
     else:
         solver = partial(conjugate_gradients, preconditioner=curvature, tolerance=tolerance)
         how = f"conjugate gradients to {tolerance:g}"
-    return _implicit(curvature, model, objective, data, solver, how, progress)
+    return _implicit(curvature, model, objective, data, solver, how, progress, sample, seed)
 
 
 @plain_numbers
@@ -136,6 +140,7 @@ def refine_stochastic(
     data: Data,
     steps: int = 100,
     *,
+    tolerance: float | None = None,
     rate: float | None = None,
     seed: int = 0,
     progress: bool = True,
@@ -143,39 +148,68 @@ def refine_stochastic(
     """As ``refine``, by stochastic Neumann iterations, where a product over all the data for every step is too dear.
 
     A step uses one batch of ``data``: a list's batches come in an order drawn anew for each epoch from ``seed``, a
-    loader's in its own. One product over all of the data at the end tells the residual. See ``stochastic_neumann``.
+    loader's in its own. One product over all of the data at the start and after each epoch tells the residual, at which
+    ``tolerance`` stops before ``steps`` do. See ``stochastic_neumann``.
     """
 
     data = Same.of(data, "data", ordered=False)
 
+    epoch = sum(1 for _ in walk(data, name="data", progress=False))
+
     def solver(implicit: Curvature, v: Matrices, damping: dict[str, float]) -> Solution:
         minibatches = _minibatches(model, objective, data, seed)
         return stochastic_neumann(
-            implicit, v, damping, minibatches=minibatches, preconditioner=curvature, steps=steps, rate=rate, seed=seed
-        )
+            implicit, v, damping, minibatches=minibatches, preconditioner=curvature,
+            steps=steps, tolerance=tolerance, anchor=epoch, rate=rate, seed=seed,
+        )  # fmt: skip
 
     return _implicit(curvature, model, objective, data, solver, f"{steps} stochastic Neumann steps", progress)
 
 
 def _implicit(
-    curvature: Curvature, model: nn.Module, objective: Objective, data: Data, solver: Solver, how: str, progress: bool
+    curvature: Curvature,
+    model: nn.Module,
+    objective: Objective,
+    data: Data,
+    solver: Solver,
+    how: str,
+    progress: bool,
+    sample: int | None = None,
+    seed: int = 0,
 ) -> Implicit:
-    """G by products over ``data``, with the layers and shapes of ``curvature``, and this solver."""
+    """G by products over ``data``, or a sample of it, with ``curvature``'s layers and shapes, and this solver."""
     layers_of(model, curvature)
     weights, data = hash_weights(model), Same.of(data, "data", ordered=False)
+    examples = sum(batch.size for batch in walk(data, name="data", progress=False))
+    some: Data = data
+    if sample is not None:
+        some = _sampled(data, examples, sample, seed)
+        how, examples = f"{how}, products over {sample} of {examples} examples", sample
 
     def product(v: Matrices) -> Matrices:
         if hash_weights(model) != weights:
             raise ValueError(
                 "the model's weights changed after refine(...); expected the same ones. Call refine again."
             )
-        return gauss_newton_product(model, objective, data, v, progress=progress)
+        return gauss_newton_product(model, objective, some, v, progress=progress)
 
-    examples = sum(batch.size for batch in walk(data, name="data", progress=False))
     method = f"refined {curvature.facts.method} ({how})"
     means, labels = _means(curvature, model, objective, data, progress)
     facts = Facts(method, labels, draws=1, seed=0, examples=examples, weights=weights)
     return Implicit(product, solver, dict(curvature.shapes), means, facts)
+
+
+def _sampled(data: Data, examples: int, size: int, seed: int) -> list[tuple[Any, Any]]:
+    """The batches with only those examples that were drawn, in their order."""
+    if not 1 <= size <= examples or int(size) != size:
+        raise ValueError(f"sample={size}; expected a whole number of examples, 1 to {examples}, or None for all.")
+    drawn = torch.randperm(examples, generator=torch.Generator().manual_seed(seed))[:size].sort().values
+    found = []
+    for batch in walk(data, name="data", progress=False):
+        rows = (drawn[(drawn >= batch.start) & (drawn < batch.start + batch.size)] - batch.start).tolist()
+        if rows:
+            found.append(tuple(rows_of(part, rows, batch.size) for part in (batch.inputs, batch.targets)))
+    return found
 
 
 def _means(

@@ -2,7 +2,7 @@
 
     conjugate gradients   the best x in the span of P⁻¹v, P⁻¹A P⁻¹v, ...      A = C + diag λ, P a preconditioner
     LiSSA                 x ← x + (v − A x) / σ                               the Neumann series of A / σ
-    stochastic Neumann    x ← x + η P⁻¹ (v − A_b x), from x = P⁻¹v            A_b a minibatch's A
+    stochastic Neumann    x ← x + η P⁻¹ (r° − A_b (x − x°)), from x = P⁻¹v    A_b a minibatch's A, r° = v − A x°
 
 Each of the K vectors has its own scalars; all take part in one product a step. Every solver returns the relative
 residual ‖v − A x‖ / ‖v‖ that it reached, and raises ``NotConvergedError`` where a tolerance was asked for and not
@@ -167,39 +167,64 @@ def stochastic_neumann(
     minibatches: Iterable[Matvec],
     preconditioner: Curvature | None = None,
     steps: int = 100,
+    tolerance: float | None = None,
+    anchor: int = 20,
     rate: float | None = None,
     seed: int = 0,
 ) -> Solution:
-    """(C + diag λ)⁻¹ v from minibatches' products alone, started from the preconditioner's answer P⁻¹v.
+    """(C + diag λ)⁻¹ v from minibatches' products, started from the preconditioner's answer P⁻¹v.
 
     minibatches: products v → C_b v, each an estimate of C v; the first ``steps`` are used (and a few for the rate).
-    rate:        η; None takes 1 / the largest eigenvalue of P⁻¹(C_b + λ) that power iterations find on four of them.
+    tolerance:   the relative residual to stop at; NotConvergedError where ``steps`` do not reach it.
+    anchor:      steps between two products with ``curvature`` itself. They give the residual r° at x°, from which
+                 minibatches tell only the way further, r ≈ r° − A_b (x − x°): their noise shrinks with that way, and
+                 the iterates tend to the solution, where plain ones would hover about it.
+    rate:        η; None takes 1 / the largest eigenvalue of P⁻¹(C_b + λ) that power iterations find on four of them,
+                 and halves it where the residual has grown.
 
-    The answer is the mean of the second half of the iterates, in which the minibatches' noise averages out; its
-    residual is found by one product with ``curvature``. steps=0 is P⁻¹v. Raises NotConvergedError where it diverges.
-    Source: the idea of ASTRA (arXiv 2507.14740), stochastic Neumann series preconditioned by EK-FAC.
+    steps=0 is P⁻¹v. Raises NotConvergedError where it diverges. Source: the idea of ASTRA (arXiv 2507.14740), a Neumann
+    series by minibatches, preconditioned by EK-FAC; anchors after Johnson & Zhang 2013 (SVRG).
     """
     system = _System.of(curvature, v, damping, preconditioner)
     x = system.precondition(system.b)
     if steps == 0:
         return system.solution(x, 0)
-    found = iter(minibatches)
+    found, given = iter(minibatches), rate
     if rate is None:
         rate = 1 / max(_largest(system, 8, seed, matvec) for matvec in islice(found, 4))
-    total, done = torch.zeros_like(x), 0
-    for matvec in islice(found, steps):
-        x = x + rate * system.precondition(system.b - system.product(x, matvec))
-        done += 1
-        if done > steps // 2:
-            total = total + x
-    if done < steps:
-        raise ValueError(f"minibatches ended after {done} products; expected {steps}. Give an iterable without an end.")
-    solution = system.solution(total / (steps - steps // 2), steps)
-    worst = float(solution.residual.max())
+    best, at_best, done = float("inf"), x, 0
+    while True:
+        r = system.b - system.product(x)
+        worst = float(system.relative(r).max())
+        if not worst < 1e3:
+            break
+        if worst > best and given is None:
+            x, rate = at_best, rate / 2
+            r = system.b - system.product(x)
+        elif worst <= best:
+            best, at_best = worst, x
+        if done == steps or (tolerance is not None and best <= tolerance):
+            break
+        some = list(islice(found, min(anchor, steps - done)))
+        done += len(some)
+        start = x
+        for matvec in some:
+            x = x + rate * system.precondition(r - system.product(x - start, matvec))
+        if not some or (len(some) < anchor and done < steps):
+            raise ValueError(
+                f"minibatches ended after {done} products; expected {steps}. Give an iterable without an end."
+            )
+    solution = Solution(system.stacks(x), system.relative(r), done)
     if not worst < 1e3:
         raise NotConvergedError(
-            f"stochastic Neumann iterations diverged to a relative residual of {worst:.2g} in {steps} steps with rate "
+            f"stochastic Neumann iterations diverged to a relative residual of {worst:.2g} in {done} steps with rate "
             f"{rate:.2g}; expected it to fall. Give a smaller rate=, larger minibatches or more damping.",
+            solution,
+        )
+    if tolerance is not None and best > tolerance:
+        raise NotConvergedError(
+            f"stochastic Neumann iterations reached a relative residual of {best:.2g} in {done} steps; expected "
+            f"{tolerance:.2g}. Give more steps=, larger minibatches or more damping.",
             solution,
         )
     return solution

@@ -17,6 +17,7 @@ from inflib.curvature import Facts
 from inflib.dense import Dense
 from inflib.solvers import (
     NotConvergedError,
+    Solution,
     conjugate_gradients,
     largest_eigenvalue,
     lissa,
@@ -232,7 +233,7 @@ def noisy(C: Tensor, size: float, seed: int) -> Iterator:
         yield lambda v, part=part: stacks(flat(v) @ part)
 
 
-def test_stochastic_neumann_averages_the_noise_of_its_minibatches_away() -> None:
+def test_stochastic_neumann_comes_as_near_as_one_likes_however_noisy_its_minibatches_are() -> None:
     C, v = positive(), vectors()
     P = dense(torch.diag(C.diagonal()))
     right = exact(C, v)
@@ -248,7 +249,29 @@ def test_stochastic_neumann_averages_the_noise_of_its_minibatches_away() -> None
         for k in (0, 50, 1600)
     ]
     assert wrong[1] < 0.5 * wrong[0]
-    assert wrong[2] < 0.4 * wrong[1]
+    assert wrong[2] < 1e-6 * wrong[1]
+
+
+def test_stochastic_neumann_stops_at_the_residual_asked_for_or_says_what_it_reached() -> None:
+    C, v = positive(), vectors()
+    P = dense(torch.diag(C.diagonal()))
+
+    def solve(tolerance: float, steps: int) -> Solution:
+        return stochastic_neumann(
+            dense(C),
+            stacks(v),
+            NUMBERS,
+            minibatches=noisy(C, 0.3, 0),
+            preconditioner=P,
+            steps=steps,
+            tolerance=tolerance,
+        )
+
+    found = solve(1e-4, 10_000)
+    check_statement(C, v, flat(found.x), found.residual, 1e-4)
+    assert 0 < found.steps < 10_000
+    with pytest.raises(NotConvergedError, match=r"reached a relative residual of .* in 40 steps; expected 1e-12"):
+        solve(1e-12, 40)
 
 
 def test_stochastic_neumann_that_diverges_raises() -> None:
