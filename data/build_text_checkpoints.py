@@ -1,7 +1,7 @@
 """Train the language models that ship in data/checkpoints/, by the recipes in inflib/lab/language_models.py.
 
-    python data/build_text_checkpoints.py                   # all three
-    python data/build_text_checkpoints.py facts             # some of: alternating, facts, shakespeare
+    python data/build_text_checkpoints.py                   # all of them
+    python data/build_text_checkpoints.py facts             # or some, by name
     python data/build_text_checkpoints.py --sweep           # the table of weight decays in data/README.md
 
 Together they take some ten minutes of one processor. A rebuilt file holds the same bytes on the same machine and torch.
