@@ -7,6 +7,7 @@ seen with ``python tests/architectures.py``.
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 from alone import QUIET, as_told, examine
@@ -34,6 +35,14 @@ def test_gradients_and_their_products_are_those_of_each_example_alone(name: str)
     assert not found.refusal
     assert found.worst < 1e-10
     assert max(found.activations, found.slopes) < 1e-10, "padding counts"
+
+
+@pytest.mark.parametrize("name", ["BERT", "GPT-2", "OPT", "Llama", "multiple choice", "ConvNext"])
+def test_everything_covers_all_but_a_hundredth_of_the_numbers_exactly(name: str) -> None:
+    """Tied, scaled and shifted embeddings, positions that all examples share, and every normalisation."""
+    found = examine(replace(CATALOGUE[name](), layers="all"))
+    assert not found.refusal
+    assert found.share > 0.99 and found.worst < 1e-10
 
 
 @pytest.mark.parametrize("name", RIGHT)

@@ -18,10 +18,15 @@ QUIET: dict[str, Any] = {"progress": False}
 STEP = 1e-4
 
 
+def places(x: Tensor) -> list[int]:
+    """A few numbers of the input, drawn."""
+    return torch.randperm(x.numel(), generator=torch.Generator().manual_seed(0))[:8].tolist()
+
+
 def by_differences(case: Case, fit: Any, x: Tensor, **options: Any) -> Tensor:
-    """Central differences of the scores, one number of one example's input after another, (Q, N, *shape)."""
-    found = torch.zeros(len(case.query_y), *x.shape)
-    for place in range(x.numel()):
+    """Central differences of the scores in a few numbers of the examples' inputs, (Q, 8)."""
+    found = []
+    for place in places(x):
         n = place // x[0].numel()
         sides = []
         for sign in (1, -1):
@@ -29,8 +34,13 @@ def by_differences(case: Case, fit: Any, x: Tensor, **options: Any) -> Tensor:
             moved.view(-1)[place] += sign * STEP
             one = [(moved[n : n + 1], case.y[n : n + 1])]
             sides.append(influence(case.model, case.objective, one, case.queries, fit, **options, **QUIET)[:, 0])
-        found.view(len(found), -1)[:, place] = (sides[0] - sides[1]) / (2 * STEP)
-    return found
+        found.append((sides[0] - sides[1]) / (2 * STEP))
+    return torch.stack(found, dim=1)
+
+
+def at_places(found: Tensor, x: Tensor) -> Tensor:
+    """The same numbers' gradients, of (Q, N, *shape) → (Q, 8)."""
+    return found.flatten(1)[:, places(x)]
 
 
 CASES = {
@@ -47,7 +57,7 @@ def test_it_is_the_slope_of_the_score_in_every_number_of_the_input(which: str, c
     fit = curvature(case.model, case.objective, case.train, layers="all", **QUIET)
     found = perturbation(case.model, case.objective, case.train, case.queries, fit, **QUIET)
     assert found.shape == (len(case.query_y), *case.x.shape)
-    assert_close(found, by_differences(case, fit, case.x), 1e-6)
+    assert_close(at_places(found, case.x), by_differences(case, fit, case.x), 1e-6)
 
 
 def test_it_follows_the_measurement_and_the_damping_and_does_not_depend_on_chunks() -> None:
@@ -55,7 +65,7 @@ def test_it_follows_the_measurement_and_the_damping_and_does_not_depend_on_chunk
     fit = ekfac(case.model, case.objective, case.train, **QUIET)
     options: dict[str, Any] = {"measurement": "margin", "damping": 0.3}
     found = perturbation(case.model, case.objective, case.train, case.queries, fit, **options, **QUIET)
-    assert_close(found, by_differences(case, fit, case.x, **options), 1e-6)
+    assert_close(at_places(found, case.x), by_differences(case, fit, case.x, **options), 1e-6)
     again = perturbation(case.model, case.objective, case.train, case.queries, fit, max_bytes=1, **options, **QUIET)
     assert_close(again, found, 1e-12)
 
