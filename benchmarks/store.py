@@ -288,9 +288,11 @@ def main() -> None:
 
 
 def rounded(value: Any) -> Any:
-    """Four digits of every fraction."""
+    """Four digits of every fraction inside."""
     if isinstance(value, dict):
         return {key: rounded(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [rounded(one) for one in value]
     return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
