@@ -29,7 +29,7 @@ from inflib.validation import (
 )
 from inflib.validation.pbrf import pbrf
 
-SEED, EXAMPLES, QUERIES = 100, 24, 20
+SEED, EXAMPLES, QUERIES, PIECE = 100, 24, 20, 4
 STEPS = (0, 1, 3, 10, 20)
 NETWORKS = ("smooth", "decay", "plain")  # tanh; ReLU; ReLU without weight decay, which interpolates
 DAMPINGS = {"0.1 mean": None, "0.01": 0.01}
@@ -91,9 +91,9 @@ def measure(network: str, damping: str) -> dict[str, Any]:
         pieces = [
             kept(
                 f"{name}-{label.replace('/', '_')}-{at}",
-                partial(_plain_responses, setting, epsilon, setting.which[at : at + 8]),
+                partial(_plain_responses, setting, epsilon, setting.which[at : at + PIECE]),
             )
-            for at in range(0, EXAMPLES, 8)
+            for at in range(0, EXAMPLES, PIECE)
         ]
         together = Proximal(
             *(torch.cat([p[k] for p in pieces], -1) for k in ("response", "change")),

@@ -28,6 +28,8 @@ seeds belong together (objectives), that weights and data are those of the fit (
     m        ()            measurement: what the query asks about; default its log-likelihood, −ℓ
     score    (Q, N)        dm/dε for the objective (1/N) Σ ℓ + ε ℓ_n. score > 0: a proponent; < 0: an opponent
 
+A score's order is to be trusted before its size: see ``contribution``, and ``refine`` for scores whose size is meant.
+
     from inflib import CrossEntropy, contribution, ekfac, influence
 
     objective = CrossEntropy()

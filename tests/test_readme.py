@@ -67,6 +67,18 @@ def test_the_first_ten_lines(capsys):
     assert lines_of_code(block("contribution(scores")) <= 10
 
 
+def test_refined_scores():
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(5, 4), torch.nn.ReLU(), torch.nn.Linear(4, 11)).eval()
+    train, queries = ([(torch.randn(n, 5), torch.randint(0, 11, (n,)))] for n in (30, 3))
+    there = {"model": model, "train": train, "queries": queries, "dataset": range(30)}
+    exec(block("contribution(scores"), there)
+    plain = there["scores"]
+    exec(block("precondition(model"), there)
+    assert there["solved"].residual.shape == (3,)
+    assert there["scores"].shape == plain.shape and not torch.allclose(there["scores"], plain)
+
+
 def test_a_loss_of_ones_own():
     there = {"inflib": inflib}
     exec(block("class LogCosh"), there)
@@ -110,5 +122,6 @@ def test_beside_a_trainer_the_fit_is_on_its_own_data_after_training(named, tmp_p
 
 
 def test_every_piece_of_code_is_run_here():
-    run = {block(words) for words in ("contribution(scores", "class LogCosh", "AutoModelForCausalLM", "Trainer(model")}
+    words = ("contribution(scores", "precondition(model", "class LogCosh", "AutoModelForCausalLM", "Trainer(model")
+    run = {block(some) for some in words}
     assert run == set(BLOCKS)
