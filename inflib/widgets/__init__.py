@@ -26,9 +26,13 @@ text_browser       the text browser
 rungs              the ladder of curvatures as numbers: how far each rung is from exact
 ladder_view        how the ladder is drawn
 ladder             the ladder of curvatures
+board              named methods against ground truths, as a figure
+believe            the same as a widget, with one query's predictions beside what retraining showed
 plots              figures in one style
 """
 
+from .believe import BelieveBoard, Dials
+from .board import board_figure
 from .browser import ImageBrowser
 from .draw import DrawDigit
 from .engine import three_methods
@@ -40,6 +44,8 @@ from .text_influence import TextInfluence, index_size
 from .texts import Texts
 
 __all__ = [
+    "BelieveBoard",
+    "Dials",
     "DrawDigit",
     "ImageBrowser",
     "ImageInfluence",
@@ -48,6 +54,7 @@ __all__ = [
     "TextBrowser",
     "TextInfluence",
     "Texts",
+    "board_figure",
     "index_size",
     "three_methods",
 ]

@@ -103,22 +103,22 @@ def eigenvalues_svg(found: Mapping[str, tuple[Tensor, Tensor]], size: int = 260)
         f'<text x="{pad + 6}" y="{24 + 14 * k}" fill="{_INK}">{escape(text)}</text>' for k, text in enumerate(errors)
     )
     axes = ("exact eigenvalue, qᵀGq", "the rung's eigenvalue")
-    return _square(marks + legend, f"eigenvalues: {', '.join(errors)}", axes, size)
+    return square(marks + legend, f"eigenvalues: {', '.join(errors)}", axes, size)
 
 
 _MARKS = {UNCORRECTED: ('fill="none" stroke="#2A8BCB"', "○"), CORRECTED: ('fill="#D55E00"', "●")}
 _INK, _QUIET = "var(--jp-ui-font-color1, #222)", "var(--jp-border-color1, #999)"
 
 
-def _square(inside: str, said: str, axes: tuple[str, str], size: int) -> str:
-    """A square plot with the identity line, its axes named, and what it says to those who do not see it."""
+def square(inside: str, said: str, axes: tuple[str, str], size: int, *, diagonal: bool = True) -> str:
+    """A square plot, with the identity line or without, its axes named, and what it says to those who do not see it."""
     pad, span = 26, size - 36
+    identity = f'<line x1="{pad}" y1="{10 + span}" x2="{pad + span}" y2="10" stroke="{_QUIET}" stroke-dasharray="4 3"/>'
     return (
         f'<svg width="{size}" height="{size}" viewBox="0 0 {size} {size}" role="img" aria-label="{escape(said)}" '
         'style="font-family:system-ui,sans-serif;font-size:11px">'
         f'<rect x="{pad}" y="10" width="{span}" height="{span}" fill="none" stroke="{_QUIET}"/>'
-        f'<line x1="{pad}" y1="{10 + span}" x2="{pad + span}" y2="10" stroke="{_QUIET}" stroke-dasharray="4 3"/>'
-        f"{inside}"
+        f"{identity if diagonal else ''}{inside}"
         f'<text x="{pad + span // 2}" y="{size - 6}" text-anchor="middle" fill="{_INK}">{escape(axes[0])}</text>'
         f'<text x="12" y="{10 + span // 2}" text-anchor="middle" fill="{_INK}" '
         f'transform="rotate(-90 12 {10 + span // 2})">{escape(axes[1])}</text></svg>'
@@ -135,7 +135,7 @@ def scatter_svg(comparison: Comparison, rung: str, exact: str, query: int, size:
         for a, b in zip(x.tolist(), y.tolist(), strict=True)
     )
     r = correlation(comparison.scores[rung][query : query + 1], comparison.scores[exact][query : query + 1])
-    return _square(
+    return square(
         f'<g fill="#D55E00" fill-opacity="0.6">{points}</g>'
         f'<text x="{pad + 6}" y="24" fill="{_INK}">query {query + 1}: r = {r:.2f}</text>',
         f"scores of {rung} against exact scores, correlation {r:.2f}",

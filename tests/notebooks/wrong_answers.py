@@ -139,4 +139,20 @@ WRONG: dict[str, list[tuple[str, str]]] = {
         ("check_mlps_alone(lambda multiples: (0.5, 1.0))", "the multiple first"),
         ("check_mlps_alone(lambda multiples: (1.0, 0.0))", "choose on the even facts"),
     ],
+    "09_does_it_predict_retraining": [
+        ("check_ceiling(lambda r: r)", "two halves know"),
+        ("check_ceiling(lambda r: r**0.5)", "ceiling of five seeds"),
+        ("check_ceiling(lambda r: 2 * r / (1 + r))", "take its root"),
+        ("check_ceiling(lambda r: 1.0)", "the ceiling is"),
+        ("check_common(lambda s, t: common(t, s))", "which one is multiplied"),
+        ("check_common(lambda s, t: (s * t).sum() / (t * t).sum())", "which one is multiplied"),
+        ("check_common(lambda s, t: (t / s).mean())", "the smallest scores"),
+        ("check_common(lambda s, t: t.norm() / s.norm())", "lengths alone"),
+        ("check_averaged(lambda scores: torch.stack(scores).mean(0))", "counts ten times"),
+        (
+            "check_averaged(lambda scores: torch.stack([s / s.norm() for s in scores]).mean(0))",
+            "each query has its own",
+        ),
+        ("check_averaged(lambda scores: averaged(scores).sum(0))", "shape (20,)"),
+    ],
 }
