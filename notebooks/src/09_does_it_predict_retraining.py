@@ -66,6 +66,7 @@ N, ask = len(X), [(pooled(digits.queries[::10]), digits.queries.labels[::10])]
 small = Training(epochs=100, batch_size=50, lr=0.03, momentum=0.9, weight_decay=5e-3)
 
 
+# %%
 def build(seed):
     return mlp((49, 8, 10), seed=seed, activation=torch.nn.Tanh, dtype=torch.float64)
 
@@ -74,6 +75,7 @@ def trained(weights, seeds=0, start=build, **how):
     return retrain(start, objective, X, y, small, weights, seeds, progress=False, **how)
 
 
+# %%
 model = trained(torch.ones(1, N)).model(0)
 print(f"{(model(X).argmax(1) == y).double().mean():.3f} of the training digits are read rightly")
 print(f"{(model(ask[0][0]).argmax(1) == ask[0][1]).double().mean():.2f} of {len(ask[0][1])} others")
@@ -94,6 +96,7 @@ from inflib.validation import pbrf
 train, which = [(X, y)], range(0, 500, 17)
 G, ek = gauss_newton(model, objective, train), ekfac(model, objective, train, progress=False)
 damping = damping_of(G, 0.1)
+# %%
 truth = pbrf(model, objective, train, ask, which, damping, measurement="margin", epsilon=0.1 / N, progress=False)
 print(truth)
 assert truth.converged.all(), "a minimisation stopped early: its response is nobody's truth"
@@ -101,6 +104,7 @@ assert truth.converged.all(), "a minimisation stopped early: its response is nob
 # %%
 ladder = {"exact G": G, "K-FAC": kfac(model, objective, train, progress=False), "EK-FAC": ek}
 ladder |= {f"refined, {k}": refine(ek, model, objective, train, steps=k, progress=False) for k in (1, 3, 10)}
+# %%
 near = {}
 for name, C in ladder.items():
     scores = influence(model, objective, train, ask, C, damping, measurement="margin", progress=False)
@@ -134,12 +138,14 @@ start = torch.cat([p.detach().flatten() for p in model.parameters()])
 λ = torch.cat([torch.full((s.numel(),), damping[name.rsplit(".", 1)[0]]) for name, s in shapes.items()])
 
 
+# %%
 def outputs(theta, x):
     parts = theta.split([s.numel() for s in shapes.values()])
     named = {name: part.view(s) for (name, s), part in zip(shapes.items(), parts, strict=True)}
     return torch.func.functional_call(model, named, (x,))
 
 
+# %%
 def minimised(objective_of, theta):
     theta = theta.clone().requires_grad_()
     search = dict(max_iter=200, history_size=30, tolerance_grad=1e-6, line_search_fn="strong_wolfe")
@@ -163,6 +169,7 @@ def near_start(theta):
     return 0.5 * (λ * (theta - start).square()).sum()
 
 
+# %%
 def proximal(weights):
     """The Bregman divergence of all digits, without the loss of those whose weight is 0."""
 
@@ -174,6 +181,7 @@ def proximal(weights):
     return value
 
 
+# %%
 def true_loss(weights):
     """The training objective itself, weight decay and all, near the trained weights."""
 
@@ -192,11 +200,13 @@ groups = [torch.randperm(N, generator=generator)[:25].tolist() for _ in range(20
 masks = torch.cat([torch.ones(1, N, dtype=torch.bool), without(N, groups)])  # (21, N), the first row keeps all
 
 
+# %%
 def margins(f):
     own = F.one_hot(ask[0][1], 10).bool()
     return (f[own] - f.masked_fill(own, -torch.inf).logsumexp(-1)).detach()
 
 
+# %%
 def changes(kind):
     """What minimising without each group changes of the margins, (queries, groups)."""
     whole = minimised(kind(masks[0].double()), start)
@@ -204,6 +214,7 @@ def changes(kind):
     return torch.stack(parts, dim=1) - margins(outputs(whole, ask[0][0]))[:, None]
 
 
+# %%
 def retrained(seeds, start=build):
     """The same by training again, (seeds, queries, groups)."""
     found = []
@@ -218,10 +229,12 @@ from copy import deepcopy
 
 cold = retrained(range(10))
 chain = {"cold start": cold.mean(0), "warm start": retrained([100], lambda _: deepcopy(model))[0]}
+# %%
 chain |= {"true loss": changes(true_loss), "proximal": changes(proximal)}
 for name, C in {"exact G": G, "EK-FAC": ek}.items():
     scores = influence(model, objective, train, ask, C, damping, measurement="margin", progress=False)
     chain[name] = -contribution(scores, N) @ (~masks[1:]).double().T  # leaving out: minus the group's contributions
+# %%
 names = list(chain)
 for one, other in pairwise(names):
     step = calibration(chain[other], chain[one])
@@ -231,6 +244,7 @@ for one, other in pairwise(names):
 halves_agree = calibration(cold[:5].mean(0), cold[5:].mean(0)).correlation
 print(f"two halves of the ten cold starts agree with {halves_agree:.2f}")
 direct = {name: calibration(chain[name], chain["cold start"]).correlation for name in names[1:]}
+# %%
 fig, ax = plt.subplots(figsize=(5.5, 2.4))
 plots.intervals(ax, direct, what="correlation with the mean of ten cold starts")
 ax.axvline(halves_agree.mean, color=plots.GREY, linestyle="--", linewidth=1)
@@ -246,7 +260,7 @@ assert direct["EK-FAC"].mean < direct["warm start"].mean, "the nearest relative 
 # ## Leaving out one
 #
 # That was 25 of 500 digits. What of a single one? From here on the study's own network: 196-32-16-10 with ReLU on 2,000 digits of 14 × 14, weight
-# decay 0.005, 200 queries, half of which choose dampings; the others are reported. `decay` is its recipe, [in a file](../inflib/lab/banks.py).
+# decay 0.005, 200 queries, half of which choose dampings; the others are reported. [`decay`](../inflib/lab/banks.py) is its recipe.
 
 # %%
 from inflib.lab import banks
@@ -255,13 +269,16 @@ from inflib.validation import leave_k_out
 recipe = banks.recipe("decay")
 train, asked = recipe.data(500, torch.float64), recipe.asked(torch.float64)
 labels = asked[0][1]
+# %%
 network = recipe.train(0, progress=False).model(0).double()
 curvature = ekfac(network, objective, train, progress=False)
 scores = influence(network, objective, train, asked, curvature, measurement="margin", progress=False)  # (200, 2000)
+# %%
 right = (network(asked[0][0]).argmax(1) == labels).nonzero().flatten()
 few = right[1::30]  # some queries that are read rightly
 strongest = scores[few].argmax(1)
 out = leave_k_out(recipe, [[n] for n in strongest.tolist()], seeds=10, progress=False)
+# %%
 own = torch.arange(len(few))
 effect, noise = out.effect[few, own], out.change[:, few, own].std(0)
 for q, n, e, s in zip(few.tolist(), strongest.tolist(), effect, noise, strict=True):
@@ -283,6 +300,7 @@ assert noise.median() > effect.abs().median(), "the seeds' noise should drown a 
 # %%
 bank = banks.bank_of("decay")
 print(bank)
+# %%
 again = recipe.train(3, bank.masks[:2], progress=False).measure(objective, recipe.queries, "margin").double()
 stored = bank.measured("margin")[3, :2]
 assert (again - stored).abs().max() < 0.2, "the bank is of another recipe"
@@ -302,6 +320,7 @@ print(
 actual = bank.mean("margin").T  # (200, 100): the mean over ten seeds
 kept = bank.masks.double().T / 2000  # (2000, 100)
 predicted = scores @ kept
+# %%
 q = int(right[40])
 fig, ax = plt.subplots(figsize=(3.6, 3.2))
 ax.plot(predicted[q], actual[q], ".", color=plots.COLOURS[1])
@@ -321,6 +340,7 @@ each = torch.stack([torch.tensor(rank_correlation(a, b)) for a, b in zip(predict
 found = datamodeling(scores, bank, "margin")
 print(found)
 assert torch.allclose(found.per_query, each, atol=1e-12), "the function is the loop above"
+# %%
 seeds = bank.measured("margin")  # (10, 100, 200)
 one, other = seeds[:5].mean(0).T, seeds[5:].mean(0).T
 r = torch.tensor([rank_correlation(a, b) for a, b in zip(one, other, strict=True)])
@@ -341,6 +361,7 @@ from inflib.widgets import board_figure
 
 rows = torch.arange(0, 200, 4)
 part = [(asked[0][0][rows], labels[rows])]
+# %%
 curvatures = {
     "identity": identity(network, objective),
     "K-FAC": kfac(network, objective, train, progress=False),
@@ -351,6 +372,7 @@ dials = {"identity": (0.0,), "K-FAC": (0.1, 1.0), "EK-FAC": (0.1, 1.0), "refined
 unit = curvature.mean_eigenvalues()
 
 
+# %%
 def scorer(C):
     def at(dial):
         numbers = {name: dial * mean for name, mean in unit.items()}
@@ -363,10 +385,12 @@ def scorer(C):
 made = {(name, dial): scorer(C)(dial) for name, C in curvatures.items() for dial in dials[name]}
 those = Bank(bank.masks, {name: values[:, :, rows] for name, values in bank.values.items()}, bank.facts)
 truths = {"LDS": by_retraining(those), "slope": by_size(those)}
+# %%
 methods = {
     name: Method(lambda dial, name=name: made[name, dial], dials[name], "expected", cost)
     for (name, cost) in zip(curvatures, (1, 2, 3, 18), strict=True)
 }
+# %%
 best = board(methods, truths, halves(len(rows)))
 print(best)
 _ = board_figure(best)
@@ -383,6 +407,7 @@ odd = torch.arange(1, len(rows), 2)
 per_query = {
     name: datamodeling(made[name, dial][odd], those, "margin", queries=odd).per_query for name, dial in chose.items()
 }
+# %%
 for name in ("K-FAC", "refined, 5"):
     print(f"LDS of {name} less that of EK-FAC: {bootstrap(per_query[name] - per_query['EK-FAC']):+.3f}")
 assert bootstrap(per_query["refined, 5"] - per_query["EK-FAC"]).low > 0, "refinement should win query by query"
@@ -404,6 +429,7 @@ ROOT = next(p for p in (Path.cwd(), *Path.cwd().parents) if (p / "benchmarks" / 
 study = json.loads((ROOT / "benchmarks" / "results" / "study.json").read_text())
 
 
+# %%
 def of_study(item, measurement="LDS"):
     """{method: (value, low, high)} of an item's board."""
     return {
@@ -416,10 +442,12 @@ names = {
     "decay": "196-32-16-10, weight decay",
     "twelve": "the same, twelve networks",
 }
+# %%
 for item, what in names.items():
     print(f"{what}; ceiling {study[item]['ceilings']['LDS']['mean']:.3f}")
     for method, (value, low, high) in of_study(item).items():
         print(f"    {method:22} {value:.2f} [{low:.2f}, {high:.2f}]")
+# %%
 one, twelve = of_study("decay"), of_study("twelve")
 gain = {m: twelve[f"{m}, 12 networks"][0] - one[f"{m}, 1 network"][0] for m in ("EK-FAC", "refined")}
 print("averaging twelve networks adds", ", ".join(f"{value:.2f} to {m}" for m, value in gain.items()))
@@ -476,6 +504,7 @@ cases = {
 }
 
 
+# %%
 def one_run(of, how, seed):
     """What a seed's network measures after its halves (25, 30), its derivative's scores and EK-FAC's (25, 2000)."""
     half, data = torch.full((2000,), 0.5), (of.build, objective, of.inputs, of.targets, how)
@@ -488,6 +517,7 @@ def one_run(of, how, seed):
     return measured, top.scores.double(), influence(ended, objective, train, double, C, **asked_of)
 
 
+# %%
 runs = {case: [one_run(*how, seed) for seed in (0, 1)] for case, how in cases.items()}
 
 
@@ -505,6 +535,7 @@ for case, two in runs.items():
         other = bootstrap((orders(two[0][k], two[1][0]) + orders(two[1][k], two[0][0])) / 2)
         print(f"    {name:28} LDS on its own seed {own}   on the other {other}")
         lds[case, k] = own, other
+# %%
 short, long, rough = cases
 assert lds[short, 1][0].low > lds[long, 1][0].high > lds[rough, 1][0].mean, "smoother training, better derivative"
 assert lds[short, 1][0].low > lds[short, 2][0].high, "the exact derivative should win where training is smooth"
@@ -530,6 +561,7 @@ ranked = {"EK-FAC": scores.where(of_class, -torch.inf)[chosen], "pixels": pixels
 first = {name: s.argsort(dim=1, descending=True, stable=True)[:, :20] for name, s in ranked.items()}
 shared = (first["EK-FAC"][:, :, None] == first["pixels"][:, None, :]).sum((1, 2)).double()
 print(f"of twenty, EK-FAC and pixels share {shared.mean():.1f}")
+# %%
 removed = remove_top(recipe, ranked, (20,), queries=chosen, seeds=2, progress=False)
 for name in ranked:
     print(
@@ -550,6 +582,7 @@ for row in range(len(chosen)):
     for name, other in (("EK-FAC", "pixels"), ("pixels", "EK-FAC")):
         alone = lists[name][~torch.isin(lists[name], lists[other])][:10]
         only[name][row, alone] = -torch.arange(len(alone)).double()
+# %%
 disputed = remove_top(recipe, only, (10,), queries=chosen, seeds=2, progress=False)
 for name in only:
     print(f"without ten that only {name:7} names: margin {disputed.mean_change(name, 10)}")
@@ -583,6 +616,7 @@ def at_dials(name):
     return scores_at
 
 
+# %%
 shown = rows[1::3]
 few_asked = [(asked[0][0][shown], labels[shown])]
 captions = [f"a {label}" for label in labels[shown].tolist()]
@@ -735,7 +769,8 @@ check_averaged(averaged)
 # check_averaged(averaged)
 # ```
 # </details>
-#
+
+# %% [markdown]
 # ## References
 #
 # - J. Bae, N. Ng, A. Lo, M. Ghassemi, R. Grosse 2022, *If Influence Functions are the Answer, Then What is the Question?*
