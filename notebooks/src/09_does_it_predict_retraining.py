@@ -118,12 +118,12 @@ assert near["EK-FAC"].slope.high < 0.5 < near["refined, 1"].slope.low, "one step
 # The two faults are separate. **One step** of conjugate gradients leaves the order where it was, because it multiplies each query's scores by one number. It is
 # the best single number, and it mends most of the size, at the price of one pass over the data. Ten steps mend both.
 #
-# So there is a rule for the rest of the course's numbers in nats: trust the order of plain EK-FAC before its sizes; take one step before you quote a size; take ten
+# So there is a rule for the course's numbers in nats. Trust the order of plain EK-FAC before its sizes. Take one step before you quote a size, and ten
 # where the order matters.
 #
 # ## From there to retraining
 #
-# Now retrain. Take 20 groups of 25 digits, and leave each out in four ways, one step further from the formula each time (Bae et al. 2022 name the gaps between them):
+# Now retrain. Take 12 groups of 25 digits, and leave each out in four ways, one step further from the formula each time. (Bae et al. 2022 name the gaps between them.)
 #
 # - *proximal*: minimise the proximal Bregman objective without the group;
 # - *true loss*: the same with the training loss itself in place of the Bregman divergence. The network was not at its minimum, and now this counts;
@@ -135,6 +135,7 @@ assert near["EK-FAC"].slope.high < 0.5 < near["refined, 1"].slope.low, "one step
 # %%
 shapes = {name: p.shape for name, p in model.named_parameters()}
 start = torch.cat([p.detach().flatten() for p in model.parameters()])
+assert len(start) == 490, "49 · 8 + 8 weights, then 8 · 10 + 10"
 λ = torch.cat([torch.full((s.numel(),), damping[name.rsplit(".", 1)[0]]) for name, s in shapes.items()])
 
 
@@ -145,7 +146,6 @@ def outputs(theta, x):
     return torch.func.functional_call(model, named, (x,))
 
 
-# %%
 def minimised(objective_of, theta):
     theta = theta.clone().requires_grad_()
     search = dict(max_iter=200, history_size=30, tolerance_grad=1e-6, line_search_fn="strong_wolfe")
@@ -181,7 +181,6 @@ def proximal(weights):
     return value
 
 
-# %%
 def true_loss(weights):
     """The training objective itself, weight decay and all, near the trained weights."""
 
@@ -196,8 +195,8 @@ def true_loss(weights):
 from inflib.validation import without
 
 generator = torch.Generator().manual_seed(0)
-groups = [torch.randperm(N, generator=generator)[:25].tolist() for _ in range(20)]
-masks = torch.cat([torch.ones(1, N, dtype=torch.bool), without(N, groups)])  # (21, N), the first row keeps all
+groups = [torch.randperm(N, generator=generator)[:25].tolist() for _ in range(12)]
+masks = torch.cat([torch.ones(1, N, dtype=torch.bool), without(N, groups)])  # (13, N), the first row keeps all
 
 
 # %%
@@ -206,7 +205,6 @@ def margins(f):
     return (f[own] - f.masked_fill(own, -torch.inf).logsumexp(-1)).detach()
 
 
-# %%
 def changes(kind):
     """What minimising without each group changes of the margins, (queries, groups)."""
     whole = minimised(kind(masks[0].double()), start)
@@ -214,7 +212,6 @@ def changes(kind):
     return torch.stack(parts, dim=1) - margins(outputs(whole, ask[0][0]))[:, None]
 
 
-# %%
 def retrained(seeds, start=build):
     """The same by training again, (seeds, queries, groups)."""
     found = []
@@ -244,7 +241,8 @@ for one, other in pairwise(names):
 halves_agree = calibration(cold[:5].mean(0), cold[5:].mean(0)).correlation
 print(f"two halves of the ten cold starts agree with {halves_agree:.2f}")
 direct = {name: calibration(chain[name], chain["cold start"]).correlation for name in names[1:]}
-# %%
+
+
 fig, ax = plt.subplots(figsize=(5.5, 2.4))
 plots.intervals(ax, direct, what="correlation with the mean of ten cold starts")
 ax.axvline(halves_agree.mean, color=plots.GREY, linestyle="--", linewidth=1)
@@ -276,7 +274,9 @@ scores = influence(network, objective, train, asked, curvature, measurement="mar
 # %%
 right = (network(asked[0][0]).argmax(1) == labels).nonzero().flatten()
 few = right[1::30]  # some queries that are read rightly
+assert (network(asked[0][0][few]).argmax(1) == labels[few]).all()
 strongest = scores[few].argmax(1)
+assert (scores[few].max(1).values > 0).all(), "a strongest proponent has a positive score"
 out = leave_k_out(recipe, [[n] for n in strongest.tolist()], seeds=10, progress=False)
 # %%
 own = torch.arange(len(few))
@@ -320,7 +320,9 @@ print(
 actual = bank.mean("margin").T  # (200, 100): the mean over ten seeds
 kept = bank.masks.double().T / 2000  # (2000, 100)
 predicted = scores @ kept
-# %%
+assert predicted.shape == actual.shape == (200, 100), "a row for each query, a column for each half"
+
+
 q = int(right[40])
 fig, ax = plt.subplots(figsize=(3.6, 3.2))
 ax.plot(predicted[q], actual[q], ".", color=plots.COLOURS[1])
@@ -370,9 +372,9 @@ curvatures = {
 }
 dials = {"identity": (0.0,), "K-FAC": (0.1, 1.0), "EK-FAC": (0.1, 1.0), "refined, 5": (0.1, 1.0, 2.0)}
 unit = curvature.mean_eigenvalues()
+assert set(unit) == {"hidden1", "hidden2", "out"}, "one unit of damping a layer, for all methods"
 
 
-# %%
 def scorer(C):
     def at(dial):
         numbers = {name: dial * mean for name, mean in unit.items()}
@@ -429,7 +431,6 @@ ROOT = next(p for p in (Path.cwd(), *Path.cwd().parents) if (p / "benchmarks" / 
 study = json.loads((ROOT / "benchmarks" / "results" / "study.json").read_text())
 
 
-# %%
 def of_study(item, measurement="LDS"):
     """{method: (value, low, high)} of an item's board."""
     return {
@@ -485,8 +486,8 @@ assert lds["every example at ½"].mean > lds["every example at 1"].mean, "the mi
 # of the examples' weights, and so is the network at the end. [`through_training`](../inflib/validation/through_training) replays the training backward, with all of the optimiser's state. No curvature, no damping, no optimum: the exact derivative of
 # *this run*.
 #
-# How much is it worth? That depends on how smooth the run is. So take three: a tanh network for 4 epochs and for 40 at a small rate, and the ReLU network of the bank at a rate three times as
-# large. Each is trained on 30 random halves from two seeds, and differentiated in the middle. We ask a run's derivative about the halves of its *own* seed, and about those of the *other*.
+# How much is it worth? That depends on how smooth the run is. So take three runs. A tanh network, at a small rate, for 4 epochs and for 40; and the ReLU network of the bank, at a rate three times as
+# large. Each is trained on 20 random halves from two seeds, and differentiated in the middle. We ask a run's derivative about the halves of its *own* seed, and about those of the *other*.
 
 # %%
 from dataclasses import replace
@@ -494,8 +495,8 @@ from dataclasses import replace
 from inflib.validation import Run, through_training
 from inflib.validation.datamodeling import kept_sums
 
-smooth, some_halves = banks.recipe("smooth"), bank.masks[:30]
-single = [(part[0][0][::2].float(), part[0][1][::2])]  # 25 queries, in the networks' float32
+smooth, some_halves = banks.recipe("smooth"), bank.masks[:20]
+single = [(part[0][0][::3].float(), part[0][1][::3])]  # 17 queries, in the networks' float32
 double = [(single[0][0].double(), single[0][1])]
 cases = {
     "tanh, rate 0.03, 4 epochs": (smooth, replace(smooth.training, epochs=4)),
@@ -506,7 +507,7 @@ cases = {
 
 # %%
 def one_run(of, how, seed):
-    """What a seed's network measures after its halves (25, 30), its derivative's scores and EK-FAC's (25, 2000)."""
+    """What a seed's network measures after its halves (17, 20), its derivative's scores and EK-FAC's (17, 2000)."""
     half, data = torch.full((2000,), 0.5), (of.build, objective, of.inputs, of.targets, how)
     measured = retrain(*data, some_halves, seed, progress=False).measure(objective, single, "margin").double().T
     asked_of = dict(measurement="margin", progress=False)
@@ -518,12 +519,22 @@ def one_run(of, how, seed):
 
 
 # %%
-runs = {case: [one_run(*how, seed) for seed in (0, 1)] for case, how in cases.items()}
+short, long, rough = cases
+runs = {short: [one_run(*cases[short], seed) for seed in (0, 1)]}
+assert runs[short][0][1].shape == (17, 2000), "a score for every query and digit"
+
+# %%
+runs[long] = [one_run(*cases[long], seed) for seed in (0, 1)]
+assert not torch.equal(runs[long][0][0], runs[long][1][0]), "two seeds, two networks"
+
+# %%
+runs[rough] = [one_run(*cases[rough], seed) for seed in (0, 1)]
+assert all(run[1].isfinite().all() for run in runs[rough]), "a rough run has large derivatives, but finite ones"
 
 
 # %%
 def orders(s, measured):
-    """Each query's rank correlation over the halves, (25,)."""
+    """Each query's rank correlation over the halves, (17,)."""
     both = zip(kept_sums(s, some_halves), measured, strict=True)
     return torch.tensor([rank_correlation(a, b) for a, b in both])
 
@@ -536,13 +547,12 @@ for case, two in runs.items():
         print(f"    {name:28} LDS on its own seed {own}   on the other {other}")
         lds[case, k] = own, other
 # %%
-short, long, rough = cases
 assert lds[short, 1][0].low > lds[long, 1][0].high > lds[rough, 1][0].mean, "smoother training, better derivative"
 assert lds[short, 1][0].low > lds[short, 2][0].high, "the exact derivative should win where training is smooth"
 
 # %% [markdown]
-# On its own seed and after a short, smooth training, the derivative orders the retrained networks almost perfectly: there is nothing left that influence, taken literally, cannot see. The longer and rougher the training, the less of that
-# remains, although the derivative is exact each time: training bends the smallest change of a weight into something else. And about *another seed's* networks it knows much less, for it is the derivative of one run.
+# On its own seed and after a short, smooth training, the derivative orders the retrained networks almost perfectly. Nothing is left that influence, taken literally, cannot see. The longer and rougher the training, the less of that
+# remains. The derivative is exact each time, but training bends the smallest change of a weight into something else. And about *another seed's* networks it knows much less, for it is the derivative of one run.
 #
 # So this answers why one should care about the proximal objective when one wants retraining. "What would retraining do?" has a derivative worth having only where training is smooth, and it belongs to a run. The local question has a steadier answer, which forgets the run and keeps
 # what all of them share.
@@ -633,8 +643,8 @@ BelieveBoard(bank, panel, shown, captions, refined=["refined"], method="EK-FAC")
 #
 # ## Summary
 #
-# Exact $G$ solves the problem it was made for: it agrees with the proximal response in order and in size. EK-FAC agrees less, and its sizes are some three times too large on the small network; one step of refinement mends most of the
-# size, ten steps both. Leaving out single points of a deep network is mostly noise. Random halves can be measured well, and against them refined scores beat EK-FAC, several networks beat one, and no method reaches the ceiling. The derivative through
+# Exact $G$ solves the problem it was made for: it agrees with the proximal response in order and in size. EK-FAC agrees less, and its sizes are some three times too large on the small network. One step of refinement mends most of the
+# size, and ten steps mend both. Leaving out single points of a deep network is mostly noise. Random halves can be measured well, and against them refined scores beat EK-FAC, several networks beat one, and no method reaches the ceiling. The derivative through
 # training is nearly perfect for its own run where training is smooth, and only there. Nearest neighbours are a strong baseline for removal.
 #
 # ## Exercises
@@ -728,7 +738,7 @@ check_common(common)
 # %% [markdown]
 # ### 3. Predict the average network (medium, 15 minutes)
 #
-# The bank is a mean over seeds, a score is about one network. Write `averaged(list_of_scores)`: the scores of several networks as one, such that a network whose margins are simply larger does not count more than the others: bring each
+# The bank is a mean over seeds, a score is about one network. Write `averaged(list_of_scores)`: the scores of several networks as one. A network whose margins are simply larger must not count more than the others. So bring each
 # network's scores of a query to length 1 before the mean.
 
 
