@@ -104,8 +104,8 @@ PLANTS = {
     ),
     "transposed eigenbasis, in self-influence": Plant(
         "contractions.py",
-        "a, g = (rotate(pairs[0].a[:, 0], Q_A), rotate(pairs[0].g[:, 0], Q_S))",
-        "a, g = (rotate(pairs[0].a[:, 0], Q_A.T), rotate(pairs[0].g[:, 0], Q_S.T))",
+        "a, g = rotate(pair.a[:, 0], Q_A), rotate(pair.g[:, 0], Q_S)",
+        "a, g = rotate(pair.a[:, 0], Q_A.T), rotate(pair.g[:, 0], Q_S.T)",
         asserting(OWN.format("given"), OWN.format("default")),
     ),
     "multiplying by the damped eigenvalues": Plant(

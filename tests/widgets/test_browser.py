@@ -162,7 +162,7 @@ def test_an_error_while_answering_is_shown_and_the_last_answer_stays(browser, mo
         raise RuntimeError("<script>lost</script>")
 
     before = drawn(browser)
-    monkeypatch.setattr(browser.influence, "scores", broken)
+    monkeypatch.setattr(browser.influence, "_scores", broken)
     browser.damping.value = 1.0
     assert "RuntimeError" in browser.error.value
     assert "&lt;script&gt;lost" in browser.error.value
@@ -319,7 +319,7 @@ def test_an_answer_to_another_question_than_the_controls_ask_is_greyed_out(brows
         raise RuntimeError("lost")
 
     assert not grey(browser)
-    monkeypatch.setattr(browser.influence, "scores", broken)
+    monkeypatch.setattr(browser.influence, "_scores", broken)
     click(browser, 0, 0)
     assert not grey(browser)  # the controls still ask what is shown
     browser.damping.value = 1.0
