@@ -166,6 +166,14 @@ def test_a_second_process_is_refused_and_one_that_died_is_not_in_the_way(
     assert not list(path.glob("building*"))
 
 
+def test_of_two_that_begin_at_once_the_one_without_the_lock_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(folder, "lock", lambda path: None)  # another has locked it since it was made
+    with pytest.raises(BlockingIOError, match="is being built by another process"), folder.building(tmp_path, (0, 1)):
+        pass
+
+
 def flip(path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
