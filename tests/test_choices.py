@@ -161,6 +161,7 @@ def test_names_are_understood_with_and_without_the_prefixes_of_wrappers(prefix: 
         model = Wrapped(name, model)
     wrapped = [f"{prefix}mix", f"{prefix}head"]
     assert names(model, [f"{asked}mix", f"{asked}head"]) == wrapped
+    assert names(model, f"{asked}token") == [f"{prefix}token"]  # which no glob reaches
     assert names(model, f"{asked}he*") == wrapped[1:]
     assert names(model, untied(f"{asked}head")) == wrapped[1:]
 
