@@ -12,9 +12,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.func import grad, jacrev, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 
 from .batches import Batch, accumulator, mapped, tensors
 from .curvature import unflatten
@@ -140,11 +142,32 @@ def output_hessians(objective: Objective, outputs: Tensor, targets: Any) -> Tens
 
 @contextmanager
 def plain_attention() -> Iterator[None]:
-    """Attention by its formula: the fused kernels know neither forward mode nor a second derivative."""
+    """Attention by its formula: the fused kernels know neither forward mode nor a second derivative.
+
+    And an embedding's padding row is no function of its weight, in forward mode as in reverse (see ``_PaddingRows``).
+    """
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with sdpa_kernel(SDPBackend.MATH):
+        with sdpa_kernel(SDPBackend.MATH), _PaddingRows():
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
+
+
+class _PaddingRows(TorchFunctionMode):
+    """``padding_idx`` in forward mode: torch leaves that row out of a lookup's gradient, and not out of its tangent.
+
+    It matters where the weight has another use, the unembedding's: there the row counts, and a tangent has it.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        if func is not F.embedding:
+            return found
+        given = dict(zip(("input", "weight", "padding_idx"), args, strict=False)) | (kwargs or {})
+        padding = given.get("padding_idx")
+        if padding is None:
+            return found
+        here = given["input"] == (padding if padding >= 0 else len(given["weight"]) + padding)
+        return torch.where(here[..., None], found.detach(), found)

@@ -161,3 +161,36 @@ def test_scores_split_by_layer_and_token_add_up(animal: str) -> None:
     split = influence(case.model, case.objective, case.train, case.queries, fit, keep=("layer", "token"), **options)
     assert split.shape == (*total.shape, len(fit.layers), 5)
     assert_close(split.sum((2, 3)), total, 1e-12)
+
+
+@pytest.mark.parametrize("padding", [0, -7, None])
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_padding_row_is_looked_up_without_a_gradient_in_every_product(tied: bool, padding: int | None) -> None:
+    """Tied, the row counts as the unembedding's; forward mode would count its lookups too."""
+    torch.manual_seed(0)
+    model = Padded(tied, padding).eval()
+    ids = torch.tensor([[1, 2, 3, 4], [5, 0, 6, 2], [2, 3, 0, 1]])
+    y = torch.tensor([[2, 3, 4, 5], [1, 6, 2, 1], [3, 4, 1, 2]])
+    train, objective = [({"input_ids": ids, "attention_mask": torch.ones_like(ids)}, y)], inflib.NextToken()
+    C = ekfac(model, objective, train, "all", labels="observed", **QUIET)
+    refined = refine(C, model, objective, train, **QUIET)
+    v = {name: torch.randn(1, *shape) for name, shape in C.shapes.items()}
+    exact = gauss_newton(model, objective, train, "all", **QUIET).matvec(v)  # by one output's gradient after another
+    for name, product in refined.matvec(v).items():
+        assert_close(product, exact[name], 1e-10)
+
+
+class Padded(torch.nn.Module):
+    """Tokens, a layer, sums over what came before, and an unembedding that may be the embedding's own weight."""
+
+    def __init__(self, tied: bool, padding: int | None) -> None:
+        super().__init__()
+        self.embed = torch.nn.Embedding(7, 4, padding_idx=padding)
+        self.mid = torch.nn.Linear(4, 4)
+        self.out = torch.nn.Linear(4, 7, bias=False)
+        torch.nn.init.normal_(self.embed.weight)
+        if tied:
+            self.out.weight = self.embed.weight
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        return self.out(torch.tanh(self.mid(self.embed(input_ids))).cumsum(1))
