@@ -102,9 +102,9 @@ class BelieveBoard(Panel):
         key = (method, dials)
         if key not in self._held:
             scores = self._methods[method](dials)
-            how = dict(queries=self._queries)
-            found = datamodeling(scores, self._bank, dials.measurement, resamples=200, **how)
-            slope = bank_calibration(scores, self._bank, dials.measurement, **how).slope
+            about = scores, self._bank, dials.measurement
+            found = datamodeling(*about, queries=self._queries, resamples=200)
+            slope = bank_calibration(*about, queries=self._queries).slope
             self._held[key] = scores, f"{found.interval:.2f}", f"{slope:.2f}"
         return self._held[key]
 
