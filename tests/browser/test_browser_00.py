@@ -12,9 +12,9 @@ BREAK = """
 def broken(*args):
     raise RuntimeError("planted <b>error</b>")
 
-kept, browser.influence.scores = browser.influence.scores, broken
+kept, browser.influence._scores = browser.influence._scores, broken
 """
-SLOWLY = SLOW + "\nbrowser.influence.scores = slow"
+SLOWLY = SLOW + "\nbrowser.influence._scores = slow"
 
 
 class Page(PanelPage):
