@@ -7,6 +7,14 @@ from pathlib import Path
 from playwright.sync_api import Locator, Page
 from servers import Lab
 
+GROUND = """light => {
+    const probe = document.createElement('div');
+    probe.style.color = 'var(--jp-layout-color0)';
+    document.body.append(probe);
+    const [red] = getComputedStyle(probe).color.match(/\\d+/g);
+    probe.remove();
+    return (red > 127) === light;
+}"""
 SHOTS = Path(__file__).resolve().parent / "shots"
 
 
@@ -84,6 +92,7 @@ class Notebook:
         self.page.evaluate("t => window.jupyterapp.commands.execute('apputils:change-theme', {theme: t})", name)
         light = "false" if "Dark" in name else "true"
         self.page.wait_for_function("l => document.body.dataset.jpThemeLight === l", arg=light)
+        self.page.wait_for_function(GROUND, arg=light == "true")  # its style sheet comes later than its name
 
     def cut_off(self, what: Locator) -> list[str]:
         """The parts of an element that reach beyond its right side, those that scroll or are only spoken left out."""
