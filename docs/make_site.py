@@ -81,11 +81,12 @@ def _relinked(text: str, sources: set[str]) -> str:
     text = re.sub(r"\]\(\.\./data/README\.md(#[^)]*)?\)", "](../data.md)", text)
 
     def to_page(link: re.Match[str]) -> str:
-        if link[1] not in sources:
+        path = link[1] if link[1].endswith(".py") else f"{link[1].rstrip('/')}/__init__.py"  # a folder's first page
+        if path not in sources:
             raise ValueError(f"a notebook links to ../{link[1]}, which the site has no page for.")
-        return f"](../source/{link[1]}.md)"
+        return f"](../source/{path}.md)"
 
-    return re.sub(r"\]\(\.\./([^)#]+\.py)(?:#[^)]*)?\)", to_page, text)
+    return re.sub(r"\]\(\.\./(inflib/[^)#]+)(?:#[^)]*)?\)", to_page, text)
 
 
 def _reference(package: str, about: str) -> str:
