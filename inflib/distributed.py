@@ -340,14 +340,15 @@ def _all_moments(ranks: Ranks, fit: Fit, own: Moments) -> Moments:
     A = ranks.total("the sums of A", [own.A_sum[k] for k in names])
     S = ranks.total("the sums of S", [own.S_sum[k] for k in names])
     device = fit.layers[names[0]].weight.device
-    counts = torch.tensor([own.examples, *(own.positions[k] for k in names)], dtype=torch.int64, device=device)
+    # positions of whole gradients are Σ ‖Dθ‖², no whole numbers; float64 counts examples exactly up to 9e15
+    counts = torch.tensor([own.examples, *(own.positions[k] for k in names)], dtype=torch.float64, device=device)
     (counts,) = ranks.total("the counts", [counts])
     examples, *positions = counts.tolist()
     return Moments(
         dict(zip(names, A, strict=True)),
         dict(zip(names, S, strict=True)),
         dict(zip(names, positions, strict=True)),
-        examples,
+        int(examples),
     )
 
 

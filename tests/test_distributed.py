@@ -80,14 +80,14 @@ def case_of(kind: str) -> Case:
     return case
 
 
-def answers(case: Case, labels: str, ranks: Ranks | None = None) -> list[torch.Tensor]:
+def answers(case: Case, labels: str, ranks: Ranks | None = None, sharing: str = "expand") -> list[torch.Tensor]:
     """Λ of the first layer in its own order, scores, scores split, self-influences: of one process, or of many."""
     first = () if ranks is None else (ranks,)
     fit, scores, own = (ekfac, influence, self_influence)
     if ranks is not None:
         fit, scores, own = distributed.ekfac, distributed.influence, distributed.self_influence  # type: ignore[assignment]
     about = case.model, case.objective, case.train
-    C = fit(*first, *about, labels=labels, draws=2, seed=3, progress=False)
+    C = fit(*first, *about, labels=labels, draws=2, seed=3, sharing=sharing, progress=False)
     return [
         C.to_dense(),
         scores(*first, *about, case.queries, C, progress=False),
@@ -107,6 +107,15 @@ def test_any_number_of_processes_gives_one_process_s_answer(kind: str, labels: s
             for one, other in zip(found, expected, strict=True):
                 assert one.shape == other.shape
                 assert_close(one, other, 1e-10)
+
+
+@pytest.mark.parametrize("sharing", ["reduce", "gradients"])
+def test_factors_of_every_kind_add_up_over_processes(sharing: str, tmp_path: Path) -> None:
+    case = case_of("tokens")
+    expected = answers(case, "sampled", None, sharing)
+    for found in run(3, lambda ranks: answers(case, "sampled", ranks, sharing), tmp_path):
+        for one, other in zip(found, expected, strict=True):
+            assert_close(one, other, 1e-10)
 
 
 def test_all_processes_hold_the_same_bits(tmp_path: Path) -> None:
