@@ -69,7 +69,9 @@ class BelieveBoard(Panel):
         self._held: dict[tuple[str, Dials], tuple[Tensor, str, str]] = {}
         names = list(self._methods)
         self.method = W.Dropdown(options=names, value=method or names[0], description="Method", **_FORM)
-        self.measurement = W.Dropdown(options=list(bank.values), description="Measured", **_FORM)
+        self.measurement = W.Dropdown(
+            options=[(name.replace("_", "-"), name) for name in bank.values], description="Measured", **_FORM
+        )
         if "margin" in bank.values:
             self.measurement.value = "margin"
         self.damping = W.FloatLogSlider(
@@ -157,7 +159,7 @@ def _table_html(rows: Mapping[str, tuple[str, str]], top: str, dials: Dials) -> 
     return (
         f'<div class="inflib-explains"><table><thead><tr><th></th>{head}</tr></thead><tbody>{"".join(lines)}</tbody>'
         '</table></div><div class="inflib-quiet" style="max-width:360px">'
-        f"of the {escape(dials.measurement)}; intervals of 95% over queries and retrainings</div>"
+        f"of the {escape(dials.measurement.replace('_', '-'))}; intervals of 95% over queries and retrainings</div>"
     )
 
 

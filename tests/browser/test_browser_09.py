@@ -56,7 +56,7 @@ def test_every_dial_of_the_board_moves_it(notebook, lab, pixels) -> None:
     page.changes(lambda: page.select("Method", "K-FAC"), pixels=False)
     page.changes(lambda: page.slide("Damping", "End"), pixels=False)
     page.changes(lambda: page.slide("Steps", "End"), pixels=False)
-    page.changes(lambda: page.select("Measured", "log_likelihood"), pixels=False)
+    page.changes(lambda: page.select("Measured", "log-likelihood"), pixels=False)
     expect(scatter.locator("svg")).to_have_attribute("aria-label", re.compile(r"a \d: rank correlation"))
     nb.theme("JupyterLab Dark")
     nb.shot("09-dark", page.root)
