@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 from notebook_page import Notebook
 from playwright.sync_api import BrowserContext, Locator, expect, sync_playwright
-from servers import Lab, copy_course, free_port, lab_environment, serving
+from servers import APPUTILS, Lab, copy_course, free_port, lab_environment, serving
 
 HERE = Path(__file__).resolve().parent
 CHROMIUM = Path(os.environ.get("CHROMIUM", "/usr/bin/chromium"))
@@ -60,7 +60,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     root = base / "root"
     copy_course(root)
     # the question "Jupyter news?" is the front end's: only its own settings file silences it
-    settings = base / "settings" / "@jupyterlab" / "apputils-extension" / "notification.jupyterlab-settings"
+    settings = base / "settings" / APPUTILS / "notification.jupyterlab-settings"
     settings.parent.mkdir(parents=True)
     settings.write_text(json.dumps({"fetchNews": "false", "checkForUpdates": False}))
 
@@ -114,6 +114,8 @@ def _pixels(images: Locator) -> list[str]:
 
 @pytest.fixture
 def notebook(context: BrowserContext, lab: Lab, request: pytest.FixtureRequest) -> Iterator[Notebook]:
+    # the server remembers the theme: a test that ended in the dark would leave the next one there
+    lab.theme_setting.unlink(missing_ok=True)
     page = context.new_page()
     opened = Notebook(page, lab)
     yield opened

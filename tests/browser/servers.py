@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from build import ROOT, kernel_environment
 
+APPUTILS = "@jupyterlab/apputils-extension"
 START_TIMEOUT = 120  # seconds, for JupyterLab on a busy machine
 
 
@@ -32,6 +33,11 @@ class Lab:
     @property
     def notebooks(self) -> Path:
         return self.root / "notebooks"
+
+    @property
+    def theme_setting(self) -> Path:
+        """Where the server of `conftest.lab` writes down the theme that was chosen last."""
+        return self.root.parent / "settings" / APPUTILS / "themes.jupyterlab-settings"
 
 
 def free_port() -> int:
