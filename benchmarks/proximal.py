@@ -24,10 +24,9 @@ from inflib.validation import (
     InterpolationWarning,
     NotConvergedWarning,
     Proximal,
-    against_pbrf,
     calibration,
+    pbrf,
 )
-from inflib.validation.pbrf import pbrf
 
 SEED, EXAMPLES, QUERIES, PIECE = 100, 24, 20, 4
 STEPS = (0, 1, 3, 10, 20)
@@ -95,27 +94,20 @@ def measure(network: str, damping: str) -> dict[str, Any]:
             )
             for at in range(0, EXAMPLES, PIECE)
         ]
-        together = Proximal(
-            *(torch.cat([p[k] for p in pieces], -1) for k in ("response", "change")),
-            {},
-            *(torch.cat([p[k] for p in pieces]) for k in ("gradient_norm", "converged")),
-            epsilon,
+        response, norm, converged = (
+            torch.cat([p[k] for p in pieces], -1) for k in ("response", "gradient_norm", "converged")
         )
-        converged = int(together.converged.sum())
-        table[f"ε = {label}"] = {
-            "converged": converged,
-            "of": EXAMPLES,
-            "gradient norm": together.gradient_norm.quantile(0.5),
-        }
-        if converged >= 3:
-            few = {method: found[:, setting.which] for method, found in scores.items()}
-            table[f"ε = {label}"] |= {m: numbers(a.calibration) for m, a in against_pbrf(few, together).items()}
+        done = converged.nonzero()[:, 0]
+        table[f"ε = {label}"] = {"converged": len(done), "of": EXAMPLES, "gradient norm": norm.quantile(0.5)}
+        if len(done) >= 3:
+            few = {method: found[:, setting.which][:, done] for method, found in scores.items()}
+            table[f"ε = {label}"] |= {m: numbers(calibration(s, response[:, done])) for m, s in few.items()}
     return table
 
 
 def _plain_responses(setting: Setting, epsilon: float, which: list[int]) -> dict[str, Tensor]:
     found = setting.responses(epsilon, which)
-    return {k: getattr(found, k) for k in ("response", "change", "gradient_norm", "converged")}
+    return {k: getattr(found, k) for k in ("response", "gradient_norm", "converged")}
 
 
 def numbers(found: Calibration) -> dict[str, Any]:

@@ -36,14 +36,13 @@ from .intervals import Interval, bootstrap, rank_correlation
 from .leave_k_out import LeftOut, leave_k_out
 from .leave_one_out import Refit, fit_linear, leave_one_out, left_out
 from .mislabels import Flipped, auc, flip_labels, placements, recall
-from .pbrf import Agreement, InterpolationWarning, NotConvergedWarning, Proximal, against_pbrf, pbrf
+from .pbrf import InterpolationWarning, NotConvergedWarning, Proximal, pbrf
 from .removal import Removal, disputed, nearest, random_same_class, remove, remove_top
 from .retraining import Networks, Training, retrain, stack
 from .retrieval import Tail, recall_at, tail_exponent, top_share
 from .through_training import Run, ThroughTraining, through_training
 
 __all__ = [
-    "Agreement",
     "Bank",
     "BankRecipe",
     "Board",
@@ -64,7 +63,6 @@ __all__ = [
     "Tail",
     "ThroughTraining",
     "Training",
-    "against_pbrf",
     "auc",
     "bank_calibration",
     "board",

@@ -206,9 +206,11 @@ def by_proximal(found: Proximal, which: Sequence[int]) -> Measurement:
     """Mean per-query Pearson correlation with the proximal Bregman responses to the examples ``which``.
 
     Minimisations that did not converge, as on a network that interpolates its data, are left out and counted in the
-    board's note. Raises ValueError where fewer than three are left.
+    board's note. Raises ValueError where fewer than three are left, and for other than one response an example.
     """
     done = found.converged
+    if len(which) != len(done):
+        raise ValueError(f"which holds {len(which)} examples; expected {len(done)}, those that pbrf was asked about.")
     left = f"{int((~done).sum())} of {len(done)} proximal objectives did not converge"
     if int(done.sum()) < 3:
         raise ValueError(

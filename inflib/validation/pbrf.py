@@ -14,14 +14,14 @@ Minimised in float64 by L-BFGS in whitened coordinates u, Δ = (C + λ)^-½ u wi
 pushes the example's loss up without bound. A network that interpolates its data (training loss below .005) makes the
 problem flat and ill-conditioned, and is warned of before anything is minimised: train with weight decay, and use
 damping of 1e-2 or more. With ReLU a minimum may lie on a kink, where no gradient vanishes: a descent whose gradient no
-longer shrinks is given up early. ``against_pbrf`` compares scores with those responses that converged, and says how
-many did not. Smooth activations (tanh, GELU) have no kinks.
+longer shrinks is given up early. ``by_proximal`` (board.py) compares scores with those responses that converged, and
+counts the others. Smooth activations (tanh, GELU) have no kinks.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,7 +41,6 @@ from ..layers import LayerSpec
 from ..objectives import Measurement, Objective, output_gradient
 from ..placement import call, check_mode, plain_numbers
 from . import lbfgs
-from .calibration import Calibration, calibration
 
 INTERPOLATES = 0.005  # mean training loss, in nats
 
@@ -125,51 +124,12 @@ def pbrf(
     result = Proximal(change / epsilon, change, delta, reached, reached <= tolerance, epsilon)
     if not bool(result.converged.all()):
         warnings.warn(
-            f"{result}; expected {tolerance:g}. against_pbrf leaves the others out. Give more max_steps or damping, or "
+            f"{result}; expected {tolerance:g}. by_proximal leaves the others out. Give more max_steps or damping, or "
             "smooth activations: on a ReLU's kink no gradient vanishes.",
             NotConvergedWarning,
             stacklevel=2,
         )
     return result
-
-
-@dataclass(frozen=True, eq=False)
-class Agreement:
-    """How proximal responses follow scores, over the examples whose minimisation converged."""
-
-    calibration: Calibration  # of the response on the score
-    used: int
-    excluded: int
-
-    def __repr__(self) -> str:
-        return f"{self.calibration}; {self.used} examples, {self.excluded} excluded (not converged)"
-
-
-def against_pbrf(scores: Mapping[str, Tensor], proximal: Proximal) -> dict[str, Agreement]:
-    """{method: Agreement} of scores {method: (Q, M)}, one column for each example of ``which``, with the responses.
-
-    Give the scores at the same damping numbers, of the same measurement. Columns that did not converge are left out
-    for all methods alike, and counted. Raises ValueError for other shapes, and where fewer than three converged.
-    """
-    kept = proximal.converged
-    used, excluded = int(kept.sum()), int((~kept).sum())
-    if used < 3:
-        raise ValueError(
-            f"{used} of {used + excluded} examples converged, the gradient's norm falling to "
-            f"{float(proximal.gradient_norm.min()):.2g} of its start at best; expected three or more. Give more "
-            "damping, a smaller epsilon or more max_steps, or train with weight decay and smooth activations."
-        )
-    for name, table in scores.items():
-        if table.shape != proximal.response.shape:
-            raise ValueError(
-                f"scores of {name!r} have shape {tuple(table.shape)}; expected {tuple(proximal.response.shape)}, a "
-                "column for each example that was minimised for: scores[:, which]."
-            )
-    columns = kept.nonzero()[:, 0]
-    pairs = {
-        name: (table[:, columns.to(table.device)], proximal.response[:, columns]) for name, table in scores.items()
-    }
-    return {name: Agreement(calibration(*pair), used, excluded) for name, pair in pairs.items()}
 
 
 def _note_interpolation(loss: float) -> None:

@@ -249,6 +249,8 @@ def test_proximal_objectives_that_did_not_converge_are_left_out_and_counted():
     few = Proximal(response, response, {}, torch.zeros(8), torch.arange(8) < 2, 0.1)
     with pytest.raises(ValueError, match=r"6 of 8 proximal objectives did not converge; expected at least 3"):
         by_proximal(few, which)
+    with pytest.raises(ValueError, match=r"which holds 7 examples; expected 8"):
+        by_proximal(found, which[:7])
 
 
 def test_a_board_reads_as_a_table_and_survives_json():

@@ -12,7 +12,7 @@ from oracle import LOSSES, Problem, assert_close, difference
 from torch import Tensor
 
 from inflib import diagonal, ekfac, identity, influence, refine
-from inflib.validation import InterpolationWarning, NotConvergedWarning, Proximal, against_pbrf, pbrf
+from inflib.validation import InterpolationWarning, NotConvergedWarning, pbrf
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -217,7 +217,7 @@ def test_a_descent_that_stalls_on_a_kink_is_given_up_and_said_and_a_smooth_one_e
         if activation == "tanh":
             assert bool(respond(case, [0, 5], numbers_for(case.problem, 0.3), **asked).converged.all())
             continue
-        with pytest.warns(NotConvergedWarning, match="against_pbrf leaves the others out"):
+        with pytest.warns(NotConvergedWarning, match="by_proximal leaves the others out"):
             found = respond(case, [0, 1, 5], numbers_for(case.problem, 0.3), **asked)
         assert found.converged.tolist() == [False, False, True]
 
@@ -234,28 +234,3 @@ def test_a_network_that_interpolates_is_warned_of_before_anything_is_minimised()
     with warnings.catch_warnings():
         warnings.simplefilter("error", InterpolationWarning)
         respond(make(n=8), [0], numbers_for(make(n=8).problem), max_steps=0, tolerance=2.0)
-
-
-def test_every_method_is_compared_with_the_responses_that_converged_and_the_rest_is_counted() -> None:
-    generator = torch.Generator().manual_seed(0)
-    response = torch.randn(4, 6, generator=generator)
-    converged = torch.tensor([True, True, False, True, True, False])
-    proximal = Proximal(response, response / 8, {}, torch.where(converged, 1e-5, 0.3), converged, 1 / 8)
-    broken = response.where(converged, 1e3)
-    found = against_pbrf({"exact": 2 * broken + 1, "noise": torch.randn(4, 6, generator=generator)}, proximal)
-    assert found["exact"].used == found["noise"].used == 4
-    assert found["exact"].excluded == 2
-    assert found["exact"].calibration.slope.mean == pytest.approx(0.5, rel=1e-12)
-    assert found["exact"].calibration.correlation.mean == pytest.approx(1, rel=1e-12)
-    assert abs(found["noise"].calibration.correlation.mean) < 0.9
-    assert "4 examples, 2 excluded (not converged)" in repr(found["exact"])
-
-
-def test_too_few_responses_and_scores_of_other_examples_are_refused() -> None:
-    converged = torch.tensor([True, True, False])
-    proximal = Proximal(torch.randn(2, 3), torch.randn(2, 3), {}, torch.where(converged, 1e-5, 0.3), converged, 0.1)
-    with pytest.raises(ValueError, match=r"2 of 3 examples converged.*falling to 1e-05.*expected three or more"):
-        against_pbrf({"a": torch.randn(2, 3)}, proximal)
-    whole = Proximal(torch.randn(2, 4), torch.randn(2, 4), {}, torch.zeros(4), torch.ones(4) > 0, 0.1)
-    with pytest.raises(ValueError, match=r"scores of 'a' have shape \(2, 9\); expected \(2, 4\).*scores\[:, which\]"):
-        against_pbrf({"a": torch.randn(2, 9)}, whole)
