@@ -66,6 +66,7 @@ from .objectives import (
 )
 from .padding import PaddingNote
 from .perturbations import perturbation
+from .plan import Plan, plan
 from .positions import with_masks
 from .proof import RowsNote, capture
 from .queries import precondition
@@ -94,6 +95,7 @@ __all__ = [
     "PaddingNote",
     "Pair",
     "PixelCrossEntropy",
+    "Plan",
     "Poisson",
     "RoundingNote",
     "RowsNote",
@@ -119,6 +121,7 @@ __all__ = [
     "load",
     "load_index",
     "perturbation",
+    "plan",
     "precondition",
     "predicted_change",
     "refine",

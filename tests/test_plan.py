@@ -1,0 +1,179 @@
+"""A plan says what the stages then take: operations and bytes as counted, time and memory carried on from a few batches."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from networks import Case, batches, make, zoo
+from torch.utils.flop_counter import FlopCounterMode
+
+import inflib.memory
+from inflib import TrainIndex, ekfac, influence, plan
+from inflib.plan import Measured, Plan, Probe, Stage, Units, _first, _say, _say_time, _surveyed, measured
+
+PLAN = import_module("inflib.plan")  # the name in the package is the function's
+pytestmark = pytest.mark.usefixtures("float64")
+CPU = torch.device("cpu")
+
+
+def case_of(kind: str) -> Case:
+    if kind == "perceptron":
+        return make(widths=(20, 16, 12), n=60, splits=[12, 24, 36, 48], queries=6)
+    case = zoo(kind, n=40)
+    case.splits = [10, 20, 30]
+    case.query_x, case.query_y = case.x[:6], case.y[:6]
+    return case
+
+
+def counted(work: Callable[[], Any]) -> int:
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize("kind", ["perceptron", "tokens"])
+def test_operations_are_those_that_the_stages_then_take(kind: str) -> None:
+    case = case_of(kind)
+    about = case.model, case.objective, case.train
+    found = plan(*about, queries=case.queries, labels="sampled")
+    C = ekfac(*about, labels="sampled", progress=False)
+    decomposing = sum(9 * d**3 for shape in C.shapes.values() for d in shape)  # PyTorch does not count it
+    fit = counted(lambda: ekfac(*about, labels="sampled", progress=False)) + decomposing
+    assert found["fit"].operations == pytest.approx(fit, rel=0.1)
+    index = counted(lambda: TrainIndex.build(*about, C, progress=False))
+    assert found["index"].operations == pytest.approx(index, rel=0.1)
+    scores = counted(lambda: influence(*about, case.queries, C, 1.0, progress=False))
+    assert found["scores"].operations == pytest.approx(scores, rel=0.1)
+    assert [stage.passes for stage in found.stages] == [2, 1, 1]
+
+
+def test_more_queries_than_are_tried_are_carried_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = case_of("tokens")
+    case.query_x, case.query_y = case.x, case.y  # 40
+    about = case.model, case.objective, case.train
+    C = ekfac(*about, progress=False)
+    monkeypatch.setattr(PLAN, "ASKED", 16)
+    found = plan(*about, queries=case.queries)
+    came = counted(lambda: influence(*about, case.queries, C, 1.0, progress=False))
+    assert found["scores"].operations == pytest.approx(came, rel=0.1)
+
+
+def test_queries_in_groups_take_a_pass_each() -> None:
+    case = case_of("perceptron")
+    about = case.model, case.objective, case.train
+    one = 8 * sum(o * i for o, i in ekfac(*about, progress=False).shapes.values())  # bytes of a query
+    found = plan(*about, queries=case.queries, max_bytes=one // 2)  # 4 · max_bytes hold two of six queries
+    assert found["scores"].passes == 3
+
+
+def test_bytes_on_disk_are_those_that_are_then_written(tmp_path: Path) -> None:
+    case = case_of("tokens")
+    about = case.model, case.objective, case.train
+    found = plan(*about)
+    C = ekfac(*about, progress=False)
+    assert found["fit"].disk == sum(x.nbytes for part in (C.eigenvalues, C.Q_S, C.Q_A) for x in part.values())
+    assert found["index"].disk == TrainIndex.build(*about, C, progress=False).nbytes
+    store = TrainIndex.build(*about, C, path=tmp_path / "store", axes=0.5, bits=1, progress=False)
+    assert plan(*about, store={"axes": 0.5, "bits": 1})["index"].disk == store.nbytes
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's high-water mark of memory")
+def test_the_peak_of_a_fit_is_the_one_then_measured() -> None:
+    case = make(widths=(900, 500, 4), n=64, splits=[16, 32, 48])
+    about = case.model, case.objective, case.train
+    found = plan(*about, labels="sampled")
+    came = measured(lambda: ekfac(*about, labels="sampled", progress=False), CPU)
+    assert found["fit"].peak == pytest.approx(came.peak, rel=0.25)
+    assert found["fit"].peak > 3 * 8 * (901**2 + 500**2)
+
+
+def test_time_is_carried_on_by_the_numbers_in_the_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches of 10, 30, 20 and 4 rows, two seconds a row and seven for a look at the first: two batches say it all."""
+    x = torch.zeros(64, 2)
+    some, units, examples = _surveyed([(part, part) for part in x.split([10, 30, 20, 4])])
+    assert (examples, units) == (64, Units(128, [20, 60]))
+
+    def took(work: Callable[[], Any], _: torch.device) -> Measured:
+        rows = work()
+        return Measured(7.0 + 2 * rows, 100 + rows, 5 + 3 * rows)
+
+    monkeypatch.setattr(PLAN, "measured", took)
+    ran: list[int] = []
+
+    def run(some: list[Any]) -> int:
+        ran.append(sum(len(a) for a, _ in some))
+        return ran[-1]
+
+    probe = Probe(some, units, Measured(7.0, 1, 5), CPU)
+    assert probe.carried_on(run) == Measured(2 * 7.0 + 2 * 64, 140, 2 * 5 + 3 * 64)
+    assert ran[0] == 10  # once before anything is measured
+    assert probe.carried_on(run, looks=False) == Measured(7.0 + 2 * 64, 140, 5 + 3 * 64)
+    assert Probe(some[:1], Units(20, [20]), Measured(7.0, 1, 5), CPU).carried_on(run) == Measured(27.0, 110, 35)
+
+
+def test_what_does_not_fit_is_said_before_it_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = case_of("perceptron")
+    monkeypatch.setattr(inflib.memory, "LIMIT", 20_000)
+    monkeypatch.setattr(case.model, "forward", lambda x: pytest.fail("the model was run"))
+    found = plan(case.model, case.objective, case.train, queries=case.queries)
+    assert [stage.name for stage in found.stages] == ["fit"]
+    assert math.isnan(found["fit"].seconds)
+    assert found.too_large == found.stages
+    assert "fit would not fit: layer 'fc0' has" in repr(found)
+    assert "free: 20 kB" in repr(found)
+
+
+def test_stages_that_would_not_fit_say_what_to_turn_down() -> None:
+    case = case_of("tokens")
+    assert "axes=0.25, bits=1" in plan(case.model, case.objective, case.train)["index"].most
+    small, large = (Stage(name, 1, 1.0, 1.0, peak, 0, f"turn {name} down") for name, peak in (("a", 80), ("b", 100)))
+    found = Plan((small, large), 10, 105)
+    assert found.too_large == (large,)
+    assert "b would not fit: turn b down" in repr(found) and "turn a down" not in repr(found)
+    assert Plan((small, large), 10, None).too_large == ()
+
+
+def test_a_plan_leaves_the_model_as_it_was_and_says_nothing_of_its_own_batches() -> None:
+    case = case_of("perceptron")
+    before = {k: v.clone() for k, v in case.model.state_dict().items()}
+    plan(case.model, case.objective, case.train, queries=case.queries)
+    assert all(torch.equal(v, before[k]) for k, v in case.model.state_dict().items())
+    assert all(not module._forward_hooks for module in case.model.modules())
+
+
+def test_the_first_queries_are_cut_from_their_batches() -> None:
+    x = torch.arange(10.0)
+    from inflib.batches import walk
+
+    every = list(walk([(a, a) for a in x.split(4)], name="queries", progress=False))
+    for count in (1, 4, 6, 10):
+        found = torch.cat([a for a, _ in _first(every, count)])
+        assert torch.equal(found, x[:count])
+
+
+def test_bytes_and_times_are_said_with_three_digits() -> None:
+    assert [_say(n) for n in (12, 1234, 98_765_432, 4_000_000_000, 5 * 10**15)] == [
+        "12 B",
+        "1.23 kB",
+        "98.8 MB",
+        "4 GB",
+        "5 PB",
+    ]
+    assert [_say_time(s) for s in (0.5, 119.0, 600.0, 36000.0, math.nan)] == [
+        "0.5 s",
+        "119 s",
+        "10 min",
+        "10 h",
+        "unknown",
+    ]
+
+
+def test_every_batch_counts_once() -> None:
+    case = case_of("perceptron")
+    assert _surveyed(batches(case.x, case.y, 7))[2] == 60
