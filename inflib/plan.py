@@ -334,7 +334,7 @@ def _index_stage(curvature: Kronecker, fit: Fit, probe: Probe, train: Data, stor
         TrainIndex.build(fit.model, fit.objective, batches, curvature, progress=False)
 
     few = TrainIndex.bytes_needed(fit.model, probe.some, curvature)
-    took = probe.carried_on(run)
+    took = probe.carried_on(run, looks=False)
     peak = max(took.peak - few, 0) + (held if store is None else min(held, BYTE_BUDGET))
     most = "a store keeps few bits of each number on disk: TrainIndex.build(path=, axes=0.25, bits=1). Or fewer layers."
     return Stage("index", 1, took.operations, took.seconds, peak, held, most)
@@ -362,12 +362,12 @@ def _score_stage(
             measurement=measurement, max_bytes=max_bytes, progress=False,
         )  # fmt: skip
 
-    large = probe.carried_on(lambda batches: run(batches, tried))
+    large = probe.carried_on(lambda batches: run(batches, tried), looks=False)
     groups = -(-count // at_once)
     seconds, operations = large.seconds, float(large.operations)
     if count > tried:  # more queries in a pass, or more passes
         few = max(1, tried // 4)
-        small = probe.carried_on(lambda batches: run(batches, few))
+        small = probe.carried_on(lambda batches: run(batches, few), looks=False)
         for_one = (large.seconds - small.seconds) / (tried - few), (large.operations - small.operations) / (tried - few)
         fixed = max(small.seconds - few * for_one[0], 0.0), max(small.operations - few * for_one[1], 0.0)
         seconds, operations = (groups * f + count * max(x, 0.0) for f, x in zip(fixed, for_one, strict=True))
