@@ -155,4 +155,13 @@ WRONG: dict[str, list[tuple[str, str]]] = {
         ),
         ("check_averaged(lambda scores: averaged(scores).sum(0))", "shape (20,)"),
     ],
+    "11_scaling_up": [
+        ("check_visits(1)", "after one visit"),
+        ("check_visits(1.3 / 0.02)", "compare the two ways"),
+        ("check_visits(3)", "the first whole number"),
+        ("check_cheapest(lambda *shape: min(rotation(*shape).values()))", "mixed orders count too"),
+        ("check_cheapest(lambda T, o, i: min(T, i) * o * o + min(T, o) * i * i)", "the sum over tokens itself"),
+        ("check_cheapest(lambda T, o, i: T * o * i + min(T, o) * o * o + min(T, i) * i * i)", "not if T < o"),
+        ("check_cheapest(lambda T, o, i: 0)", "it is"),
+    ],
 }

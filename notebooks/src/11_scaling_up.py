@@ -1,0 +1,570 @@
+# %% [markdown]
+# # 11 · What does it cost on my model?
+#
+# **The question.** Everything so far ran on models that fit in a corner of memory. Yours does not. What will a fit, an index and a query cost on it, in operations,
+# bytes and hours? And what can be given up, with how much loss, when the answer is *too much*?
+#
+# **What you need to know.** Symbols: [one table](notation.md). Notebook 05 ($\Lambda$, damping) and notebook 06: sequences, the loss summed over tokens, the query as a completion.
+# The numbers in brackets are the equations of Grosse et al. 2023.
+#
+# **Time.** About 50 minutes to read; it runs in about a minute on two CPU cores.
+
+# %%
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from matplotlib import pyplot as plt
+from torch.utils.flop_counter import FlopCounterMode
+
+from inflib import CrossEntropy, NextToken, Pair, TrainIndex, capture, completion, damping_of, ekfac, influence
+from inflib.lab import corpus_of, exercise, language_model, load_checkpoint, mlp, mnist_5k, shipped_checkpoint
+from inflib.widgets import plots
+
+# %%
+torch.set_num_threads(1)
+torch.set_default_dtype(torch.float64)
+plots.use_style()
+folder = Path(tempfile.mkdtemp())  # for what this notebook keeps on disk
+
+# %% [markdown]
+# Two models we know: the transformer of notebook 08 that read two plays of Shakespeare, and the digits' network of notebook 00. We fit EK-FAC to the transformer's MLP layers
+# on every thirtieth sequence. The queries are ten completions of fifteen characters, from sequences that were left out of the fit.
+
+# %%
+plays = corpus_of("shakespeare")
+reader, reading_objective = language_model("shakespeare", plays, dtype=torch.float64), NextToken()
+passages, asked = plays[slice(3, None, 30)], plays[slice(9, 1200, 120)]
+reading = passages.batches(32)
+queries = [completion(asked.vocabulary.encode(t[:100]), asked.vocabulary.encode(t[100:115])) for t in asked.texts]
+curvature = ekfac(reader, reading_objective, reading, ["blocks.*.mlp.*"])
+up = curvature.layers[0]
+o, i = curvature.shapes[up]
+print(f"{len(passages)} sequences, {len(queries)} queries; {up} has (o, i) = ({o}, {i})")
+assert not set(passages.texts) & set(asked.texts), "a query must not stand among the sequences that are searched"
+
+# %% [markdown]
+# ## Rotate first, or build first?
+#
+# Counting comes before measuring: a count holds on every machine. Take the price of one sequence in one layer. Its gradient in the eigenbasis,
+# $Q_S^\top(\sum_t g_ta_t^\top)Q_A$, can be had in two orders. *Rotate first* turns every $g_t$ and every $a_t$, then multiplies: $T(o^2+i^2+oi)$ multiplications.
+# *Build first* sums up the matrix, then turns it from both sides: $T\cdot oi+oi\,(o+i)$. PyTorch can count operations, two for each multiplication and its addition:
+
+
+# %%
+def rotation(positions, o, i):
+    """Multiplications a sequence: {order: number}."""
+    return {"rotate first": positions * (o * o + i * i + o * i), "build first": positions * o * i + o * i * (o + i)}
+
+
+# %%
+inputs, targets = passages[slice(0, 8)].tensors()
+pair = capture(reader, reading_objective, inputs, targets, [up])[up]
+T = pair.a.shape[1]
+Q_S, Q_A = curvature.Q_S[up], curvature.Q_A[up]
+
+# %%
+orders = {
+    "rotate first": lambda a, g: (g @ Q_S).mT @ (a @ Q_A),
+    "build first": lambda a, g: Q_S.T @ (g.mT @ a) @ Q_A,
+}
+for order, rotated in orders.items():
+    with FlopCounterMode(display=False) as counter:
+        result = rotated(*pair)
+    print(f"{order}: {counter.get_total_flops() / 8:.4g} operations a sequence of {T} characters")
+    assert counter.get_total_flops() == 2 * 8 * rotation(T, o, i)[order], f"{order}: count again"
+    assert torch.allclose(result, orders["rotate first"](*pair), atol=1e-10), "one and the same matrix"
+
+# %% [markdown]
+# The first grows with $T$ in all its terms; the second has a price paid once a sequence. So short sequences should rotate, and long ones build. Each side can choose for itself: turn
+# $g$ early if that takes less, $To^2<o^2i$, so if $T<i$; turn $a$ early if $T<o$. That is what `inflib` does. Count its own operations at two lengths:
+
+# %%
+from inflib.ekfac import rotated_gradients
+
+for positions in (16, T):
+    short = Pair(pair.a[:, :positions], pair.g[:, :positions])
+    with FlopCounterMode(display=False) as counter:
+        list(rotated_gradients(short, Q_S, Q_A))
+    each = positions * o * i + min(positions, i) * o * o + min(positions, o) * i * i
+    print(f"T = {positions:3}: {counter.get_total_flops()} operations, counted by hand {2 * 8 * each}")
+    assert counter.get_total_flops() == 2 * 8 * each, "each side turns before the sum or after it, whichever is less"
+
+# %% [markdown]
+# Does time follow the count? That depends on the machine, so nothing about seconds is printed here. The check below asks something else of the same formula: where the two orders
+# meet, for the wide layer of GPT-2 in its smallest size.
+
+# %%
+wide_o, wide_i = 3072, 769
+lengths = torch.logspace(0, 4, 80)
+figure, ax = plt.subplots()
+for order, colour in zip(orders, (plots.BLUE, plots.ORANGE), strict=True):
+    ax.loglog(lengths, [rotation(x, wide_o, wide_i)[order] for x in lengths.tolist()], color=colour, label=order)
+best = lengths * wide_o * wide_i + lengths.clamp(max=wide_i) * wide_o**2 + lengths.clamp(max=wide_o) * wide_i**2
+ax.loglog(lengths, best, "k:", label="each side as is cheaper")
+crossing = wide_o * wide_i * (wide_o + wide_i) / (wide_o**2 + wide_i**2)
+ax.axvline(crossing, color=plots.GREY, linewidth=0.8, linestyle="--", label="equal")
+ax.set(xlabel="tokens in a sequence, T", ylabel="multiplications a sequence")
+ax.legend()
+
+# %%
+equal, short_text = rotation(crossing, wide_o, wide_i), rotation(20, wide_o, wide_i)
+factor = short_text["build first"] / short_text["rotate first"]
+print(f"equal at T = {crossing:.0f} tokens; at 20 tokens building first costs {factor:.0f} times as much")
+assert abs(equal["rotate first"] / equal["build first"] - 1) < 1e-9, "T(o² + i²) = oi(o + i) where they cross"
+
+# %% [markdown]
+# For short texts the order is worth a factor of forty; near GPT-2's context of 1,024 it hardly matters.
+#
+# ## Bytes, before anything is built
+#
+# Memory usually ends a run before time does. A gradient that is built has $oi$ numbers *for every sequence*; kept apart as $g$ and $a$ it has $T(o+i)$. For digits ($T=1$) the pair is
+# the small form, and no gradient is ever built. Beyond $oi/(o+i)$ tokens the matrix is smaller, and neither is small:
+
+# %%
+table = {
+    "digits, 784 → 64": (1, 64, 785),
+    "this notebook, up": (T, o, i),
+    "GPT-2 small, wide layer": (1024, 3072, 769),
+    "52 billion, wide layer": (512, 32768, 8193),
+}
+
+# %%
+print(f"{'one layer, 32 sequences':26}{'matrices':>14}{'pairs':>14}   in kB, single precision")
+for name, (positions, rows, columns) in table.items():
+    built, apart = (32 * 4 * count / 1e3 for count in (rows * columns, positions * (rows + columns)))
+    print(f"{name:26}{built:14,.0f}{apart:14,.0f}")
+    assert (built < apart) == (rows * columns / (rows + columns) < positions), "oi against T(o + i)"
+
+# %% [markdown]
+# So a library that keeps all gradients of a batch needs as many copies of the model as the batch has sequences. `inflib` builds a few at a time, within a budget (`max_bytes`), and lets them go.
+#
+# An exact index does keep them all, because a second question then costs one product instead of a pass over the data. `TrainIndex` says what it will take before it takes it:
+
+# %%
+
+needed = TrainIndex.bytes_needed(reader, reading, curvature, torch.float32)
+index = TrainIndex.build(reader, reading_objective, reading, curvature, dtype=torch.float32)
+numbers = sum(rows * columns for rows, columns in curvature.shapes.values())
+weights_of_reader = sum(p.numel() for p in reader.parameters())
+print(
+    f"{needed / 1e6:.1f} MB announced, {index.nbytes / 1e6:.1f} held: {len(passages)} sequences × {numbers:,} numbers"
+)
+print(f"the model itself: {weights_of_reader:,} weights, {4 * weights_of_reader / 1e6:.1f} MB")
+assert needed == index.nbytes == len(passages) * numbers * 4, "a matrix (o, i) for each sequence and layer"
+
+# %% [markdown]
+# Every sequence weighs nearly as much as the model, so a handful of them outweigh it. For a model of 135 million parameters one sequence takes hundreds of megabytes, as the table near the end counts. This is
+# the wall that the rest of the notebook is about.
+#
+# ## Few bits
+#
+# What does a score need of a gradient? With damping $\lambda$ it is a sum over coordinates of the eigenbasis, in which every coordinate is divided by $\Lambda+\lambda$:
+# [21]. Divide both sides by the root, and the coordinates of a training gradient become *alike in size*: $\tilde G/\sqrt{\Lambda+\lambda}$. A hundred thousand terms of one size add up to
+# a score, so an error in each of them averages out. That is why a **single bit**, the sign, might do for each; and why the coordinates with small $\Lambda$ may be left out.
+#
+# Exact scores first, then stores of three sizes. Each is a folder on disk. We look at two things: the correlation with the exact scores, query by query, and how many of the exact ten strongest
+# stand among the store's first twenty.
+
+# %%
+damping = damping_of(curvature, 0.1)
+exact = influence(reader, reading_objective, reading, queries, curvature, damping)  # (Q, N)
+strongest = exact.topk(10).indices
+
+
+# %%
+def fidelity(scores):
+    """(mean correlation with the exact scores, share of the exact ten in the first twenty)."""
+    each = [torch.corrcoef(torch.stack([x, y]))[0, 1] for x, y in zip(scores, exact, strict=True)]
+    ahead = scores.topk(20).indices
+    there = [torch.isin(ten, twenty).double().mean() for ten, twenty in zip(strongest, ahead, strict=True)]
+    return float(torch.stack(each).mean()), float(torch.stack(there).mean())
+
+
+# %%
+stores, build = {}, (reader, reading_objective, reading, curvature)
+for axes in (1.0, 0.25, 0.0625):
+    stores[axes] = TrainIndex.build(*build, path=folder / str(axes), axes=axes, bits=1)
+    assert stores[axes].nbytes < index.nbytes / 30, "one bit in place of thirty-two"
+
+# %%
+print(f"{'share of the axes':>18}{'bytes a sequence':>18}{'of float32':>12}{'correlation':>13}{'ten in twenty':>15}")
+fidelities = {}
+for axes, store in stores.items():
+    fidelities[axes] = fidelity(store.influence(reader, reading_objective, queries, damping=damping).double())
+    row = f"{axes:18}{store.nbytes // len(store):18,}{'1/' + str(round(index.nbytes / store.nbytes)):>12}"
+    print(row + f"{fidelities[axes][0]:13.3f}{fidelities[axes][1]:15.2f}")
+assert fidelities[0.25][0] > 0.95, "a bit for each of the strongest axes should keep the order"
+
+# %% [markdown]
+# A hundredth of the bytes, and the order is nearly the same. Most of what was left out was small, and most of the errors in what is kept average out.
+#
+# One thing a bit does lose is *size*: scores come out too small by a common factor. Draw the store's scores against the exact ones, with the bound that the store keeps for each pair. The
+# bound is no estimate: it follows from Cauchy and Schwarz, from the norm of what was left out of each sequence.
+
+# %%
+store = stores[0.25]
+prepared = store.prepare(reader, reading_objective, queries)
+near = store.scores(prepared, damping=damping).double()
+bound = store.bounds(prepared, damping=damping).double()
+slope = float((near * exact).sum() / exact.square().sum())
+print(f"slope {slope:.2f}; {int(((near - exact).abs() > bound).sum())} of {exact.numel()} pairs beyond their bound")
+assert bool(((near - exact).abs() <= bound).all()), "a bound that is broken is no bound"
+assert 0.3 < slope < 1, "a sign alone shrinks sizes"
+
+# %%
+figure, ax = plt.subplots()
+query = 0
+ax.errorbar(exact[query], near[query], yerr=bound[query], fmt=".", color=plots.BLUE, ecolor=plots.GREY, elinewidth=0.4)
+limits = [float(exact[query].min()), float(exact[query].max())]
+ax.plot(limits, limits, "k--", linewidth=0.8, label="identity")
+ax.set(xlabel="exact score", ylabel="store's score, with its bound", title="one query, all sequences")
+ax.legend()
+assert bool((near[query] - exact[query]).abs().max() > 0), "one bit is not exact"
+
+# %% [markdown]
+# All pairs keep to their bounds, and the points lie on a line, though not on the identity. The bounds are wide: what they prove is little, and what is found by order is much. So use a store as a
+# search engine. It names candidates; a forward and a backward pass of *these few* gives their exact scores, and only those are shown. That is what `search` does:
+
+# %%
+found = store.search(reader, reading_objective, queries, reading, k=10, candidates=20, damping=damping)
+same = [torch.isin(x, y).double().mean() for x, y in zip(strongest, found.examples, strict=True)]
+share = float(torch.stack(same).mean())
+error = float((found.scores - exact.gather(1, found.examples)).abs().max() / exact.abs().max())
+deepest = int(found.places.max())
+print(f"of the exact ten strongest {share:.3f} were found, the deepest in place {deepest} of the store's order")
+assert error < 1e-6, "what search returns are exact scores"
+assert share > 0.95, "the first twenty of a store at a quarter of the axes should hold the ten strongest"
+
+# %% [markdown]
+# Is the list proved? It is where no bound lets another sequence in, and where one does, the answer says for how many that remains open:
+
+# %%
+still = found.open.double().mean()
+print(
+    f"proved for {int(found.proved.sum())} of {len(found.proved)} queries; open for {still:.0f} of {len(store)} sequences"
+)
+assert int(found.open.max()) <= len(store), "never more than there are"
+
+# %% [markdown]
+# What is not proved need not be wrong: the ten strongest were found, which we know because here the exact scores can be had. On a large corpus they cannot, and the honest report is both: the list, and what is proved of it.
+#
+# ## Few terms
+#
+# Digits have another problem. A layer applied once has a gradient $ga^\top$, so all pairs of queries and examples cost $oi$ multiplications each, for a number that came from $o+i$. If $1/(\Lambda+\lambda)$ were a
+# product $uv^\top$, the score would be too: $\langle u\odot\tilde g_q,\tilde g_n\rangle\langle v\odot\tilde a_q,\tilde a_n\rangle$, at $o+i$. With a few such terms it costs a few times that.
+# How few will do? Take the singular values of the matrix, as it is and with weights:
+
+# %%
+digits, digit_model, digit_objective = mnist_5k(), mlp(dtype=torch.float64), CrossEntropy()
+load_checkpoint(shipped_checkpoint("mnist_mlp"), digit_model, data=(digits.train.inputs, digits.train.labels))
+x, y = digits.train.inputs[:2000].double(), digits.train.labels[:2000]
+train = list(zip(x.split(500), y.split(500), strict=True))
+tests = [(digits.queries.inputs[:50].double(), digits.queries.labels[:50])]
+digit_curvature = ekfac(digit_model, digit_objective, train)
+assert len(digit_curvature.layers) == 3, "three layers, each applied once a digit"
+
+# %%
+first = digit_curvature.layers[0]
+Λ = digit_curvature.eigenvalues[first]
+inverse = 1 / (Λ + damping_of(digit_curvature, 0.1)[first])
+weights = torch.outer(Λ.sum(1), Λ.sum(0))  # how large (g̃_j ã_k)² is on average, as a product
+plain, weighted = torch.linalg.svdvals(inverse), torch.linalg.svdvals(weights * inverse)
+left = [float((x[8:].square().sum() / x.square().sum()).sqrt()) for x in (plain, weighted)]
+print(f"eight terms leave out {left[0]:.3f} of 1/(Λ + λ), and {left[1]:.3f} of it weighted")
+assert left[1] > 0, "eight terms are not all"
+
+# %% [markdown]
+# The second number is the one that counts. Most entries of $1/(\Lambda+\lambda)$ are $1/\lambda$, in directions that no gradient ever takes: a flat matrix that one term gets right, and that says nothing about scores. The weights ask for precision where
+# gradients are. Now the same question of the scores themselves, at ranks from 1 to 32, with the decomposition of the weighted matrix and of the plain one:
+
+# %%
+measured = capture(digit_model, digit_objective, *train[0])[first]
+of_queries = capture(digit_model, digit_objective, *tests[0])[first]
+basis = digit_curvature.Q_A[first], digit_curvature.Q_S[first]
+(a_n, g_n), (a_q, g_q) = (
+    [side[:, 0] @ Q for side, Q in zip(both, basis, strict=True)] for both in (measured, of_queries)
+)
+
+
+def scored(matrix):
+    """Scores in the first layer with this matrix for 1/(Λ + λ)."""
+    return torch.einsum("qj,nj,jk,qk,nk->qn", g_q, g_n, matrix, a_q, a_n)
+
+
+truth = scored(inverse)
+assert truth.shape == (50, 500), "a score for each query and digit"
+
+# %%
+
+
+def worst(ranks, weight):
+    """The worst query's correlation with its exact scores, by rank."""
+    left_side, values, right_side = torch.linalg.svd(weight * inverse, full_matrices=False)
+    result = []
+    for rank in ranks:
+        scores = scored((left_side[:, :rank] * values[:rank]) @ right_side[:rank] / weight)
+        result.append(min(float(torch.corrcoef(torch.stack(both))[0, 1]) for both in zip(scores, truth, strict=True)))
+    return result
+
+
+# %%
+ranks = [1, 2, 4, 8, 16, 32]
+floor = weights.clamp_min(1e-9 * weights.max())  # an input that is always 0 weighs next to nothing
+curves = {"weighted": worst(ranks, floor), "plain": worst(ranks, torch.ones_like(inverse))}
+print({name: [f"{value:.4f}" for value in values] for name, values in curves.items()})
+assert curves["weighted"][3] > 0.99, "eight weighted terms should do"
+
+# %%
+figure, ax = plt.subplots()
+for (name, values), colour in zip(curves.items(), (plots.BLUE, plots.ORANGE), strict=True):
+    ax.semilogx(ranks, values, "o-", base=2, color=colour, label=name)
+ax.axhline(1, color=plots.GREY, linewidth=0.8, linestyle="--", label="exact")
+ax.set(xlabel="terms", ylabel="worst query's correlation with exact")
+ax.legend()
+assert all(one > other for one, other in zip(curves["weighted"], curves["plain"], strict=True)), "weights help"
+
+# %% [markdown]
+# `influence` does so for all layers with `low_rank=`, a rank or a tolerance. It compares a thousand pairs with their exact scores on the way, and says what it found in a note:
+
+# %%
+import warnings
+
+whole = influence(digit_model, digit_objective, train, tests, digit_curvature)
+with warnings.catch_warnings(record=True) as notes:
+    warnings.simplefilter("always")
+    quick = influence(digit_model, digit_objective, train, tests, digit_curvature, low_rank=8)
+print(str(notes[-1].message))
+apart = float((quick - whole).norm() / whole.norm())
+print(f"over all {whole.numel():,} pairs the error is {apart:.2g} of the scores' root mean square")
+assert apart < 0.1, "eight terms should leave a few per cent"
+
+# %% [markdown]
+# On 10,000 digits and 100 queries of a network with layers of 512 and 256, eight terms take a fifteenth of the exact scores' CPU-seconds. Every query keeps a correlation above 0.998 (`benchmarks/README.md` has the measurement).
+#
+# ## Half precision
+#
+# The model may run in `bfloat16`: half the bytes and, on a GPU, several times the speed. It keeps eight bits of a number. Activations and gradients come in that precision; the sums over examples must not, or small terms would be lost in large sums. So
+# `inflib` adds up in single precision, and decomposes in double. What is left of the scores? Labels are the data's own here, so that both fits see the same ones:
+
+# %%
+half = mlp(dtype=torch.bfloat16)
+half.load_state_dict({name: value.to(torch.bfloat16) for name, value in digit_model.state_dict().items()})
+half.eval()
+assert all(p.dtype == torch.bfloat16 for p in half.parameters()), "all of it in half precision"
+coarse = [[(x.to(torch.bfloat16), y) for x, y in data] for data in (train, tests)]
+
+# %%
+its_curvature = ekfac(half, digit_objective, coarse[0], labels="observed")
+its = influence(half, digit_objective, *coarse, its_curvature).double()
+its_twin = ekfac(digit_model, digit_objective, train, labels="observed")
+ours = influence(digit_model, digit_objective, train, tests, its_twin)
+sums = its_curvature.eigenvalues[first].dtype
+each = torch.stack([torch.corrcoef(torch.stack(rows))[0, 1] for rows in zip(its, ours, strict=True)])
+print(f"eigenvalues in {sums}; mean correlation with double precision {each.mean():.2f}, median {each.median():.2f}")
+assert sums == torch.float32, "sums are kept in single precision at least"
+assert each.median() > 0.9, "half precision should leave most queries' order"
+
+# %% [markdown]
+# ## Stop, and go on
+#
+# Long runs get killed. The sums of a fit are sums: after the first thousand batches they hold all there is to know of these. With `checkpoint=`, a folder, `ekfac` saves them now and then, and its eigenvectors as they are found. The same call goes on from there.
+#
+# Let us kill one. The child below runs a fit whose data ends its own process at the sixth batch, and no `except` or `finally` survives that. Then we make the same call here.
+
+# %%
+child = """
+import os, signal, sys
+import torch
+import inflib, inflib.checkpoint
+from inflib.lab import load_checkpoint, mlp, mnist_5k, shipped_checkpoint
+
+inflib.checkpoint.SECONDS = inflib.checkpoint.SHARE = 0  # save after every batch, not every minute
+class Ending(list):
+    def __iter__(self):
+        for at, batch in enumerate(super().__iter__()):
+            if at == 5:
+                os.kill(os.getpid(), signal.SIGKILL)
+            yield batch
+digits, model = mnist_5k(), mlp(dtype=torch.float64)
+load_checkpoint(shipped_checkpoint("mnist_mlp"), model)
+data = zip(digits.train.inputs[:2000].double().split(200), digits.train.labels[:2000].split(200), strict=True)
+inflib.ekfac(model, inflib.CrossEntropy(), Ending(data), checkpoint=sys.argv[1])
+"""
+assert "SIGKILL" in child, "no exception, but the end"
+
+# %%
+kept = folder / "fit"
+ended = subprocess.run([sys.executable, "-c", child, str(kept)])
+print("ended by signal", -ended.returncode, "and left", sorted(path.name for path in kept.iterdir()))
+assert ended.returncode == -9, "the child was to be killed"
+
+# %%
+pieces = list(zip(x.split(200), y.split(200), strict=True))
+ekfac(digit_model, digit_objective, pieces)  # proves the model's rows, which a session does once
+fits, operations = {}, {}
+for what, where in (("at once", None), ("after the stop", kept)):
+    with FlopCounterMode(display=False) as counter:
+        fits[what] = ekfac(digit_model, digit_objective, pieces, checkpoint=where)
+    operations[what] = counter.get_total_flops()
+at_once, resumed = fits.values()
+print(f"operations after the stop: {operations['after the stop'] / operations['at once']:.2f} of a whole fit's")
+assert operations["after the stop"] < operations["at once"], "what was summed is not summed again"
+assert all(torch.equal(resumed.eigenvalues[k], at_once.eigenvalues[k]) for k in at_once.layers), "the same bits"
+
+# %% [markdown]
+# Not nearly the same: the same to the last bit. Sampled labels do not change that, since example $n$ has its own stream of random numbers, whichever process draws from it and when.
+#
+# ## Several processes
+#
+# What can be stopped can be shared out. Each process sums over its own stretch of the data, one addition makes the whole, and each decomposes some of the factors. `torchrun` starts the processes, on one machine or on many; [the script](../examples/torchrun_fit.py) is
+# the fit and the scores of notebook 00. Here it runs on two processes, and compares its scores with those of one:
+
+# %%
+script = Path("..") / "examples" / "torchrun_fit.py"
+command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script), "--check"]
+run = subprocess.run(command, capture_output=True, text=True)
+print(run.stdout)
+assert run.returncode == 0, run.stderr
+assert "the same scores as one process" in run.stdout, "two processes must give one process's scores"
+
+# %% [markdown]
+# A process that dies does not leave the others waiting: they end with its number, and the same command goes on from the sums that were saved.
+#
+# ## Your model, on paper
+#
+# Now count for models that nobody runs in a notebook. A transformer of width $d$ has MLP matrices $d\to4d$ and $4d\to d$ in each block. Take $T=512$ tokens, influence through the MLPs only [as Grosse et al. do], single precision, and a store of one bit on a
+# quarter of the axes. We count a fit's bytes (both factors, their eigenvectors, $\Lambda$), the operations of one pass over a sequence and of the rotation, and the bytes of an index.
+
+# %%
+sizes = {
+    "10 M": (8, 320),
+    "135 M": (30, 576),
+    "1 B": (24, 1792),
+    "7 B": (32, 4096),
+    "52 B": (64, 8192),
+}  # blocks, width
+
+
+def paper(blocks, width, positions=512):
+    """{what: number} for the MLPs of a transformer."""
+    rows, columns = 4 * width, width + 1
+    factors = 2 * blocks * (2 * (rows**2 + columns**2) + rows * columns) * 4
+    of_mlps = 2 * blocks * rows * columns
+    once = 6 * 12 * blocks * width**2 * positions  # forward and backward, two operations a weight and token, thrice
+    orders = positions * rows * columns + min(positions, columns) * rows**2 + min(positions, rows) * columns**2
+    turned = 2 * 2 * blocks * orders
+    return {"fit": factors, "pass": once, "rotate": turned, "exact": 4 * of_mlps, "store": of_mlps // 32}
+
+
+# %%
+print("        fit  pass and rotate   one sequence: exact, stored   10⁴ exact   10⁸ stored")
+for name, shape in sizes.items():
+    row = paper(*shape)
+    work = f"{row['pass'] / 1e12:8.2f} +{row['rotate'] / 1e12:7.2f} T"
+    one = f"{row['exact'] / 1e6:12,.0f} MB {row['store'] / 1e3:10,.0f} kB"
+    many = f"{row['exact'] / 1e8:9.1f} TB {row['store'] / 1e4:9,.0f} TB"
+    print(f"{name:6}{row['fit'] / 1e9:8.1f} GB{work} {one}  {many}")
+by_count = paper(2, 128)["exact"] / (4 * numbers)
+print(f"our own model by the same count: {by_count:.3f} of its numbers")
+assert abs(by_count - 1) < 0.01, "the count leaves out only where the bias goes"
+
+# %% [markdown]
+# Read the table by what each size *forces*.
+#
+# - **10 million.** Everything fits: an exact index of ten thousand sequences on a disk, a store of a million in memory.
+# - **135 million.** The fit is comfortable. One exact gradient is hundreds of megabytes, so a store is the only index.
+# - **1 billion.** The factors of all MLPs no longer fit beside the model on one card. Fit some layers at a time, since layers do not mix; or let several processes hold a share each.
+# - **7 billion.** Even a store of 10⁸ sequences is larger than most disks. Search with another index first (words, embeddings), and score the candidates.
+# - **52 billion.** A single factor has $32{,}768^2$ numbers. Grosse et al. cut $A$ and $S$ into blocks, ask about few queries, and store those, at low rank, in place of the training gradients.
+#
+# ## Summary
+#
+# The price of a question can be counted before it is asked: bytes from the shapes of the layers, operations from their products. Rotating before the sum or after it is chosen by a count, and so is the form in which gradients are held. A store
+# of one bit a coordinate takes a hundredth of the bytes and keeps the order; it proposes, and exact scores of the candidates decide. Layers applied once have a cheaper way, a few weighted terms of $1/(\Lambda+\lambda)$. Sums can be stopped, resumed and shared out, to
+# the same bits or to rounding.
+#
+# ## Exercises
+#
+# ### 1. When is a store worth building? (easy, 10 minutes, pencil and paper)
+#
+# A pass over the training data costs 1 unit, for up to twenty queries at once. Building a store costs 1.3 units, and a question to it 0.02. You will come back with new queries again and again. After how many visits has the store paid for itself?
+
+
+# %% jupyter={"source_hidden": true}
+@exercise
+def check_visits(answer):
+    assert answer != 1.3 / 0.02, "compare the two ways with each other: visits without a store cost 1 each"
+    assert answer != 1, "after one visit the store has cost 1.32, the pass 1"
+    assert answer == 2, "the first whole number of visits with 1.3 + 0.02 visits < 1 visit"
+    return f"right: two visits cost {1.3 + 2 * 0.02:.2f} with the store and 2 without"
+
+
+# %%
+visits = ...  # your number
+
+check_visits(visits)
+
+# %% [markdown]
+# <details><summary>Solution</summary>
+#
+# $1.3+0.02x<x$ from $x>1.327$ on, so from the second visit.
+#
+# ```python
+# visits = 2
+# check_visits(visits)
+# ```
+# </details>
+
+# %% [markdown]
+# ### 2. The shorter side (medium, 15 minutes)
+#
+# Write `cheapest(positions, rows, columns)`: the least number of multiplications for one rotated gradient, each side turned before the sum over tokens or after it. Check it by the two pure orders: it is never more than either.
+
+
+# %% jupyter={"source_hidden": true}
+@exercise
+def check_cheapest(answer):
+    for shape in ((1, 64, 785), (20, 3072, 769), (900, 3072, 769), (5000, 3072, 769)):
+        positions, rows, columns = shape
+        came, pure = answer(*shape), rotation(*shape)
+        pure_too = came == min(pure.values()) and positions == 900
+        assert not pure_too, "mixed orders count too: turn one side early and the other late"
+        expected = positions * rows * columns + min(positions, columns) * rows**2 + min(positions, rows) * columns**2
+        assert came != expected - positions * rows * columns, "the sum over tokens itself takes T · o · i"
+        swapped = positions * rows * columns + min(positions, rows) * rows**2 + min(positions, columns) * columns**2
+        assert came != swapped or swapped == expected, "g is turned early if T < i, not if T < o"
+        assert came == expected, f"for (T, o, i) = {shape} it is {expected:,}"
+    saved = 1 - answer(900, 3072, 769) / min(rotation(900, 3072, 769).values())
+    return f"right: at 900 tokens the mixed order saves {saved:.0%} of the better pure one"
+
+
+# %%
+def cheapest(positions, rows, columns):
+    """The least number of multiplications for one rotated gradient."""
+    return ...  # your answer
+
+
+check_cheapest(cheapest)
+
+# %% [markdown]
+# <details><summary>Solution</summary>
+#
+# Turning $g$ before the sum takes $To^2$, after it $o^2i$: the lesser is $\min(T,i)\,o^2$. The same for $a$, and the sum over tokens itself takes $T\cdot oi$ in any order.
+#
+# ```python
+# def cheapest(positions, rows, columns):
+#     return positions * rows * columns + min(positions, columns) * rows**2 + min(positions, rows) * columns**2
+#
+#
+# check_cheapest(cheapest)
+# ```
+# </details>
+
+# %% [markdown]
+# ## References
+#
+# - R. Grosse et al. 2023, *Studying Large Language Model Generalization with Influence Functions*, arXiv 2308.03296.
+# - T. George et al. 2018, *Fast Approximate Natural Gradient Descent in a Kronecker-factored Eigenbasis*.
