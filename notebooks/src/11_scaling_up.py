@@ -229,24 +229,23 @@ assert bool((near[query] - exact[query]).abs().max() > 0), "one bit is not exact
 # search engine. It names candidates; a forward and a backward pass of *these few* gives their exact scores, and only those are shown. That is what `search` does:
 
 # %%
-found = store.search(reader, reading_objective, queries, reading, k=10, candidates=20, damping=damping)
-same = [torch.isin(x, y).double().mean() for x, y in zip(strongest, found.examples, strict=True)]
-share = float(torch.stack(same).mean())
-error = float((found.scores - exact.gather(1, found.examples)).abs().max() / exact.abs().max())
-deepest = int(found.places.max())
-print(f"of the exact ten strongest {share:.3f} were found, the deepest in place {deepest} of the store's order")
+found = store.search(reader, reading_objective, queries[:1], reading, k=10, candidates=20, damping=damping)
+share = torch.isin(strongest[0], found.examples[0]).double().mean()
+error = (found.scores[0] - exact[0, found.examples[0]]).abs().max() / exact.abs().max()
+print(
+    f"{found.candidates} of {found.total} sequences computed exactly, {share:.2f} of the exact ten strongest among them"
+)
+print(f"the last of the ten in place {int(found.places.max())} of the store's order")
 assert error < 1e-6, "what search returns are exact scores"
-assert share > 0.95, "the first twenty of a store at a quarter of the axes should hold the ten strongest"
+assert share > 0.85, "the first twenty of a store at a quarter of the axes should hold the ten strongest"
 
 # %% [markdown]
 # Is the list proved? It is where no bound lets another sequence in, and where one does, the answer says for how many that remains open:
 
 # %%
-still = found.open.double().mean()
-print(
-    f"proved for {int(found.proved.sum())} of {len(found.proved)} queries; open for {still:.0f} of {len(store)} sequences"
-)
-assert int(found.open.max()) <= len(store), "never more than there are"
+not_computed = found.total - found.candidates
+print(f"proved: {bool(found.proved)}; open for {int(found.open)} of the {not_computed} that were not computed")
+assert int(found.open) <= not_computed, "what was computed is not open"
 
 # %% [markdown]
 # What is not proved need not be wrong: the ten strongest were found, which we know because here the exact scores can be had. On a large corpus they cannot, and the honest report is both: the list, and what is proved of it.
@@ -342,7 +341,7 @@ print(f"over all {whole.numel():,} pairs the error is {apart:.2g} of the scores'
 assert apart < 0.1, "eight terms should leave a few per cent"
 
 # %% [markdown]
-# On 10,000 digits and 100 queries of a network with layers of 512 and 256, eight terms take a fifteenth of the exact scores' CPU-seconds. Every query keeps a correlation above 0.998 (`benchmarks/README.md` has the measurement).
+# The note is part of the answer: whoever takes the short way knows what it cost.
 #
 # ## Half precision
 #
@@ -419,7 +418,7 @@ assert all(torch.equal(resumed.eigenvalues[k], at_once.eigenvalues[k]) for k in 
 #
 # ## Several processes
 #
-# What can be stopped can be shared out. Each process sums over its own stretch of the data, one addition makes the whole, and each decomposes some of the factors. `torchrun` starts the processes, on one machine or on many; [the script](../examples/torchrun_fit.py) is
+# What can be stopped can be shared out. Each process sums over its own stretch of the data, one addition makes the whole, and each decomposes some of the factors. `torchrun` starts the processes, on one machine or on many; `examples/torchrun_fit.py` is
 # the fit and the scores of notebook 00. Here it runs on two processes, and compares its scores with those of one:
 
 # %%
@@ -474,11 +473,11 @@ assert abs(by_count - 1) < 0.01, "the count leaves out only where the bias goes"
 # %% [markdown]
 # Read the table by what each size *forces*.
 #
-# - **10 million.** Everything fits: an exact index of ten thousand sequences on a disk, a store of a million in memory.
-# - **135 million.** The fit is comfortable. One exact gradient is hundreds of megabytes, so a store is the only index.
-# - **1 billion.** The factors of all MLPs no longer fit beside the model on one card. Fit some layers at a time, since layers do not mix; or let several processes hold a share each.
-# - **7 billion.** Even a store of 10⁸ sequences is larger than most disks. Search with another index first (words, embeddings), and score the candidates.
-# - **52 billion.** A single factor has $32{,}768^2$ numbers. Grosse et al. cut $A$ and $S$ into blocks, ask about few queries, and store those, at low rank, in place of the training gradients.
+# - **10 million.** Ten thousand sequences fit on a disk as an exact index. As a store, a hundred thousand of them fit in memory.
+# - **135 million.** The fit is comfortable, but one exact gradient is hundreds of megabytes. A store is the only index.
+# - **1 billion.** The factors of all MLPs crowd the model on one card. Fit some layers at a time, since layers do not mix, or let several processes share the data.
+# - **7 billion.** The factors fit on no card, and a store of $10^8$ sequences on no disk. Choose some layers, keep fewer axes, and search first with something cheaper, such as words.
+# - **52 billion.** A single factor has $32{,}768^2$ numbers. Grosse et al. approximate $A$ and $S$ by blocks, and keep the queries' gradients, at low rank, in place of the training gradients.
 #
 # ## Summary
 #
