@@ -1,9 +1,10 @@
-"""EK-FAC and scores by several processes, as one process would have them.
+"""EK-FAC, scores and a store by several processes, as one process would have them.
 
     torchrun --nproc-per-node=2 examples/torchrun_fit.py --check
 
 Every process loads the same model and the same data, and takes its own stretch of the batches. --checkpoint FOLDER
-keeps the sums: run the same command again after a stop. On machines with GPUs each process takes one (NCCL).
+keeps the sums, --store FOLDER the training gradients in few bits, each process writing its own shards of it: run the
+same command again after a stop. On machines with GPUs each process takes one (NCCL).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--examples", type=int, default=1000)
     parser.add_argument("--checkpoint", help="a folder for the sums so far")
+    parser.add_argument("--store", help="a folder for a store of the training examples")
     parser.add_argument("--check", action="store_true", help="compare with one process")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -35,6 +37,14 @@ def main() -> None:
             ranks, model, objective, train, labels="sampled", checkpoint=options.checkpoint, progress=False
         )
         scores = distributed.influence(ranks, model, objective, train, queries, curvature, progress=False)
+        if options.store:
+            about = model, objective, train, curvature, options.store
+            store = distributed.build_store(ranks, *about, shard=200, progress=False)
+            kept = store.influence(model, objective, queries)
+        if ranks.rank == 0 and options.store:
+            print(f"a store of {len(store)} examples in {len(store.manifest.shards)} shards, {store.nbytes:,} bytes")
+        if ranks.rank == 0 and options.store and options.check:
+            check_store(kept, scores)
         if ranks.rank == 0:
             print(f"{ranks.size} processes, {scores.shape[1]} examples, scores {tuple(scores.shape)}")
         if ranks.rank == 0 and options.check:
@@ -50,6 +60,13 @@ def check(
     error = float((scores - alone).norm() / alone.norm())
     assert error < 1e-10, f"the scores differ by {error:.1e} of their norm"
     print("the same scores as one process, to 1e-10")
+
+
+def check_store(kept: torch.Tensor, scores: torch.Tensor) -> None:
+    """A perceptron's layers are applied once an example: a store keeps their vectors, and its scores are exact."""
+    error = float((kept - scores).norm() / scores.norm())
+    assert error < 1e-10, f"the store's scores differ by {error:.1e} of their norm"
+    print("the store's scores are the same, to 1e-10")
 
 
 if __name__ == "__main__":

@@ -42,6 +42,7 @@ Sources: Grosse et al. 2023, "Studying Large Language Model Generalization with 
 George et al. 2018 (EK-FAC); Martens & Grosse 2015 (K-FAC); Koh & Liang 2017 (influence functions for neural networks).
 """
 
+from .blocks import at_most
 from .collators import hugging_face_batches
 from .coverage import CoverageNote, coverage
 from .curvature import Curvature, Facts, IndefiniteWarning, damping_of, relative
@@ -104,6 +105,7 @@ __all__ = [
     "TokenNote",
     "TrainIndex",
     "Weighted",
+    "at_most",
     "capture",
     "completion",
     "contribution",

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .batches import BYTE_BUDGET, cached_bytes, chunks
+from .blocks import Factor
 from .curvature import Curvature, Damping, check_stacks
 from .ekfac import rotate, rotated_gradients
 from .hooks import Captured, Matrices, Pair
@@ -181,7 +182,7 @@ def own_scorer(curvature: Curvature, damping: Damping, max_bytes: int, *, moved:
     return by_solving
 
 
-def own_layer(pair: Pair, inverse: Tensor, Q_S: Tensor | None, Q_A: Tensor | None, other: Pair | None = None) -> Tensor:
+def own_layer(pair: Pair, inverse: Tensor, Q_S: Factor | None, Q_A: Factor | None, other: Pair | None = None) -> Tensor:
     """Σ_jk (G̃_jk)² inverse_jk per example, (b,), or Σ_jk G̃_jk H̃_jk inverse_jk with another pair's H.
 
     For one position G̃ = g̃ ⊗ ã is never built.

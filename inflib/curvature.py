@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from .blocks import say_blocks
 from .fingerprints import difference, hash_weights
 from .hooks import Matrices
-from .kfac import Fit
 from .layers import Exactly, Layer
+from .passes import Fit
 from .selection import select
 
 
@@ -55,6 +56,11 @@ class Facts:
     weights: str  # hash_weights(model)
     untied: bool = False  # fitted with layers=untied(...): each module's use of a shared weight counts as its own
     sharing: str = "expand"  # how the positions of an example make A and S, see ``inflib.ekfac``
+    blocks: str = ""  # into how many blocks A and S are cut, or of at most which size; "" for whole ones
+
+    def written(self) -> dict[str, Any]:
+        """For a file: blocks only where there are some, so that whole factors are saved as they always were."""
+        return {key: value for key, value in asdict(self).items() if key != "blocks" or value}
 
 
 class Curvature(Protocol):
@@ -172,7 +178,8 @@ def check_stacks(curvature: Curvature, v: Matrices) -> None:
 def facts_of(fit: Fit, method: str, examples: int) -> Facts:
     """The facts of a curvature made by ``fit`` from that many examples."""
     untied = any(layer.untied for layer in fit.layers.values())
-    return Facts(method, fit.labels, fit.draws, fit.seed, examples, hash_weights(fit.model), untied, fit.sharing)
+    weights, blocks = hash_weights(fit.model), say_blocks(fit.blocks)
+    return Facts(method, fit.labels, fit.draws, fit.seed, examples, weights, untied, fit.sharing, blocks)
 
 
 # --- the model it was fitted at ---------------------------------------------------------------------------------
@@ -229,7 +236,8 @@ def describe(curvature: Curvature) -> str:
         f" ({facts.draws} draws, seed {facts.seed})" if facts.labels == "sampled" else ""
     )
     shared = {"reduce": ", positions reduced", "gradients": ", by whole gradients"}.get(facts.sharing, "")
+    blocks = f", in blocks ({facts.blocks})" if facts.blocks else ""
     width = max(len(name) for name in means)
-    lines = [f"{facts.method} curvature, {labels}, {facts.examples} examples{shared}"]
+    lines = [f"{facts.method} curvature, {labels}, {facts.examples} examples{shared}{blocks}"]
     lines += [f"  {k:{width}}  ({o}, {i})  mean eigenvalue {means[k]:.3g}" for k, (o, i) in curvature.shapes.items()]
     return "\n".join(lines)

@@ -11,45 +11,88 @@ from the model, drawn afresh: a second pass over the data.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from .batches import accumulator, cached_bytes, chunks, double
+from .blocks import BlockDiagonal, Factor, joined, numbers
 from .checkpoint import NOWHERE, Checkpoint, Done
 from .finite import check_finite
 from .hooks import Pair, Recording
-from .kfac import Fit, Moments
+from .kfac import Moments
 from .layers import OneHot
+from .passes import Fit
 
 
 @dataclass(frozen=True)
 class Eigenbasis:
     """Per layer: orthogonal Q_S (o, o) and Q_A (i, i), columns eigenvectors, with S's and A's own eigenvalues.
 
-    No Q where a factor is diagonal, as one of an embedding's is.
+    No Q where a factor is diagonal, as one of an embedding's is; a block-diagonal one where it is cut into blocks.
     """
 
-    Q_S: dict[str, Tensor]
-    Q_A: dict[str, Tensor]
+    Q_S: dict[str, Factor]
+    Q_A: dict[str, Factor]
     lambda_S: dict[str, Tensor]  # (o,)
     lambda_A: dict[str, Tensor]  # (i,)
 
 
 def eigenbasis(moments: Moments, kept: Checkpoint = NOWHERE) -> Eigenbasis:
-    """One ``eigh`` per factor, in float64; eigenvalues clamped at 0, ascending. What ``kept`` has is not done again."""
-    found: tuple[dict[str, Tensor], ...] = ({}, {}, {}, {})
-    Q_S, Q_A, lambda_S, lambda_A = found
+    """One ``eigh`` per factor or block of one, in float64; eigenvalues clamped at 0. What ``kept`` has is there."""
+    return put_together(moments, {part: kept_eigh(part.of(moments), kept, part.file) for part in parts_of(moments)})
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one eigendecomposition is of: a layer's factor S or A, or one of its blocks."""
+
+    layer: str
+    side: str
+    block: int
+    size: int
+    file: str  # what a checkpoint calls its eigenvectors
+
+    def of(self, moments: Moments) -> Tensor:
+        """The matrix itself, (size, size)."""
+        sums = moments.S_sum if self.side == "S" else moments.A_sum
+        count = moments.examples if self.side == "S" else moments.positions[self.layer]
+        return _matrices(sums[self.layer])[self.block] / count
+
+
+def parts_of(moments: Moments) -> list[Part]:
+    """What there is to decompose; a diagonal is not, whose eigenvectors are the axes."""
+    found = []
     for at, name in enumerate(moments.A_sum):
-        for side, factor, values, Q in (("S", moments.S, lambda_S, Q_S), ("A", moments.A, lambda_A, Q_A)):
-            matrix = factor(name)
-            if matrix.ndim == 1:  # a diagonal, whose eigenvectors are the axes
-                values[name] = matrix
+        for side, sums in (("S", moments.S_sum), ("A", moments.A_sum)):
+            blocks = _matrices(sums[name])
+            for k, block in enumerate(blocks):
+                file = f"basis-{at:04}-{side}" + (f"-{k}" if len(blocks) > 1 else "")
+                found.append(Part(name, side, k, len(block), file))
+    return found
+
+
+def _matrices(factor: Factor) -> list[Tensor]:
+    if isinstance(factor, BlockDiagonal):
+        return factor.blocks
+    return [factor] if factor.ndim == 2 else []
+
+
+def put_together(moments: Moments, found: Mapping[Part, tuple[Tensor, Tensor]]) -> Eigenbasis:
+    """The basis, from each part's (eigenvalues, eigenvectors)."""
+    basis = Eigenbasis({}, {}, {}, {})
+    sides = {"S": (basis.lambda_S, basis.Q_S, moments.S), "A": (basis.lambda_A, basis.Q_A, moments.A)}
+    for side, (values, Q, mean) in sides.items():
+        for name in moments.A_sum:
+            own = [both for part, both in found.items() if (part.layer, part.side) == (name, side)]
+            if own:
+                values[name] = torch.cat([v for v, _ in own])
+                Q[name] = joined([vectors for _, vectors in own]) if len(own) > 1 else own[0][1]
             else:
-                values[name], Q[name] = kept_eigh(matrix, kept, f"basis-{at:04}-{side}")
-    return Eigenbasis(Q_S, Q_A, lambda_S, lambda_A)
+                values[name] = numbers(mean(name))
+    return basis
 
 
 def kept_eigh(matrix: Tensor, kept: Checkpoint, file: str) -> tuple[Tensor, Tensor]:
@@ -117,8 +160,8 @@ def _add_squares(
     recording: Recording,
     seeds: Iterator[tuple[Tensor, float]],
     one_seed: bool,
-    Q_S: dict[str, Tensor],
-    Q_A: dict[str, Tensor],
+    Q_S: dict[str, Factor],
+    Q_A: dict[str, Factor],
 ) -> None:
     """sums += Σ_n Σ_c w_c G̃², (o, i) per layer, of one recorded batch."""
     squares: dict[str, Tensor] = {}  # (B, o) Σ_c w_c g̃_c², for layers applied once an example
@@ -143,7 +186,7 @@ def _add_squares(
         _accumulate(sums, name, square.T @ a.square())  # (o, i)
 
 
-def rotate(x: Tensor, Q: Tensor | None) -> Tensor:
+def rotate(x: Tensor, Q: Factor | None) -> Tensor:
     """Coordinates of the rows of x (..., d) in the basis of Q's columns, in the accumulator's dtype."""
     x = x.to(accumulator(x.dtype))
     if Q is None:
@@ -152,7 +195,7 @@ def rotate(x: Tensor, Q: Tensor | None) -> Tensor:
     return (Q.to(x).T @ x.flatten(0, -2).T).T.unflatten(0, x.shape[:-1])
 
 
-def rotated_gradients(pair: Pair, Q_S: Tensor | None, Q_A: Tensor | None) -> Iterator[Tensor]:
+def rotated_gradients(pair: Pair, Q_S: Factor | None, Q_A: Factor | None) -> Iterator[Tensor]:
     """Q_Sᵀ (Σ_t g_t a_tᵀ) Q_A of every example, (b, o, i), some examples at a time.
 
     Each side is rotated where that takes the fewer multiplications: g before the sum over t, T · o² an example, or the

@@ -33,11 +33,11 @@ from .jacobians import (
     plain_attention,
     shapes_of,
 )
-from .kfac import Fit
 from .layers import Exactly, LayerSpec
 from .memory import check_dense
 from .objectives import Objective, check_curved, check_objective, from_hessian, label_seeds
 from .objectives.derivatives import root
+from .passes import Fit
 from .placement import call, check_mode, plain_numbers
 
 

@@ -21,8 +21,8 @@ from torch.overrides import TorchFunctionMode
 from .batches import Batch, accumulator, mapped, tensors
 from .curvature import unflatten
 from .hooks import Matrices
-from .kfac import Fit
 from .objectives import Objective
+from .passes import Fit
 from .placement import call, check_mode
 
 

@@ -20,182 +20,47 @@ whose A is diagonal by positions: the tokens' frequencies, a vector.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
-from numbers import Integral
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from .batches import Batch, Data, accumulator, length, walk
-from .checkpoint import Checkpoint, Done, Tensors
-from .coverage import select_and_say
-from .fingerprints import hash_weights
+from .batches import Data, accumulator
+from .blocks import BlockDiagonal, Blocks, Factor, Sizes, like, numbers
+from .checkpoint import Done
 from .finite import check_finite
 from .gradient_moments import add_products, add_squares, trace
-from .hooks import Pair, Recording
+from .hooks import Pair
 from .layers import Layer, LayerSpec, OneHot
 from .memory import check_factors
-from .objectives import Objective, check_objective, label_kind, label_seeds
-from .order import Same
+from .objectives import Objective
 from .padding import Padding
-from .placement import check_mode, plain_numbers
+from .passes import Fit
+from .placement import plain_numbers
 from .positions import present_means, present_rows
-from .proof import Proof
-from .randomness import check_seed
 from .symmetric import add_rows, laid, mirrored
-
-SHARING = ("expand", "reduce", "gradients")
-
-
-@dataclass(frozen=True)
-class Fit:
-    """One curvature fit's constants, handed from pass to pass."""
-
-    model: nn.Module
-    objective: Objective
-    data: Same
-    layers: dict[str, Layer]
-    labels: str
-    draws: int
-    seed: int
-    progress: bool
-    sharing: str
-    proof: Proof
-    kept: Checkpoint = field(default_factory=Checkpoint)
-    start: int = 0  # position of the data's first example among all examples, whose label streams go by it
-
-    @classmethod
-    def of(
-        cls,
-        model: nn.Module,
-        objective: Objective,
-        data: Data,
-        layers: LayerSpec = None,
-        labels: str | None = None,
-        draws: int = 1,
-        seed: int = 0,
-        progress: bool = True,
-        sharing: str = "expand",
-        checkpoint: str | Path | None = None,
-        start: int = 0,
-    ) -> Fit:
-        """Check the arguments and choose the layers."""
-        if not (isinstance(draws, Integral) and int(draws) >= 1):
-            raise ValueError(
-                f"draws={draws!r}; expected a whole number of label draws per example, at least 1. Leave it at draws=1."
-            )
-        if sharing not in SHARING:
-            raise ValueError(
-                f"sharing={sharing!r}; expected 'expand' (each position counts by itself), 'reduce' (an example's "
-                "positions count together) or 'gradients' (its whole gradient counts). Leave it at sharing='expand'."
-            )
-        check_seed(seed)
-        check_mode(model)
-        chosen, kind = select_and_say(model, layers), label_kind(objective, labels)
-        same = Same.of(data, "train", ordered=kind == "sampled")  # label streams go by position
-        if checkpoint is not None and not same.by_batch:
-            raise ValueError(
-                "checkpoint= with data that may come in another order each time (a loader that shuffles, or "
-                "what is neither a list nor a DataLoader); expected an order that a fit can go on in. Use "
-                "DataLoader(..., shuffle=False)."
-            )
-        proof = Proof(model, chosen, objective, batches=length(data), seed=int(seed), say=True)
-        fit = cls(model, objective, same, chosen, kind, int(draws), int(seed), progress, sharing, proof, start=start)
-        return fit if checkpoint is None else replace(fit, kept=Checkpoint.at(checkpoint, fit.facts()))
-
-    def facts(self) -> dict[str, Any]:
-        """What the sums depend on beside the data, for a checkpoint to be known by."""
-        return {
-            "weights": hash_weights(self.model),
-            "layers": {name: layer.shape for name, layer in self.layers.items()},
-            "untied": any(layer.untied for layer in self.layers.values()),
-            "objective": repr(self.objective),
-            "labels": self.labels,
-            "draws": self.draws,
-            "seed": self.seed,
-            "sharing": self.sharing,
-            "start": self.start,
-        }
-
-    def sharing_of(self, name: str) -> str:
-        """How a layer's positions are counted: an elementwise one's together, which is exact, an embedding's apart."""
-        kind = self.layers[name].kind
-        return "reduce" if kind.elementwise else "expand" if self.layers[name].diagonal else self.sharing
-
-    @property
-    def one_seed(self) -> bool:
-        """Whether a batch is back-propagated once: its forward pass may then be forgotten on the way."""
-        return self.labels == "observed" or (self.labels == "sampled" and self.draws == 1)
-
-    def recordings(
-        self,
-        pass_: int,
-        what: str,
-        *,
-        check: bool,
-        done: Done = Done(),  # noqa: B008 (immutable)
-    ) -> Iterator[tuple[Batch, Recording, Iterator[tuple[Tensor, float]]]]:
-        """Every batch with its forward pass and its label seeds (``pass_`` names the streams of sampled labels).
-
-        check=True has the proof look at batches whose turn it is. Batches that are ``done`` are only compared with
-        those that were.
-        """
-        checked = not done.items
-        for batch in walk(self.data, name="train", progress=self.progress, what=what):
-            if self.data.at <= done.items:
-                if check:
-                    self.proof.see(batch)
-                continue
-            if not checked:
-                self.data.check_resumed(done)
-                checked = True
-            recording = self.proof.recording(batch, look=check)
-            self.objective.check(recording.outputs, batch.targets)
-            if check and batch.index == 0:
-                check_objective(self.objective, recording.outputs, batch.targets, self.labels)
-            seeds = label_seeds(
-                self.objective,
-                recording.outputs,
-                batch.targets,
-                labels=self.labels,
-                draws=self.draws,
-                seed=self.seed,
-                pass_=pass_,
-                start=self.start + batch.start,
-            )
-            yield batch, recording, seeds
-            del recording, seeds  # or this batch would be held while the next one is recorded
-        if not checked:
-            self.data.check_resumed(done)
-
-    def progress_made(self, whole: bool = False) -> Done:
-        """How far the present pass has come, for a checkpoint."""
-        return Done(self.data.at, self.data.digest(self.data.at), whole)
 
 
 @dataclass(frozen=True)
 class Moments:
     """Sums Σ a aᵀ and Σ g gᵀ with their counts; ``+`` merges two shards of the data."""
 
-    A_sum: dict[str, Tensor]  # (i, i) per layer; of an embedding the diagonal, (i,)
-    S_sum: dict[str, Tensor]  # (o, o) per layer; of an unembedding that an embedding reads the diagonal, (o,)
+    A_sum: dict[str, Factor]  # (i, i) per layer, or its blocks; of an embedding the diagonal, (i,)
+    S_sum: dict[str, Factor]  # (o, o) per layer; of an unembedding that an embedding reads the diagonal, (o,)
     positions: dict[str, float]  # examples × positions (T) per layer, without padding; of whole gradients Σ ‖Dθ‖²
     examples: int
 
-    def A(self, layer: str) -> Tensor:
+    def A(self, layer: str) -> Factor:
         """Activation second moment E[a aᵀ], (i, i); of an embedding its diagonal, (i,)."""
         return self.A_sum[layer] / self.positions[layer]
 
-    def S(self, layer: str) -> Tensor:
+    def S(self, layer: str) -> Factor:
         """Output-gradient second moment Σ_t E[g gᵀ], (o, o)."""
         return self.S_sum[layer] / self.examples
 
     def __add__(self, other: Moments) -> Moments:
         return Moments(
-            {k: v + other.A_sum[k] for k, v in self.A_sum.items()},
-            {k: v + other.S_sum[k] for k, v in self.S_sum.items()},
+            {k: v + other.A_sum[k] for k, v in self.A_sum.items()},  # type: ignore[operator] # alike in both
+            {k: v + other.S_sum[k] for k, v in self.S_sum.items()},  # type: ignore[operator]
             {k: v + other.positions[k] for k, v in self.positions.items()},
             self.examples + other.examples,
         )
@@ -213,20 +78,23 @@ def second_moments(
     progress: bool = True,
     *,
     sharing: str = "expand",
+    blocks: Blocks = None,
 ) -> Moments:
     """One pass over the data → the sums that A and S are made of (eq. 16). Arguments as for ``inflib.ekfac``."""
-    return accumulate_moments(Fit.of(model, objective, data, layers, labels, draws, seed, progress, sharing))
+    how = layers, labels, draws, seed, progress, sharing
+    return accumulate_moments(Fit.of(model, objective, data, *how, blocks=blocks))
 
 
 def accumulate_moments(fit: Fit) -> Moments:
     """``second_moments`` of a Fit: pass 0 over its data. Raises MemoryError where the factors would not fit."""
-    check_factors(fit.layers)
+    cuts = {side: fit.cuts(side) for side in "SA"}
+    check_factors(fit.layers, fit.blocks)
     A, S, positions, examples, done = _begun(fit)
     padding = Padding(fit.model)
 
     def save(whole: bool = False) -> None:
         sums = {"A": A, "S": S}
-        held = {f"{side}/{name}": x for side, by_layer in sums.items() for name, x in by_layer.items()}
+        held = {f"{side}/{name}": numbers(x) for side, by_layer in sums.items() for name, x in by_layer.items()}
         counts = {"positions": positions, "examples": examples}
         fit.kept.save("moments", held, counts, fit.progress_made(whole))
 
@@ -234,22 +102,24 @@ def accumulate_moments(fit: Fit) -> Moments:
         there = padding.present(batch, recording)
         whole = [name for name in fit.layers if fit.sharing_of(name) == "gradients"]
         for name in (name for name in fit.layers if name not in whole):
-            positions[name] += _add_activations(A, name, recording.activations[name], there[name], fit.sharing_of(name))
+            a, sharing = recording.activations[name], fit.sharing_of(name)
+            positions[name] += _add_activations(A, name, a, there[name], sharing, cuts["A"][name])
         squares: dict[str, Tensor] = {}
-        check_finite("activations", A, batch.index)
+        check_finite("activations", {name: numbers(x) for name, x in A.items()}, batch.index)
         for seed_, weight in seeds:
             g = recording.gradients(seed_, last=fit.one_seed)
             for name in whole:
-                add_products(A, S, squares, name, Pair(recording.activations[name], g.pop(name)), weight)
+                pair, sizes = Pair(recording.activations[name], g.pop(name)), (cuts["S"][name], cuts["A"][name])
+                add_products(A, S, squares, name, pair, weight, *sizes)
             for name in g:
                 rows = _gradient_rows(g[name], fit.sharing_of(name))
                 if fit.layers[name].diagonal == "S":
-                    S[name] = S.get(name, 0) + weight * rows.square().sum(0)
+                    S[name] = S.get(name, 0) + weight * rows.square().sum(0)  # type: ignore[operator] # not cut
                 else:
-                    add_rows(S, name, rows, weight)
-        add_squares(A, squares, recording.activations)
+                    add_rows(S, name, rows, weight, cuts["S"][name])
+        add_squares(A, squares, recording.activations, cuts["A"])
         positions |= {name: trace(A[name]) for name in whole}
-        check_finite("output gradients", S, batch.index)
+        check_finite("output gradients", {name: numbers(x) for name, x in S.items()}, batch.index)
         examples += batch.size
         del recording, seeds
         if fit.kept.due:
@@ -269,27 +139,31 @@ def check_uses(layers: dict[str, Layer]) -> None:
         )
 
 
-def _begun(fit: Fit) -> tuple[Tensors, Tensors, dict[str, float], int, Done]:
+def _begun(fit: Fit) -> tuple[dict[str, Factor], dict[str, Factor], dict[str, float], int, Done]:
     """A, S, positions, examples and how far they go: empty, or as a checkpoint has them."""
     held = fit.kept.read("moments")
     if held is None:
         return {}, {}, dict.fromkeys(fit.layers, 0), 0, Done()
     tensors, counts, done = held
-    A, S = (
-        {name: laid(tensors[f"{side}/{name}"].to(layer.weight.device)) for name, layer in fit.layers.items()}
-        for side in ("A", "S")
-    )
+    A, S = ({name: _laid(fit, tensors[f"{side}/{name}"], name, side) for name in fit.layers} for side in "AS")
     return A, S, counts["positions"], counts["examples"], done
 
 
-def _add_activations(A: dict[str, Tensor], name: str, a: Tensor, there: Tensor | None, sharing: str) -> int:
+def _laid(fit: Fit, saved: Tensor, name: str, side: str) -> Factor:
+    found = like(saved.to(fit.layers[name].weight.device), fit.cuts(side)[name])
+    return found if isinstance(found, BlockDiagonal) else laid(found)
+
+
+def _add_activations(
+    A: dict[str, Factor], name: str, a: Tensor, there: Tensor | None, sharing: str, sizes: Sizes
+) -> int:
     """A[name] += Σ a aᵀ, of an embedding its diagonal alone; returns how many rows that were."""
     if isinstance(a, OneHot):
         counts, rows = a.counts(there)
         A[name] = A[name] + counts if name in A else counts
         return rows
     found = _activation_rows(a, there, sharing)
-    add_rows(A, name, found, 1.0)
+    add_rows(A, name, found, 1.0, sizes)
     return len(found)
 
 

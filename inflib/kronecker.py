@@ -16,13 +16,15 @@ import torch
 from torch import Tensor, nn
 
 from .batches import Data, accumulator, double
+from .blocks import Blocks, Factor, whole
 from .curvature import A_TENTH, Damping, Facts, Relative, check_known, check_stacks, describe, facts_of, resolve_damping
 from .ekfac import corrected_eigenvalues, eigenbasis
 from .finite import check_inverse, check_numbers, note_rounding
 from .hooks import Matrices
-from .kfac import Fit, accumulate_moments, check_uses
+from .kfac import accumulate_moments, check_uses
 from .layers import LayerSpec
 from .objectives import Objective
+from .passes import Fit
 from .placement import plain_numbers
 
 
@@ -31,8 +33,8 @@ class Kronecker:
     """C = (Q_S ⊗ Q_A) diag(Λ) (Q_S ⊗ Q_A)ᵀ in each layer, zero between layers; a missing Q means the axes."""
 
     eigenvalues: dict[str, Tensor]  # Λ (o, i)
-    Q_S: dict[str, Tensor]  # (o, o), columns eigenvectors
-    Q_A: dict[str, Tensor]  # (i, i)
+    Q_S: dict[str, Factor]  # (o, o), columns eigenvectors; block-diagonal where S was cut into blocks
+    Q_A: dict[str, Factor]  # (i, i)
     facts: Facts
     default_damping: float | Relative = A_TENTH
 
@@ -57,8 +59,8 @@ class Kronecker:
         wanted = set(layers)
         check_known(wanted, self.layers)
         keep = [name for name in self.layers if name in wanted]
-        values, Q_S, Q_A = ({k: d[k] for k in keep if k in d} for d in (self.eigenvalues, self.Q_S, self.Q_A))
-        return replace(self, eigenvalues=values, Q_S=Q_S, Q_A=Q_A)
+        Q_S, Q_A = ({k: Q[k] for k in keep if k in Q} for Q in (self.Q_S, self.Q_A))
+        return replace(self, eigenvalues={k: self.eigenvalues[k] for k in keep}, Q_S=Q_S, Q_A=Q_A)
 
     def rotate(self, v: Matrices) -> Matrices:
         """Q_Sᵀ V Q_A: the coordinates in the eigenbasis."""
@@ -117,7 +119,7 @@ class Kronecker:
             block = torch.diag(values.flatten())
             if name in self.Q_S or name in self.Q_A:
                 axes = [torch.eye(side, dtype=values.dtype, device=values.device) for side in values.shape]
-                Q_S, Q_A = (held.get(name, side) for held, side in zip((self.Q_S, self.Q_A), axes, strict=True))
+                Q_S, Q_A = (whole(held.get(name, side)) for held, side in zip((self.Q_S, self.Q_A), axes, strict=True))
                 Q = torch.kron(Q_S.contiguous(), Q_A.contiguous())
                 block = Q @ block @ Q.T
             blocks.append(block)
@@ -139,6 +141,7 @@ def ekfac(
     progress: bool = True,
     *,
     sharing: str = "expand",
+    blocks: Blocks = None,
     checkpoint: str | Path | None = None,
 ) -> Kronecker:
     """EK-FAC curvature of the objective at the model's weights: two passes over ``train``, one eigh per factor.
@@ -151,14 +154,17 @@ def ekfac(
     sharing: in a layer applied at many positions, what makes a row of A and S: "expand", each position; "reduce", the
             mean of a and the sum of g over an example's positions (see kfac.py); "gradients", whole gradients in every
             layer, which with many positions costs what Λ costs once more (see gradient_moments.py). Λ is exact in any.
+    blocks: for wide layers, into how many diagonal blocks A and S are each cut (a whole number), or ``at_most(4096)``
+            coordinates a block, which leaves narrower sides whole; None for whole factors (see blocks.py).
     checkpoint: a folder for the sums so far, saved now and then, and for the eigenvectors. The same call goes on where
             a call that was killed stopped, and ends with the same bits. Remove it once the curvature is saved.
 
     Returns a Kronecker curvature, mean over the examples; the model is left exactly as it was. Raises ValueError,
     TypeError, RuntimeError or FloatingPointError with the layer or argument, what came, what was expected, and the fix.
-    Source: George et al. 2018; Grosse et al. 2023, eq. 16–21; Eschenhagen et al. 2023 for ``sharing``.
+    Source: George et al. 2018; Grosse et al. 2023, eq. 16–21 and, for ``blocks``, appendix A; Eschenhagen et al. 2023
+    for ``sharing``.
     """
-    fit = Fit.of(model, objective, train, layers, labels, draws, seed, progress, sharing, checkpoint)
+    fit = Fit.of(model, objective, train, layers, labels, draws, seed, progress, sharing, checkpoint, blocks=blocks)
     with fit.kept as kept:
         basis = eigenbasis(accumulate_moments(fit), kept)
         squares = corrected_eigenvalues(fit, basis)
@@ -177,13 +183,14 @@ def kfac(
     progress: bool = True,
     *,
     sharing: str = "expand",
+    blocks: Blocks = None,
     checkpoint: str | Path | None = None,
 ) -> Kronecker:
     """K-FAC curvature, S ⊗ A: Λ = λ_S λ_Aᵀ. One pass over ``train``. Arguments and errors as for ``ekfac``.
 
     Source: Martens & Grosse 2015; Grosse et al. 2023, eq. 16–17.
     """
-    fit = Fit.of(model, objective, train, layers, labels, draws, seed, progress, sharing, checkpoint)
+    fit = Fit.of(model, objective, train, layers, labels, draws, seed, progress, sharing, checkpoint, blocks=blocks)
     with fit.kept as kept:
         check_uses(fit.layers)
         moments = accumulate_moments(fit)

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from .batches import cached_bytes, chunks, double, walk
+from .blocks import Factor
 from .contractions import Pairs
 from .curvature import Curvature, Damping
 from .ekfac import rotate
@@ -214,7 +215,7 @@ class LowRankQueries:
         )
 
 
-def _folded(x: Tensor, factor: Tensor, Q: Tensor | None) -> Tensor:
+def _folded(x: Tensor, factor: Tensor, Q: Factor | None) -> Tensor:
     """Q (factor_r ⊙ x_q), (Q · r, d), of x (Q, d) and factor (d, r)."""
     spread = (x[:, None, :] * factor.T).flatten(0, 1)
     return spread if Q is None else spread @ Q.T

@@ -11,21 +11,24 @@ from pathlib import Path
 import torch
 
 from .batches import accumulator
+from .blocks import Blocks, cut
 from .layers import Layer
 
 LIMIT: int | None = None  # bytes that a fit's factors may take together; None for what the device has free
 WORK = 4  # float64 matrices that an eigendecomposition holds: the factor, its eigenvectors, and what LAPACK asks for
 
 
-def check_factors(layers: dict[str, Layer]) -> None:
+def check_factors(layers: dict[str, Layer], blocks: Blocks = None) -> None:
     """Raise MemoryError where A, S, their eigenvectors and Λ of all layers do not fit; the largest layers are named."""
     held, work = {}, {}
     for name, layer in layers.items():
         o, i = layer.shape
         sides = [side for factor, side in (("S", o), ("A", i)) if layer.diagonal != factor]  # a diagonal takes no room
-        held[name] = (2 * sum(side * side for side in sides) + o * i) * accumulator(layer.weight.dtype).itemsize
-        work[name] = WORK * max(sides) ** 2 * torch.float64.itemsize
-    _check(layers, held, work, "its factors S (o, o) and A (i, i)", "diagonal(...), which has none")
+        sizes = [b for side in sides for b in cut(side, blocks)]
+        held[name] = (2 * sum(b * b for b in sizes) + o * i) * accumulator(layer.weight.dtype).itemsize
+        work[name] = WORK * max(sizes) ** 2 * torch.float64.itemsize
+    instead = "blocks=at_most(4096), which cuts wide factors, or diagonal(...), which has none"
+    _check(layers, held, work, "its factors S (o, o) and A (i, i)", instead)
 
 
 def check_dense(layers: dict[str, Layer], blocks: bool) -> None:

@@ -24,10 +24,10 @@ from .exact import bytes_of_a_product
 from .finite import check_numbers
 from .hooks import Matrices, checked_outputs
 from .jacobians import as_parameters, matrices_of, plain_attention
-from .kfac import Fit
 from .layers import Exactly
 from .objectives import Measurement, Objective
 from .order import check_order
+from .passes import Fit
 from .placement import call, check_mode, plain_numbers
 from .queries import Preconditioned, gather, passes
 

@@ -21,7 +21,8 @@ import inflib.checkpoint
 from inflib import Kronecker, diagonal, ekfac, kfac
 from inflib.checkpoint import Checkpoint, Done
 from inflib.ekfac import corrected_eigenvalues, eigenbasis
-from inflib.kfac import Fit, accumulate_moments, second_moments
+from inflib.kfac import accumulate_moments, second_moments
+from inflib.passes import Fit
 
 pytestmark = pytest.mark.usefixtures("float64")
 EKFAC = import_module("inflib.ekfac")  # the name in the package is the function's

@@ -20,8 +20,9 @@ from oracle import assert_close
 from torch.distributed.fsdp import fully_shard
 from torch.utils.data import DataLoader, TensorDataset
 
-from inflib import distributed, ekfac, influence, self_influence
+from inflib import TrainIndex, distributed, ekfac, influence, self_influence
 from inflib.distributed import RankError, Ranks, deal, processes, share
+from inflib.index import building
 
 ROOT = Path(__file__).resolve().parent.parent
 pytestmark = [
@@ -32,8 +33,8 @@ pytestmark = [
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(distributed, "BEAT", 0.05)
-    monkeypatch.setattr(distributed, "POLL", 0.002)
+    monkeypatch.setattr(distributed.ranks, "BEAT", 0.05)
+    monkeypatch.setattr(distributed.ranks, "POLL", 0.002)
 
 
 def free_port() -> int:
@@ -80,14 +81,14 @@ def case_of(kind: str) -> Case:
     return case
 
 
-def answers(case: Case, labels: str, ranks: Ranks | None = None, sharing: str = "expand") -> list[torch.Tensor]:
+def answers(case: Case, labels: str, ranks: Ranks | None = None, **how: Any) -> list[torch.Tensor]:
     """Λ of the first layer in its own order, scores, scores split, self-influences: of one process, or of many."""
     first = () if ranks is None else (ranks,)
     fit, scores, own = (ekfac, influence, self_influence)
     if ranks is not None:
         fit, scores, own = distributed.ekfac, distributed.influence, distributed.self_influence  # type: ignore[assignment]
     about = case.model, case.objective, case.train
-    C = fit(*first, *about, labels=labels, draws=2, seed=3, sharing=sharing, progress=False)
+    C = fit(*first, *about, labels=labels, draws=2, seed=3, **how, progress=False)
     return [
         C.to_dense(),
         scores(*first, *about, case.queries, C, progress=False),
@@ -109,11 +110,11 @@ def test_any_number_of_processes_gives_one_process_s_answer(kind: str, labels: s
                 assert_close(one, other, 1e-10)
 
 
-@pytest.mark.parametrize("sharing", ["reduce", "gradients"])
-def test_factors_of_every_kind_add_up_over_processes(sharing: str, tmp_path: Path) -> None:
-    case = case_of("tokens")
-    expected = answers(case, "sampled", None, sharing)
-    for found in run(3, lambda ranks: answers(case, "sampled", ranks, sharing), tmp_path):
+@pytest.mark.parametrize("how", [{"sharing": "reduce"}, {"sharing": "gradients", "blocks": 2}, {"blocks": 3}], ids=str)
+def test_factors_of_every_kind_add_up_over_processes(how: dict[str, Any], tmp_path: Path) -> None:
+    case = case_of("tokens")  # of 4 batches: the fifth process has none
+    expected = answers(case, "sampled", **how)
+    for found in run(5, lambda ranks: answers(case, "sampled", ranks, **how), tmp_path):
         for one, other in zip(found, expected, strict=True):
             assert_close(one, other, 1e-10)
 
@@ -137,6 +138,53 @@ def test_sequences_of_many_lengths_are_put_side_by_side(tmp_path: Path) -> None:
     for found in run(2, work, tmp_path):
         assert found.shape == expected.shape
         assert_close(found, expected, 1e-12)
+
+
+# --- a store -----------------------------------------------------------------------------------------------------------
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*.*")}
+
+
+@pytest.mark.parametrize("size", [2, 5])
+def test_a_store_built_by_several_processes_has_the_bytes_of_one_process_s(size: int, tmp_path: Path) -> None:
+    case = case_of("tokens")  # of 4 batches, 3 shards: of five processes two have none
+    C = ekfac(case.model, case.objective, case.train, progress=False)
+    options: dict[str, Any] = dict(axes=0.5, bits=2, components=3, shard=3, progress=False)
+    about = case.model, case.objective, case.train, C
+    alone = TrainIndex.build(*about, path=tmp_path / "one", **options)
+    expected = alone.influence(case.model, case.objective, case.queries)
+    assert len(alone.manifest.shards) == 3
+
+    def work(ranks: Ranks) -> torch.Tensor:
+        store = distributed.build_store(ranks, *about, tmp_path / f"{size}", **options)
+        return store.influence(case.model, case.objective, case.queries)
+
+    for again in range(2):  # the second time everything is there
+        for found in run(size, work, tmp_path / "out"):
+            assert isinstance(found, torch.Tensor) and torch.equal(found, expected), (again, found)
+    assert contents(tmp_path / f"{size}") == contents(tmp_path / "one")
+
+
+def test_a_store_whose_builder_was_killed_is_finished_by_another_number_of_processes(tmp_path: Path) -> None:
+    case = case_of("tokens")
+    about = case.model, case.objective, case.train, ekfac(case.model, case.objective, case.train, progress=False)
+    TrainIndex.build(*about, path=tmp_path / "one", shard=2, progress=False)
+
+    def work(ranks: Ranks) -> Any:
+        return len(distributed.build_store(ranks, *about, tmp_path / "store", shard=2, progress=False))
+
+    def dying(ranks: Ranks) -> Any:
+        if ranks.rank == 1:
+            building._write = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+        return work(ranks)
+
+    found = run(2, dying, tmp_path / "out", timeout=0.7)
+    assert found[1] == -signal.SIGKILL
+    assert isinstance(found[0], RankError) and "rank 1 of 2 has given no sign of life" in str(found[0])
+    assert run(3, work, tmp_path / "out") == [7, 7, 7]
+    assert contents(tmp_path / "store") == contents(tmp_path / "one")
 
 
 # --- shares -----------------------------------------------------------------------------------------------------------
@@ -315,14 +363,16 @@ def test_only_one_file_knows_torch_distributed() -> None:
         for p in files
         if any(line.startswith(("import torch.dist", "from torch.dist")) for line in p.read_text().splitlines())
     ]
-    assert imports == ["distributed.py"]
+    assert imports == ["ranks.py"]
 
 
-def test_the_worked_script_runs_under_torchrun_and_gives_one_process_s_scores() -> None:
+def test_the_worked_script_runs_under_torchrun_and_gives_one_process_s_scores(tmp_path: Path) -> None:
     script = ROOT / "examples" / "torchrun_fit.py"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", script, "--check"]
+    command += ["--store", tmp_path / "store"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "2 processes" in done.stdout
     assert "as one process" in done.stdout
+    assert "a store of 1000 examples in 5 shards" in done.stdout and "the store's scores are the same" in done.stdout

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from inflib import diagonal, ekfac, gauss_newton, influence, kfac, register
 from inflib.ekfac import Eigenbasis, corrected_eigenvalues, eigenbasis, eigh
-from inflib.kfac import Fit, second_moments
+from inflib.kfac import second_moments
 from inflib.kronecker import Kronecker
 from inflib.layers import _KINDS, positions_last
+from inflib.passes import Fit
 
 pytestmark = pytest.mark.usefixtures("float64", "conv1d")
 

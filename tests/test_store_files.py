@@ -174,6 +174,24 @@ def test_of_two_that_begin_at_once_the_one_without_the_lock_is_refused(
         pass
 
 
+def test_a_folder_that_another_swept_before_it_was_locked_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock, swept = folder.lock, []
+
+    def late(path: Path) -> int | None:
+        found = lock(path)
+        if not swept:  # opened, and gone
+            shutil.rmtree(path)
+            swept.append(path)
+        return found
+
+    monkeypatch.setattr(folder, "lock", late)
+    with folder.building(tmp_path, (0, 1)) as mine:
+        assert swept == [mine] and mine.is_dir()
+    assert not list(tmp_path.iterdir())
+
+
 def flip(path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[-1] ^= 1

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from ..batches import BYTE_BUDGET, Data
+from ..blocks import equal
 from ..curvature import Curvature, Damping, check_stacks, resolve_damping
 from ..hooks import Matrices
 from ..kronecker import Kronecker
@@ -33,14 +34,15 @@ def in_basis(own: Kronecker, held: Collection[str], other: Kronecker | None) -> 
             raise ValueError(f"layer {name!r} is not in this index, which has {list(held)}; build it anew.")
     flat = not other.Q_S and all(bool((v == v.flatten()[0]).all()) for v in other.eigenvalues.values())
     same = all(
-        torch.equal(Q[name], R.get(name, Q[name][:0]))
+        name in R and equal(Q[name], R[name])
         for Q, R in ((own.Q_S, other.Q_S), (own.Q_A, other.Q_A))
         for name in (k for k in other.layers if k in Q)
     )
     if not (flat or (same and bool(own.Q_S) == bool(other.Q_S))):
         raise ValueError(
             f"the {other.facts.method} curvature has another eigenbasis than this index; expected one fitted "
-            "with the same data, labels, seed and sharing, or an identity. Build an index for it: TrainIndex.build."
+            "with the same data, labels, seed, sharing and blocks, or an identity. Build an index for it: "
+            "TrainIndex.build."
         )
     return other
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -43,7 +42,7 @@ def request(
     curvature.inverse_eigenvalues(damping)  # says where Λ + λ₀ is 0
     facts = {
         "weights": curvature.facts.weights,
-        "curvature": {**asdict(curvature.facts), "hash": curvature_hash(curvature)},
+        "curvature": {**curvature.facts.written(), "hash": curvature_hash(curvature)},
         "layers": {
             name: [*shape, "vectors" if known.once[name] else "codes"] for name, shape in curvature.shapes.items()
         },

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import BinaryIO
 from ..files import LOCKS, folder_beside, lock
 
 WORK = "building"
+PATIENCE = 0.2  # seconds
 
 
 @contextmanager
@@ -31,19 +33,42 @@ def building(folder: Path, part: tuple[int, int]) -> Iterator[Path]:
     for other in folder.glob(f"{WORK}-*"):
         if other == mine or not other.name.endswith(f"-of-{of}"):  # other parts of as many may work beside this one
             _remove_if_dead(other)
-    try:
-        mine.mkdir()
-    except FileExistsError:
-        raise _busy(folder) from None
-    held = lock(mine)
-    if held is None and LOCKS:  # another was faster
-        raise _busy(folder)
+    held = _held(mine)
     try:
         yield mine
     finally:
         shutil.rmtree(mine, ignore_errors=True)
         if held is not None:
             os.close(held)
+
+
+def _held(mine: Path) -> int | None:
+    """Make a folder and lock it; BlockingIOError where another process holds it for longer than a look takes.
+
+    One that looks for what killed processes left may hold it for a moment, or remove it before it is locked.
+    """
+    until = time.monotonic() + PATIENCE
+    while True:
+        try:
+            mine.mkdir()
+        except FileExistsError:
+            if not LOCKS:
+                raise _busy(mine.parent) from None
+        held = lock(mine)
+        if not LOCKS or (held is not None and _is_still(mine, held)):
+            return held
+        if held is not None:
+            os.close(held)
+        elif time.monotonic() > until:
+            raise _busy(mine.parent)
+
+
+def _is_still(path: Path, held: int) -> bool:
+    """Whether what a descriptor was opened at is still there by its name."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(held))
+    except FileNotFoundError:
+        return False
 
 
 def _remove_if_dead(work: Path) -> None:

@@ -10,12 +10,13 @@ tell a Tanh from a ReLU: they are refused.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
+from ..blocks import BlockDiagonal, Factor, like, numbers
 from ..curvature import Relative, layers_of
 from ..files import read_safetensors, seal, write_safetensors
 from ..kronecker import Kronecker
@@ -43,30 +44,42 @@ def load(path: str | Path, model: nn.Module) -> Kronecker:
 
 def curvature_parts(curvature: Kronecker) -> tuple[dict[str, Tensor], dict[str, str]]:
     """A curvature's tensors by name, and its facts as text."""
-    parts = {"eigenvalues": curvature.eigenvalues, "Q_S": curvature.Q_S, "Q_A": curvature.Q_A}
-    tensors = {f"{part}/{name}": x.contiguous().cpu() for part, held in parts.items() for name, x in held.items()}
+    parts: dict[str, Mapping[str, Factor]] = {
+        "eigenvalues": curvature.eigenvalues,
+        "Q_S": curvature.Q_S,
+        "Q_A": curvature.Q_A,
+    }
+    every = {f"{part}/{name}": x for part, held in parts.items() for name, x in held.items()}
+    tensors = {key: numbers(x).contiguous().cpu() for key, x in every.items()}
+    blocks = {key: x.sizes for key, x in every.items() if isinstance(x, BlockDiagonal)}
     damping = curvature.default_damping
     facts = {
-        "facts": json.dumps(asdict(curvature.facts)),
+        "facts": json.dumps(curvature.facts.written()),
         "layers": json.dumps({name: list(shape) for name, shape in curvature.shapes.items()}),
         "damping": json.dumps({"relative": damping.factor} if isinstance(damping, Relative) else damping),
     }
     based = curvature.Q_S | curvature.Q_A
     axes = [key for name in based for key in (f"Q_S/{name}", f"Q_A/{name}") if key not in tensors]  # embeddings'
-    return tensors, facts | ({"axes": json.dumps(axes)} if axes else {})
+    facts |= {key: json.dumps(held) for key, held in (("axes", axes), ("blocks", blocks)) if held}
+    return tensors, facts
 
 
 def read_curvature(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any], model: nn.Module) -> Kronecker:
     """The curvature in a file's tensors, refused where it is not whole or the model is another."""
     facts, shapes, default = read_facts(path, metadata)
-    check_curvature(path, tensors, shapes, json.loads(metadata.get("axes", "[]")))
+    axes, blocks = (json.loads(metadata.get(key, none)) for key, none in (("axes", "[]"), ("blocks", "{}")))
+    check_curvature(path, tensors, shapes, axes, blocks)
     device = next(model.parameters()).device
-    parts: dict[str, dict[str, Tensor]] = {"eigenvalues": {}, "Q_S": {}, "Q_A": {}}
-    for part in parts:
-        for name in shapes:
-            if f"{part}/{name}" in tensors:
-                parts[part][name] = tensors[f"{part}/{name}"].to(device)
-    curvature = Kronecker(parts["eigenvalues"], parts["Q_S"], parts["Q_A"], facts, default)
+    values = {name: tensors[f"eigenvalues/{name}"].to(device) for name in shapes}
+    Q_S, Q_A = (
+        {
+            name: like(tensors[key].to(device), tuple(blocks.get(key, ())))
+            for name in shapes
+            if (key := f"{part}/{name}") in tensors
+        }
+        for part in ("Q_S", "Q_A")
+    )
+    curvature = Kronecker(values, Q_S, Q_A, facts, default)
     try:
         layers_of(model, curvature)
     except ValueError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..batches import double
+from ..blocks import BlockDiagonal
 from ..curvature import Facts, Relative
 
 Shapes = dict[str, tuple[int, int]]
@@ -42,22 +43,40 @@ def read_facts(path: Path, metadata: Mapping[str, Any]) -> tuple[Facts, Shapes, 
     return Facts(**facts), shapes, Relative(number) if isinstance(damping, dict) else number
 
 
-def check_curvature(path: Path, tensors: Mapping[str, Tensor], shapes: Shapes, axes: Collection[str] = ()) -> None:
+def check_curvature(
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    shapes: Shapes,
+    axes: Collection[str] = (),
+    blocks: Mapping[str, Sequence[int]] = {},
+) -> None:
     """Raise ValueError unless there are Λ for every layer, and Q_S and Q_A for all layers or for none.
 
-    axes: those that are not there, as an embedding's factor is diagonal.
+    axes: those that are not there, as an embedding's factor is diagonal; blocks: the sizes of the blocks of some.
     """
-    wanted = {f"eigenvalues/{name}": shape for name, shape in shapes.items()}
+    wanted: dict[str, tuple[int, ...]] = {f"eigenvalues/{name}": shape for name, shape in shapes.items()}
     if any(key.startswith("Q_") for key in tensors):
-        wanted |= {f"Q_S/{name}": (o, o) for name, (o, _) in shapes.items() if f"Q_S/{name}" not in axes}
-        wanted |= {f"Q_A/{name}": (i, i) for name, (_, i) in shapes.items() if f"Q_A/{name}" not in axes}
+        sides = {
+            f"{part}/{name}": shape[at] for name, shape in shapes.items() for at, part in enumerate(("Q_S", "Q_A"))
+        }
+        for key, d in sides.items():
+            if key not in axes:
+                wanted[key] = (sum(b * b for b in _blocks(path, key, d, blocks)),) if key in blocks else (d, d)
     held = {key: x for key, x in tensors.items() if not key.startswith("index/")}
     _check_tensors(path, held, wanted)
     for key, x in held.items():
         if key.startswith("eigenvalues/") and bool((x < 0).any()):
             raise ValueError(_wrong(path, f"has the negative eigenvalue {float(x.min()):.3g} in {key!r}", "Λ ≥ 0"))
         if key.startswith("Q_"):
-            _check_orthogonal(path, key, x)
+            for block in BlockDiagonal(x, tuple(blocks[key])).blocks if key in blocks else [x]:
+                _check_orthogonal(path, key, block)
+
+
+def _blocks(path: Path, key: str, d: int, blocks: Mapping[str, Sequence[int]]) -> Sequence[int]:
+    sizes = blocks[key]
+    if not (isinstance(sizes, list) and all(type(b) is int and b > 0 for b in sizes) and sum(sizes) == d):
+        raise ValueError(_wrong(path, f"has the blocks {sizes!r:.80} of {key!r}", f"sizes that add up to {d}"))
+    return sizes
 
 
 def check_index(path: Path, tensors: Mapping[str, Tensor], shapes: Shapes) -> None:

@@ -35,10 +35,10 @@ from ..curvature import Damping, resolve_damping, unflatten
 from ..exact import bytes_of_a_product
 from ..hooks import Matrices, checked_outputs
 from ..jacobians import as_parameters, matrices_of, plain_attention
-from ..kfac import Fit
 from ..kronecker import Kronecker, ekfac
 from ..layers import LayerSpec
 from ..objectives import Measurement, Objective, output_gradient
+from ..passes import Fit
 from ..placement import call, check_mode, plain_numbers
 from . import lbfgs
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..batches import Data
+from ..blocks import Factor, whole
 from ..curvature import damping_of
 from ..doubt import ErrorBars
 from ..doubt.error_bars import FACTOR, combined
@@ -47,9 +48,10 @@ def three_methods(
     return {"EK-FAC": ekfac, "K-FAC": kfac, "gradient dot product": identity(model, objective, layers=layers)}
 
 
-def _diagonal(Q: Tensor, moment: Tensor) -> Tensor:
-    """diag(Qᵀ M Q), not below 0."""
-    return ((moment.to(Q) @ Q) * Q).sum(0).clamp_min(0)
+def _diagonal(factor: Factor, moment: Factor) -> Tensor:
+    """diag(Qᵀ M Q), not below 0; of M in blocks, where Q is."""
+    Q = whole(factor)
+    return ((whole(moment).to(Q) @ Q) * Q).sum(0).clamp_min(0)
 
 
 Others = Sequence[tuple[nn.Module, Index]]

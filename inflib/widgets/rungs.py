@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..blocks import whole
 from ..curvature import Curvature, IndefiniteWarning, damping_of
 from ..hooks import Matrices
 from ..kronecker import Kronecker
@@ -107,7 +108,7 @@ def most_corrected(networks: Mapping[str, Rungs]) -> tuple[str | None, str | Non
 
 def _diagonal(exact: Curvature, curvature: Kronecker, layer: str) -> Tensor:
     """qᵀ G q (o · i,) for every eigenvector q of a layer."""
-    block, Q = _block(exact, layer), torch.kron(curvature.Q_S[layer], curvature.Q_A[layer])
+    block, Q = _block(exact, layer), torch.kron(whole(curvature.Q_S[layer]), whole(curvature.Q_A[layer]))
     return ((block.to(Q) @ Q) * Q).sum(0)
 
 
