@@ -29,15 +29,17 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from .batches import BYTE_BUDGET, Batch, Data, accumulator, rows_of, tensors, walk
+from .blocks import numbers
 from .curvature import facts_of
-from .ekfac import Eigenbasis, corrected_eigenvalues, eigh
+from .ekfac import Eigenbasis, corrected_eigenvalues, eigh, parts_of, put_together
 from .index import TrainIndex
-from .kfac import Fit, Moments, accumulate_moments
+from .kfac import Moments, accumulate_moments
 from .kronecker import Kronecker
 from .layers import LayerSpec
 from .memory import WORK, free_bytes, say_bytes
 from .objectives import Measurement, Objective
 from .order import Same
+from .passes import Fit
 from .placement import plain_numbers
 from .proof import prove
 from .queries import HELD
@@ -290,7 +292,8 @@ def _fit_stage(fit: Fit, probe: Probe, counted: Stage) -> tuple[Kronecker, Stage
     sides = _sides(fit).values()
     seconds = one.seconds + two.seconds + sum(_eigh_seconds(d, probe.device) for d in sides)
     operations = one.operations + two.operations + 9 * sum(d**3 for d in sides)
-    held = sum(Q.numel() * Q.element_size() for part in (basis.Q_S, basis.Q_A) for Q in part.values())
+    every = [numbers(Q) for part in (basis.Q_S, basis.Q_A) for Q in part.values()]
+    held = sum(Q.numel() * Q.element_size() for Q in every)
     peak = max(one.peak, counted.peak, held + two.peak)
     curvature = Kronecker({k: _ones(fit, k) for k in fit.layers}, basis.Q_S, basis.Q_A, facts_of(fit, "EK-FAC", 1))
     return curvature, replace(counted, operations=operations, seconds=seconds, peak=peak)
@@ -308,12 +311,11 @@ def _ones(fit: Fit, name: str) -> Tensor:
 
 def _axes(moments: Moments) -> Eigenbasis:
     """A basis of the right shapes, laid out as ``eigh``'s are: products with it take as long."""
-    Q: dict[str, dict[str, Tensor]] = {"S": {}, "A": {}}
-    for side, sums in (("S", moments.S_sum), ("A", moments.A_sum)):
-        for name, x in sums.items():
-            if x.ndim == 2:
-                Q[side][name] = torch.eye(len(x), dtype=x.dtype, device=x.device).mT
-    return Eigenbasis(Q["S"], Q["A"], {}, {})
+    found = {}
+    for part in parts_of(moments):
+        x = part.of(moments)
+        found[part] = x.new_ones(part.size), torch.eye(part.size, dtype=x.dtype, device=x.device).mT
+    return put_together(moments, found)
 
 
 _EIGH: dict[tuple[int, str], float] = {}  # seconds of one decomposition, by side and device

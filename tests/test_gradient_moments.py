@@ -160,7 +160,7 @@ def test_an_index_is_of_one_basis() -> None:
     found, other = fit(case), ekfac(case.model, case.objective, case.train, progress=False)
     index = TrainIndex.build(case.model, case.objective, case.train, found, progress=False)
     prepared = index.prepare(case.model, case.objective, case.queries)
-    with pytest.raises(ValueError, match=r"another eigenbasis than this index; .* seed and sharing"):
+    with pytest.raises(ValueError, match=r"another eigenbasis than this index; .* seed, sharing and blocks"):
         index.scores(prepared, other)
     for C in (found, identity(case.model, case.objective)):
         expected = influence(case.model, case.objective, case.train, case.queries, C, 0.1, progress=False)
