@@ -106,11 +106,7 @@ def forward(model: nn.Module, layers: dict[str, Layer], inputs: Any, size: int, 
     with watching(layers, size, raw=raw) as recording, frozen(model), torch.enable_grad():
         recording.outputs = call(model, inputs)
     if missing := [name for name in layers if name not in recording.calls]:
-        also = f", nor did {len(missing) - 1} others ({', '.join(missing[1:4])}, ...)" if len(missing) > 1 else ""
-        raise ValueError(
-            f"layer {missing[0]!r} took no part in the forward pass (its module was never called){also}; expected "
-            f"every chosen layer to be used. {leave_out(missing, layers)}"
-        )
+        raise ValueError(_unused(missing, layers))
     if recording.outputs.shape[:1] != (size,):
         raise ValueError(
             f"the model's output has shape {tuple(recording.outputs.shape)}; expected {size}, the number of targets, "
@@ -123,6 +119,19 @@ def forward(model: nn.Module, layers: dict[str, Layer], inputs: Any, size: int, 
         )
     recording.calls = {name: recording.calls[name] for name in layers}  # in the layers' order, not the calls'
     return recording
+
+
+def _unused(missing: list[str], layers: dict[str, Layer]) -> str:
+    """What is said of layers that the model's output was made without, as far as could be seen."""
+    also = f", nor did {len(missing) - 1} others ({', '.join(missing[1:4])}, ...)" if len(missing) > 1 else ""
+    why, rewrite = "its module was never called", ""
+    if layers[missing[0]].kind.inside:
+        why = "none of F.linear, x @ W and x @ W.T was seen with its weight; einsum, bmm and their like are not"
+        rewrite = "Write the product as x @ W, or register the module by what it is given and gives, inside=False. "
+    return (
+        f"layer {missing[0]!r} took no part in the forward pass ({why}){also}; expected every chosen layer to be used. "
+        f"{rewrite}{leave_out(missing, layers)}"
+    )
 
 
 def pairs(recording: Recording, objective: Objective, targets: Any, measurement: Any = None) -> Captured:

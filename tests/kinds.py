@@ -107,17 +107,21 @@ register(Mixer, weight="W3", bias="b3", part="W3", inside=True)
 class Attends(nn.Module):
     """Attention of torch's own, over itself and over something else, batch first or second."""
 
-    def __init__(self, batch_first: bool = True, across: bool = False, bias: bool = True):
+    def __init__(
+        self, batch_first: bool = True, across: bool = False, bias: bool = True, widths: tuple[int, int] = (4, 4)
+    ):
         super().__init__()
-        self.first = batch_first
-        self.attention = nn.MultiheadAttention(4, 2, batch_first=batch_first, bias=bias)
+        self.first, self.widths = batch_first, widths
+        of_its_own = dict(zip(("kdim", "vdim"), widths, strict=True)) if widths != (4, 4) else {}
+        self.attention = nn.MultiheadAttention(4, 2, batch_first=batch_first, bias=bias, **of_its_own)
         self.up, self.head, self.across = nn.Linear(3, 4), nn.Linear(4, 3), across
 
     def forward(self, x: Tensor) -> Tensor:
         h = torch.tanh(self.up(x if self.first else x.transpose(0, 1)))
         sequence = 1 if self.first else 0
         asks = h.narrow(sequence, 0, 2) if self.across else h
-        return self.head(self.attention(asks, h, h, need_weights=False)[0].mean(sequence))
+        keys, values = (h[..., :width] for width in self.widths)
+        return self.head(self.attention(asks, keys, values, need_weights=False)[0].mean(sequence))
 
 
 def shaken(model: nn.Module, seed: int = 0) -> nn.Module:
@@ -148,6 +152,12 @@ def _attends(**options: Any) -> tuple[nn.Module, list[str]]:
     return Attends(**options), ["attention.q", "attention.k", "attention.v", "attention.out_proj", "up", "head"]
 
 
+def _attends_to_others() -> tuple[nn.Module, list[str]]:
+    """Keys of three numbers and values of two: three weights."""
+    layers = [f"attention.{part}" for part in ("q", "k", "v", "out_proj")]
+    return Attends(widths=(3, 2), across=True, bias=False), [*layers, "up", "head"]
+
+
 TEXT = ["token", "position", "mix", "head"]
 KINDS: dict[str, Callable[[], tuple[nn.Module, list[str], Any]]] = {
     "LayerNorm": lambda: (*_normal(nn.LayerNorm(4)), (3,)),
@@ -176,6 +186,7 @@ KINDS: dict[str, Callable[[], tuple[nn.Module, list[str], Any]]] = {
     "attention, batch second": lambda: (*_attends(batch_first=False), (5, 3)),
     "attention without biases": lambda: (*_attends(bias=False), (5, 3)),
     "attention, across": lambda: (*_attends(across=True), (5, 3)),
+    "attention, keys and values of other widths": lambda: (*_attends_to_others(), (5, 3)),
     "attention, as long as the batch": lambda: (*_attends(batch_first=False), (4, 3)),
 }  # fmt: skip
 

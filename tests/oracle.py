@@ -78,9 +78,12 @@ def label_distribution(name: str, f: Tensor) -> list[tuple[Tensor, Tensor]]:
 
 def grouped(model: nn.Module, name: str) -> tuple[str, int | None]:
     """A layer's module and its group in that: "mix.group2" is the third group of the convolution "mix"."""
-    if name in dict(model.named_modules()):
+    modules = dict(model.named_modules())
+    if name in modules:
         return name, None
     path, _, group = name.rpartition(".")
+    if path not in modules:  # a part's own bias, "attention.q.bias"
+        return path.rpartition(".")[0], None
     return path, int(group.removeprefix("group")) if group.startswith("group") else None
 
 
@@ -93,6 +96,12 @@ def written_out(model: nn.Module, name: str, columns: int | None = None) -> tupl
     modules, (path, group) = dict(model.named_modules()), grouped(model, name)
     module, prefix = modules[path], f"{path}." if path else ""
     part = name.removeprefix(prefix) if name != path else ""
+    if isinstance(module, nn.MultiheadAttention) and module.in_proj_weight is None:
+        if part.endswith(".bias"):
+            thirds = torch.arange(module.in_proj_bias.numel()).chunk(3)
+            return [prefix + "in_proj_bias"], thirds["qkv".index(part[0])][:, None]
+        weight = getattr(module, f"{part}_proj_weight")
+        return [f"{prefix}{part}_proj_weight"], torch.arange(weight.numel()).reshape(weight.shape)
     if isinstance(module, nn.MultiheadAttention):
         weight, bias = module.in_proj_weight, module.in_proj_bias
         own = torch.arange(weight.numel()).reshape(weight.shape).chunk(3)["qkv".index(part)]

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 import torch
-from kinds import KINDS, kinds
+from kinds import KINDS, Attends, kinds, shaken
 from networks import Case, snapshot
 from oracle import assert_close
-from torch import Tensor
+from torch import Tensor, nn
 
 import inflib
 from inflib import (
@@ -31,6 +31,7 @@ from inflib import (
     load,
     load_index,
     refine,
+    register,
     self_influence,
 )
 
@@ -56,6 +57,47 @@ def test_captured_gradients_are_those_of_each_example_alone(animal: str) -> None
     for name, pair in found.items():
         assert_close(pair.matrices(), truth[name], 1e-12)
     assert snapshot(case.model) == before
+
+
+def test_attention_to_other_widths_has_its_biases_as_layers_of_their_own() -> None:
+    """The keys' moves all scores of a query alike, so the softmax does not know of it: its gradient is 0."""
+    case = kinds("attention, keys and values of other widths")
+    case.model = shaken(Attends(widths=(3, 2)))
+    case.layers = ["attention.q", "attention.q.bias", "attention.k", "attention.v", "attention.v.bias"]
+    found = capture(case.model, case.objective, case.x, case.y, layers="all")
+    assert coverage(case.model, "all").numbers["uncovered"] == coverage(case.model).numbers["uncovered"] == 0
+    for name, expected in case.problem.stacks(rows(case)).items():
+        assert_close(found[name].matrices(), expected, 1e-12)
+    assert float(found["attention.k.bias"].matrices().abs().max()) < 1e-15
+
+
+class Sums(nn.Module):
+    """A matrix applied by einsum, as all that the module does or on the way to something else."""
+
+    def __init__(self, on_the_way: bool) -> None:
+        super().__init__()
+        self.W, self.on_the_way = nn.Parameter(torch.randn(3, 4, dtype=torch.float64)), on_the_way
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.einsum("bti,io->bto", x, self.W)
+        return torch.tanh(h) if self.on_the_way else h
+
+
+def test_an_einsum_is_read_where_it_is_the_module_and_refused_by_name_where_it_is_not() -> None:
+    whole, within = type("Whole", (Sums,), {}), type("Within", (Sums,), {})
+    register(whole, weight="W", bias=None, transposed=True)
+    register(within, weight="W", bias=None, transposed=True, part="W", inside=True)
+    x, y = torch.randn(5, 2, 3), torch.tensor([0, 1, 2, 3, 0])
+    for made, on_the_way in ((whole, False), (within, True)):
+        model = nn.Sequential(made(on_the_way), nn.Flatten(), nn.Linear(8, 4)).double().eval()
+        if on_the_way:
+            with pytest.raises(ValueError, match=r"'0\.W' took no part .*einsum.*Write the product as x @ W"):
+                capture(model, inflib.CrossEntropy(), x, y)
+            continue
+        found = capture(model, inflib.CrossEntropy(), x, y)["0"].matrices()
+        for n in range(5):
+            loss = nn.functional.cross_entropy(model(x[n : n + 1]), y[n : n + 1])
+            assert_close(found[n].T, torch.autograd.grad(loss, model[0].W)[0], 1e-12)
 
 
 @pytest.mark.parametrize("animal", KINDS)
@@ -114,6 +156,19 @@ def test_ekfac_is_the_fishers_diagonal_in_its_basis_and_every_path_scores_with_i
         again = read(tmp_path / "file", model)
         again = again if isinstance(again, Kronecker) else again.curvature
         assert_close(again.to_dense(), dense, 1e-15)
+
+
+@pytest.mark.parametrize("animal", SOME)
+def test_a_store_on_disk_answers_as_influence_does_and_its_search_is_exact(animal: str, tmp_path: Path) -> None:
+    case = kinds(animal)
+    model, objective = case.model, case.objective
+    fit = ekfac(model, objective, case.train, layers="all", **QUIET)
+    exact = influence(model, objective, case.train, case.queries, fit, **QUIET)
+    options: dict[str, Any] = {"axes": 1.0, "bits": 16, "shard": 4} | QUIET
+    store = TrainIndex.build(model, objective, case.train, fit, path=tmp_path / "store", **options)
+    assert_close(store.influence(model, objective, case.queries), exact, 1e-3)
+    found = load_index(tmp_path / "store", model).search(model, objective, case.queries, case.train, k=2, candidates=6)
+    assert_close(found.scores, exact.topk(2).values, 1e-12)
 
 
 @pytest.mark.parametrize("animal", [name for name in KINDS if "Norm" in name])

@@ -55,6 +55,7 @@ class Kind:
     inside: bool = False
     usual: bool = True  # chosen where no layer is named
     standing: bool = True  # False for a bias that is the last column of a matrix, where that is chosen
+    without: str = ""  # a parameter that the module may not have: attention has one matrix for all three, or three
 
     def groups_of(self, module: nn.Module) -> int:
         """The number of matrices that the module applies side by side."""

@@ -47,8 +47,9 @@ def register(
     part:        for a module with several matrices, each registered by itself: what follows the module's name in the
                  layer's, "mixer.up".
     inside:      True where the product is not the module's output but one that its forward makes on the way, by
-                 F.linear(x, W, b), x @ W.T, or with transposed=True x @ W. activations and gradients then read x and
-                 the product's gradient; a bias that is added to ``x @ W`` afterwards is none of its: bias=None.
+                 F.linear(x, W, b), x @ W.T, or with transposed=True x @ W (an einsum is not seen). activations and
+                 gradients then read x and the product's gradient; a bias that is added to ``x @ W`` afterwards is none
+                 of its: bias=None.
 
     A module that holds its weights as plain parameters, y = relu(x @ W1) @ W2::
 
@@ -95,13 +96,19 @@ _KINDS |= dict.fromkeys(
 
 _KINDS[nn.Embedding] = (Kind(positions_last, positions_last, transposed=True, bias=None, one_hot=True, usual=False),)
 
-_KINDS[nn.MultiheadAttention] = tuple(
+_JOINT = [  # one weight for queries, keys and values, by thirds
     Kind(
         positions_last, positions_last, weight="in_proj_weight", bias="in_proj_bias", part=part, share=(k, 3),
         inside=True,
     )
     for k, part in enumerate("qkv")
-)  # fmt: skip
+]  # fmt: skip
+_THREE = [  # one each, where keys or values have widths of their own (kdim, vdim); their biases are one parameter still
+    Kind(positions_last, positions_last, weight=f"{part}_proj_weight", bias=None, part=part, inside=True)
+    for part in "qkv"
+]
+_BIASES = [replace(alone(kind), standing=True, without="in_proj_weight") for kind in _JOINT]
+_KINDS[nn.MultiheadAttention] = (*_JOINT, *_THREE, *_BIASES)
 _KINDS[nn.modules.linear.NonDynamicallyQuantizableLinear] = (Kind(positions_last, positions_last, inside=True),)
 
 
@@ -113,7 +120,8 @@ def kinds_of(module: nn.Module) -> tuple[Kind, ...]:
         kinds = (_LAST,)
     if isinstance(module, nn.Embedding) and module.max_norm is not None:  # it changes its weight as it is read
         return ()
-    return tuple(kind for kind in kinds if module._parameters.get(kind.weight) is not None)
+    held = {name for name, p in module._parameters.items() if p is not None}
+    return tuple(kind for kind in kinds if kind.weight in held and kind.without not in held)
 
 
 def kind_of(module: nn.Module) -> Kind | None:
