@@ -12,6 +12,7 @@ import pytest
 from build import execute, read_source
 from exercise_contract import Exercise, exercises
 from nbformat import NotebookNode, v4
+from needed_lines import needed
 from notebook_files import NOTEBOOKS, TEXTS
 from rebound_names import rebound
 from wrong_answers import WRONG
@@ -24,11 +25,13 @@ def said(cell: NotebookNode) -> list[str]:
 
 
 def answered(source: Path) -> tuple[list[tuple[Exercise, list[str]]], list[tuple[str, str, list[str]]]]:
-    """What the checks say of the solutions, and of the wrong answers, after every cell of the notebook has run."""
+    """What the checks say of the solutions, and of the wrong answers, after what they need of the notebook has run."""
     notebook = read_source(source)
     tried, wrong = exercises(notebook)[::-1], WRONG.get(source.stem, [])
     solutions = [v4.new_code_cell(each.solution) for each in tried]
     mistakes = [v4.new_code_cell(code, metadata={"tags": ["raises-exception"]}) for code, _ in wrong]
+    own = [cell for each in tried for cell in each.code]
+    notebook.cells = needed(notebook.cells, own, [cell.source for cell in solutions + mistakes])
     notebook.cells += solutions + mistakes
     execute(notebook, NOTEBOOKS)
     return (
