@@ -27,7 +27,7 @@ from inflib.curvature import Facts
 from inflib.index.axes import by_eigenvalue
 from inflib.index.manifest import Manifest, Shard
 from inflib.index.records import record
-from inflib.index.store import shard_checksum
+from inflib.index.shards import shard_checksum
 from inflib.kronecker import Kronecker
 
 RESULTS = Path(__file__).parent / "results" / "store_speed.json"

@@ -16,7 +16,20 @@ from oracle import assert_close
 from test_store_bits import codes_of
 from torch import Tensor
 
-from inflib import Store, TrainIndex, ekfac, identity, influence, kfac, load_index, precondition, refine, relative, save
+from inflib import (
+    Store,
+    TrainIndex,
+    ekfac,
+    identity,
+    influence,
+    kfac,
+    load_index,
+    precondition,
+    refine,
+    relative,
+    save,
+    self_influence,
+)
 from inflib.index import Found
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -247,6 +260,57 @@ def test_search_answers_other_dampings_curvatures_layers_and_measurements(tmp_pa
     split = scored(case, store.curvature, keep=("layer",))[..., [0, 4]].sum(-1)
     found = search(store, case, k=4, candidates=8, layers=["q", "up"])
     assert_close(found.scores, split.gather(1, found.examples), 1e-12)
+
+
+@pytest.mark.parametrize("choice", CHOICES, ids=str)
+def test_self_influences_at_the_damping_of_the_store_are_exact(choice: dict[str, Any], tmp_path: Path) -> None:
+    case = case_of()
+    store = build(case, tmp_path / "store", damping=0.3, **choice)
+    own = store.curvature
+    for layers in (None, ["q", "up"]):
+        part = own if layers is None else own.restrict(layers)
+        expected = self_influence(case.model, case.objective, case.train, part, 0.3, progress=False)
+        assert_close(store.self_influence(damping=0.3, layers=layers), expected, 1e-6)
+    for ask in (dict(damping=0.31), dict(), dict(curvature=identity(case.model, case.objective, layers=case.layers))):
+        with pytest.raises(ValueError, match=r"layer 'q': .* a store that was built at damping 0.3 .*store.damping"):
+            store.self_influence(**ask)
+
+
+def test_scores_relative_to_the_loss_are_searched_exactly(tmp_path: Path) -> None:
+    case = case_of()
+    store = build(case, tmp_path / "store", axes=0.5, bits=4)
+    ask: dict[str, Any] = dict(relative="loss", damping=store.damping)
+    expected = scored(case, store.curvature, store.damping, relative="loss")
+    plain = scored(case, store.curvature, store.damping)
+    assert not torch.equal(plain.argsort(dim=1), expected.argsort(dim=1))
+    prepared = store.prepare(case.model, case.objective, case.asked)
+    near, bound = store.scores(prepared, **ask), store.bounds(prepared, **ask)
+    own = self_influence(case.model, case.objective, case.train, store.curvature, store.damping, progress=False)
+    assert_close(near, store.scores(prepared, damping=store.damping) / own.sqrt(), 1e-6)
+    assert bool(((near - expected).abs() <= bound * (1 + 1e-6)).all())
+    for largest in (True, False):
+        found = search(store, case, k=3, candidates=8, largest=largest, max_bytes=1000, **ask)
+        top = expected.topk(3, largest=largest)
+        assert torch.equal(found.examples, top.indices)
+        assert_close(found.scores, top.values, 1e-6)
+    index = TrainIndex.build(case.model, case.objective, case.train, store.curvature, progress=False)
+    found = search(index, case, k=3, max_bytes=1000, **ask)
+    assert torch.equal(found.examples, expected.topk(3).indices)
+    with pytest.raises(ValueError, match=r"relative='weights' asks .* which a store does not keep; expected None or"):
+        store.scores(prepared, relative="weights")
+    with pytest.raises(ValueError, match="expected None, 'loss'"):
+        store.influence(case.model, case.objective, case.asked, relative="size")
+
+
+def test_layers_applied_once_know_their_self_influence_at_every_damping(tmp_path: Path) -> None:
+    case = make(widths=(3, 4, 3), n=9)
+    store = build(case, tmp_path / "store")
+    for damping in (None, 0.7):
+        expected = self_influence(case.model, case.objective, case.train, store.curvature, damping, progress=False)
+        assert_close(store.self_influence(damping=damping), expected, 1e-12)
+        by_loss = scored(case, store.curvature, damping, relative="loss")
+        found = store.influence(case.model, case.objective, case.queries, damping=damping, relative="loss")
+        assert_close(found, by_loss, 1e-12)
 
 
 def test_refined_queries_and_sets_of_queries_are_asked_of_the_same_store(tmp_path: Path) -> None:

@@ -17,6 +17,8 @@ On disk, in few bits:
     building.py      shard by shard, from where it stopped
     packed.py        products that need no unpacking
     certificate.py   how far a score is from the exact one at most
+    shards.py        a shard from its file
+    lengths.py       norms and self-influences
     store.py         Store
 
     search.py        the strongest examples, exact; examples.py: fetched by their numbers

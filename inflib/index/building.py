@@ -23,8 +23,9 @@ from .fitting import curvature_hash, fit_axes, read_axes, request
 from .folder import building, free, once, put, put_text, sweep
 from .manifest import AXES, CURVATURE, MANIFEST, SHARDS, Manifest, Shard, note, read_manifest, with_notes
 from .records import Kept, fill, record
+from .shards import shard_checksum
 from .sides import captured
-from .store import Store, shard_checksum
+from .store import Store
 from .survey import Survey, survey
 
 SHARD_BYTES = 2**28  # of a shard, which is what a build holds of the store

@@ -250,11 +250,13 @@ class TrainIndex:
         damping: Damping = None,
         layers: Iterable[str] | None = None,
         measurement: Measurement | None = None,
+        relative: str | None = None,
         largest: bool = True,
+        max_bytes: int = BYTE_BUDGET,
     ) -> Found:
         """The k strongest proponents of each query, as ``Store.search``; exact without ``train`` and ``candidates``."""
-        found = ask_with(self, model, objective, queries, curvature, damping, measurement)
-        return strongest(self.scores(*found, layers=layers), k, largest)
+        found = ask_with(self, model, objective, queries, curvature, damping, measurement, None, max_bytes)
+        return strongest(self.scores(*found, layers=layers, relative=relative, max_bytes=max_bytes), k, largest)
 
     @plain_numbers
     def self_influence(self, curvature: Kronecker | None = None, damping: Damping = None) -> Tensor:

@@ -22,6 +22,7 @@ from ..hooks import Pair
 from ..kronecker import Kronecker
 from ..objectives import Objective
 from ..placement import plain_numbers
+from ..scoring import divided
 from ..solvers import Solution
 from .basis import asked, in_basis
 from .examples import pick
@@ -39,14 +40,20 @@ class Known(Protocol):
 
 
 class Searchable(Known, Protocol):
-    """An index with scores that may be approximate, and bounds for them."""
+    """An index with scores that may be approximate, bounds for them, and self-influences."""
 
     def scores(
-        self, prepared: Side | Solution, curvature: Kronecker | None, damping: Damping, *, layers: Iterable[str] | None
-    ) -> Tensor: ...
+        self, prepared: Side | Solution, curvature: Kronecker | None, damping: Damping, *,
+        layers: Iterable[str] | None, relative: str | None, max_bytes: int,
+    ) -> Tensor: ...  # fmt: skip
 
     def bounds(
-        self, prepared: Side | Solution, curvature: Kronecker | None, damping: Damping, *, layers: Iterable[str] | None
+        self, prepared: Side | Solution, curvature: Kronecker | None, damping: Damping, *,
+        layers: Iterable[str] | None, relative: str | None, max_bytes: int,
+    ) -> Tensor: ...  # fmt: skip
+
+    def self_influence(
+        self, curvature: Kronecker | None, damping: Damping, *, layers: Iterable[str] | None
     ) -> Tensor: ...
 
 
@@ -89,16 +96,22 @@ def search(
     curvature: Kronecker | None = None,
     damping: Damping = None,
     layers: Iterable[str] | None = None,
+    relative: str | None = None,
     largest: bool = True,
+    max_bytes: int = BYTE_BUDGET,
 ) -> Found:
     """The k strongest of each prepared query; see ``Store.search``."""
     N, layers = len(index), layers if layers is None or isinstance(layers, str) else list(layers)
     k, candidates = _checked(k, candidates, N)
-    near = index.scores(prepared, curvature, damping, layers=layers).cpu()  # (Q, N)
-    bound = index.bounds(prepared, curvature, damping, layers=layers).cpu()
+    how: dict[str, Any] = dict(layers=layers, relative=relative, max_bytes=max_bytes)
+    near = index.scores(prepared, curvature, damping, **how).cpu()  # (Q, N)
+    bound = index.bounds(prepared, curvature, damping, **how).cpu()
     sign = 1 if largest else -1
     first = (sign * near).topk(candidates, dim=1).indices.unique()  # (U,) those of all queries
-    exact = rescore(index, model, objective, prepared, train, first.tolist(), curvature, damping, layers).cpu()
+    about = index, model, objective, prepared, train, first.tolist(), curvature, damping, layers
+    exact = rescore(*about, max_bytes=max_bytes).cpu()
+    if relative is not None:
+        exact = divided(exact, index.self_influence(curvature, damping, layers=layers).cpu()[first])
     _check_same(exact, near[:, first], bound[:, first], first)
     top = (sign * exact).topk(k, dim=1)  # (Q, k)
     rest = torch.ones(N, dtype=torch.bool, device="cpu")

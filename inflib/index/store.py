@@ -18,8 +18,7 @@ from torch import Tensor, nn
 
 from ..batches import BYTE_BUDGET, Data, example_positions
 from ..contractions import kept as kept_axes
-from ..curvature import Curvature, Damping
-from ..fingerprints import checksum
+from ..curvature import Curvature, Damping, resolve_damping
 from ..finite import check_numbers
 from ..hooks import Pair
 from ..kronecker import Kronecker
@@ -27,13 +26,16 @@ from ..objectives import Measurement, Objective
 from ..order import check_order
 from ..placement import plain_numbers
 from ..queries import Sets
+from ..scoring import divided
 from ..solvers import Solution
 from .basis import ask_with, asked, in_basis
 from .certificate import ROUNDINGS, Asked, ask
+from .lengths import check_by_loss, check_own, norms, squares
 from .manifest import Manifest, Shard
 from .products import layer_scores
 from .records import Kept, record, whitening
 from .search import Found, search
+from .shards import read_shard
 from .sides import Rotated, Side, rotated, summed
 
 Question = Asked | tuple[Rotated, Tensor]  # of a layer: packed, or its queries and 1/(Λ' + λ)
@@ -94,15 +96,18 @@ class Store:
         layers: Iterable[str] | None = None,
         examples: Sequence[int] | Tensor | None = None,
         keep: Iterable[str] = (),
+        relative: str | None = None,
         max_bytes: int = BYTE_BUDGET,
     ) -> Tensor:
         """The store's scores of queries, prepared or solved, (Q, N[, L]); arguments as for ``TrainIndex.scores``.
 
         Approximate: at one bit, sizes come out smaller by a common factor. See ``bounds`` and ``search``.
+        relative: "loss", by ``self_influence``, at the damping the store was built at alone; "weights" it cannot tell.
+
         Raises ValueError or FileNotFoundError for a shard that is missing, damaged or another store's, by its name.
         """
         axes = kept_axes(keep, ("layer",))
-        found = self._answer(prepared, curvature, damping, layers, examples, max_bytes, bounds=False)
+        found = self._answer(prepared, curvature, damping, layers, examples, relative, max_bytes, bounds=False)
         return found if axes.layer else found.sum(-1)
 
     def bounds(
@@ -113,10 +118,11 @@ class Store:
         *,
         layers: Iterable[str] | None = None,
         examples: Sequence[int] | Tensor | None = None,
+        relative: str | None = None,
         max_bytes: int = BYTE_BUDGET,
     ) -> Tensor:
         """For each of ``scores``, how far it is from the exact score at most, (Q, N)."""
-        return self._answer(prepared, curvature, damping, layers, examples, max_bytes, bounds=True).sum(-1)
+        return self._answer(prepared, curvature, damping, layers, examples, relative, max_bytes, bounds=True).sum(-1)
 
     def influence(
         self,
@@ -130,11 +136,12 @@ class Store:
         measurement: Measurement | None = None,
         keep: Iterable[str] = (),
         sets: Sets = None,
+        relative: str | None = None,
         max_bytes: int = BYTE_BUDGET,
     ) -> Tensor:
         """``prepare`` and ``scores`` in one; a refined curvature, or an exact one, is solved with for the queries."""
         found = ask_with(self, model, objective, queries, curvature, damping, measurement, sets, max_bytes)
-        return self.scores(*found, layers=layers, keep=keep, max_bytes=max_bytes)
+        return self.scores(*found, layers=layers, keep=keep, relative=relative, max_bytes=max_bytes)
 
     def search(
         self,
@@ -149,7 +156,9 @@ class Store:
         damping: Damping = None,
         layers: Iterable[str] | None = None,
         measurement: Measurement | None = None,
+        relative: str | None = None,
         largest: bool = True,
+        max_bytes: int = BYTE_BUDGET,
     ) -> Found:
         """The k strongest proponents of each query, their scores exact; opponents with largest=False.
 
@@ -159,9 +168,22 @@ class Store:
         What is returned is ranked exactly, and says for each query whether it is *proved* that no other example belongs
         among the k, or for how many that remains open. Raises ValueError where ``train`` is not what the store holds.
         """
-        prepared, kronecker, damping = ask_with(self, model, objective, queries, curvature, damping, measurement)
-        options: dict[str, Any] = dict(curvature=kronecker, damping=damping, layers=layers, largest=largest)
+        prepared, kronecker, damping = ask_with(
+            self, model, objective, queries, curvature, damping, measurement, None, max_bytes
+        )
+        options: dict[str, Any] = dict(curvature=kronecker, damping=damping, layers=layers, relative=relative)
+        options |= dict(largest=largest, max_bytes=max_bytes)
         return search(self, model, objective, prepared, train, k, candidates, **options)
+
+    @plain_numbers
+    def self_influence(
+        self, curvature: Kronecker | None = None, damping: Damping = None, *, layers: Iterable[str] | None = None
+    ) -> Tensor:
+        """∇ℓ_nᵀ (C + λ₀)⁻¹ ∇ℓ_n of every training example, (N,), exact, at the damping the store was built at.
+
+        Raises ValueError for another damping, or a curvature with other eigenvalues, where a layer is kept in bits.
+        """
+        return torch.cat([self._sizes(records, curvature, damping, layers) for records in self._chosen(None)])
 
     @plain_numbers
     def norms(self, layers: Iterable[str] | None = None) -> Tensor:
@@ -171,7 +193,7 @@ class Store:
         parts = []
         for shard in self.manifest.shards:
             records = self._read(shard)
-            parts.append(sum(self._norm(records, name).square() for name in chosen))
+            parts.append(sum(norms(records[self._field(name)], self.kept[name]).square() for name in chosen))
         return torch.cat(parts).sqrt()  # type: ignore[arg-type]
 
     # --- shard by shard --------------------------------------------------------------------------------------------
@@ -184,10 +206,12 @@ class Store:
         damping: Damping,
         layers: Iterable[str] | None,
         examples: Sequence[int] | Tensor | None,
+        relative: str | None,
         max_bytes: int,
         bounds: bool,
     ) -> Tensor:
         """Scores or their bounds, (Q, N', L)."""
+        check_by_loss(relative)
         questions = self._questions(prepared, curvature, damping, layers)
         columns = []
         for records in self._chosen(examples):
@@ -195,6 +219,8 @@ class Store:
             each = {name: answer(name, question, records, max_bytes) for name, question in questions.items()}
             check_numbers("scores", each)
             columns.append(torch.stack(list(each.values()), dim=-1))
+            if relative is not None:
+                columns[-1] = divided(columns[-1], self._sizes(records, curvature, damping, layers).to(columns[-1]))
         first = next(iter((prepared.x if isinstance(prepared, Solution) else prepared).values()))
         like = first.a if isinstance(first, Pair) else first
         if not columns:
@@ -234,14 +260,19 @@ class Store:
         G, inverse = question
         queries = G.g.norm(dim=(1, 2)) * G.a.norm(dim=(1, 2)) if isinstance(G, Pair) else G.flatten(1).norm(dim=1)
         eps = ROUNDINGS * torch.finfo(inverse.dtype).eps * float(inverse.max())
-        return torch.outer(eps * queries.cpu(), self._norm(records, name))
+        return torch.outer(eps * queries.cpu(), norms(fields, None))
 
-    def _norm(self, records: np.ndarray, name: str) -> Tensor:
-        fields = records[self._field(name)]
-        if self.kept[name] is not None:
-            return torch.from_numpy(fields["norm"].copy())
-        a, g = (torch.from_numpy(fields[key].copy()) for key in ("a", "g"))
-        return a.norm(dim=1) * g.norm(dim=1)
+    def _sizes(
+        self, records: np.ndarray, curvature: Kronecker | None, damping: Damping, layers: Iterable[str] | None
+    ) -> Tensor:
+        """Self-influences of a shard's records, (n,); ValueError for those that a store does not know."""
+        chosen = in_basis(self.curvature, self.kept, curvature)
+        if layers is not None:
+            chosen = chosen.restrict([layers] if isinstance(layers, str) else layers)
+        check_own(self.curvature, chosen, self.kept, self.damping, resolve_damping(chosen, damping))
+        inverse = chosen.inverse_eigenvalues(damping)
+        each = [squares(records[self._field(k)], self.kept[k], self.bits, inverse[k]) for k in chosen.layers]
+        return torch.stack(each).sum(0).to(next(iter(inverse.values())).dtype)
 
     def _vectors(self, records: np.ndarray, name: str) -> Pair:
         fields, like = records[self._field(name)], self.curvature.eigenvalues[name]
@@ -268,33 +299,4 @@ class Store:
         return torch.argsort(torch.argsort(torch.searchsorted(starts, rows, right=True), stable=True))
 
     def _read(self, shard: Shard) -> np.ndarray:
-        """A shard's records (n,), memory-mapped; refused by name unless they are those that were written."""
-        path = self.folder / shard.name
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"{path} is missing: it holds examples {shard.start} to {shard.start + shard.examples - 1}; expected "
-                f"{len(self.manifest.shards)} shards. Put it back, or make it again: call TrainIndex.build as before."
-            )
-        try:
-            records = np.load(path, mmap_mode="c")  # a copy on writing, which nobody does: torch wants it writable
-        except (OSError, ValueError) as error:
-            raise ValueError(_damaged(path, f"cannot be read ({error})")) from None
-        if records.dtype != self.record or records.shape != (shard.examples,):
-            raise ValueError(_damaged(path, f"holds {records.shape} records of {records.dtype.itemsize} bytes"))
-        if shard.name not in self._checked:
-            if shard_checksum(records) != shard.checksum:
-                raise ValueError(_damaged(path, "has another checksum than the manifest"))
-            self._checked.add(shard.name)
-        return records
-
-
-def shard_checksum(records: np.ndarray) -> str:
-    """At the speed of memory: what notices any accidental change."""
-    return checksum(torch.from_numpy(records.view(np.uint8).reshape(-1))).hex()
-
-
-def _damaged(path: Path, what: str) -> str:
-    return (
-        f"{path} {what}; expected the shard that was written for this store: it is damaged, or another store's. Copy "
-        "it again from where it came, or remove it and call TrainIndex.build as before: it makes what is missing."
-    )
+        return read_shard(self.folder, shard, len(self.manifest.shards), self.record, self._checked)
