@@ -1,0 +1,183 @@
+"""The READMEs' tables, made from the figures in `benchmarks/results/`, so that neither says what was not measured.
+
+    python benchmarks/tables.py                              # writes them anew; a test fails where they differ
+    python benchmarks/tables.py --from benchmarks/results/2026-11-28-120000.json    # takes what `make bench` measured
+
+A table stands between `<!-- table NAME -->` and `<!-- end -->`. `peers.json` holds the medians of the last whole run of
+`make bench` on each workload; the other files are what the benchmarks of their names wrote.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+RESULTS = HERE / "results"
+TEXTS = (HERE.parent / "README.md", HERE / "README.md")
+MARKED = re.compile(r"(<!-- table ([^\n]+) -->\n\n).*?(\n\n<!-- end -->)", re.DOTALL)
+LIBRARIES = {"inflib": "inflib", "kronfluence": "kronfluence 1.0.1", "curvlinops": "curvlinops 3.0.1"}
+STAGES = {
+    "digits": {
+        ("fit", "sampled"): "fit EK-FAC",
+        ("fit", "expected"): "fit EK-FAC, expected labels",
+        ("pairwise", None): "scores, 100 × 10,000",
+        ("self_influence", None): "self-influence, 10,000",
+    },
+    "characters": {
+        ("fit", "sampled"): "fit EK-FAC",
+        ("pairwise", None): "scores, 20 × 2,000",
+        ("self_influence", None): "self-influence, 2,000",
+        ("second_query", None): "20 more queries, from a `TrainIndex`",
+    },
+}
+NAMES = {"self_influence": "self-influence", "second_query": "second query, all 20"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--from", dest="run", type=Path, help="a JSON of `make bench`, whose medians are to be shown")
+    options = parser.parse_args()
+    if options.run:
+        take(json.loads(options.run.read_text()), RESULTS / "peers.json")
+    for path in TEXTS:
+        path.write_text(filled(path.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+def filled(text: str) -> str:
+    """A text with every marked table made anew."""
+    return MARKED.sub(lambda found: found[1] + made(found[2]) + found[3], text)
+
+
+def made(name: str) -> str:
+    """One table by the name in its mark; KeyError for one that nothing makes."""
+    return TABLES[name]()
+
+
+# --- beside other libraries ----------------------------------------------------------------------------------------
+
+
+def take(run: dict[str, Any], path: Path) -> None:
+    """Put the medians of a run of `make bench` in the place of those that are kept, workload by workload."""
+    kept = json.loads(path.read_text()) if path.exists() else {}
+    for task, figures in run["tasks"].items():
+        facts = figures["workload"]
+        name = f"{task} on a GPU" if facts.get("gpu") else task
+        about = {"machine": facts.get("gpu") or run["machine"], "torch": facts["torch"], "threads": run["threads"]}
+        kept[name] = about | {"stages": [_medians(stage) for stage in figures["stages"]]}
+    path.write_text(json.dumps(kept, indent=1) + "\n")
+
+
+def _medians(stage: dict[str, Any]) -> dict[str, Any]:
+    runs = stage["runs"]
+    found = {"stage": stage["stage"], "library": stage["library"]}
+    found["labels"] = stage["labels"] if stage["stage"] == "fit" else None
+    time = "wall_s" if stage["device"] == "cuda" else "cpu_s"
+    found[time] = round(median(run[time] for run in runs), 2)
+    found["peak_mib"] = round(median(run["peak_mib"] for run in runs))
+    if stage["device"] != "cuda":
+        found["above_mib"] = round(median(run["peak_mib"] - run["baseline_mib"] for run in runs))
+    return found
+
+
+def short(task: str) -> str:
+    """A workload in the README: a row a stage, a column a library."""
+    stages = peers(task)["stages"]
+    libraries = [name for name in LIBRARIES if any(stage["library"] == name for stage in stages)]
+    rows = []
+    for (stage, labels), said in STAGES[task].items():
+        cells = [_cost(stages, library, stage, labels) for library in libraries]
+        rows.append([said, *cells])
+    return table(["stage", *(LIBRARIES[name] for name in libraries)], rows, "l" + "r" * len(libraries))
+
+
+def _cost(stages: list[dict[str, Any]], library: str, stage: str, labels: str | None) -> str:
+    about = (library, stage, labels)
+    found = [s for s in stages if (s["library"], s["stage"], s["labels"]) == about]
+    if not found:
+        return "a pass as before" if stage == "second_query" else "–"
+    said = f"{found[0]['cpu_s']:.{1 if found[0]['cpu_s'] < 100 else 0}f} s"
+    return said if stage == "second_query" else f"{said}, {found[0]['above_mib']:,} MiB"
+
+
+def long(task: str) -> str:
+    """A workload in this folder's README: a row a stage and library, with ratios to inflib's."""
+    stages = peers(task)["stages"]
+    time, of_labels = ("wall_s" if "wall_s" in stages[0] else "cpu_s"), any(s["labels"] == "expected" for s in stages)
+    own = {s["stage"]: s for s in reversed(stages) if s["library"] == "inflib"}
+    beside = {s["stage"] for s in stages if s["library"] != "inflib"}
+    sizes = {time: ".2f", "peak_mib": ",.0f"} | ({"above_mib": ",.0f"} if time == "cpu_s" else {})
+    rows = []
+    for s in stages:
+        row = [NAMES.get(s["stage"], s["stage"]), s["library"], *([s["labels"] or ""] if of_labels else [])]
+        for key, how in sizes.items():
+            row.append(f"{s[key]:{how}}")
+            if key != "peak_mib" or time == "cpu_s":
+                row.append(f"{s[key] / own[s['stage']][key]:.2f}" if s["stage"] in beside else "")
+        rows.append(row)
+    head = ["stage", "library", *(["labels"] if of_labels else [])]
+    figures = ["CPU-s", "ratio", "peak MiB", "ratio", "above baseline MiB", "ratio"]
+    figures = figures if time == "cpu_s" else ["s", "ratio", "peak MiB"]
+    return table([*head, *figures], rows, "l" * len(head) + "r" * len(figures))
+
+
+def peers(task: str) -> dict[str, Any]:
+    return json.loads((RESULTS / "peers.json").read_text())[task]
+
+
+# --- a store -------------------------------------------------------------------------------------------------------
+
+
+def store() -> str:
+    """What each kept form says of the exact scores."""
+    stages = json.loads((RESULTS / "store.json").read_text())["stages"]
+    kept: list[tuple[str, dict[str, Any]]] = []
+    for name, found in stages.items():
+        if name.startswith("store: "):
+            kept.append((name.removeprefix("store: "), found))
+            if other := found.get("outside_sample"):
+                said = f"the same, the {other['examples']} sequences that no component was fitted on"
+                kept.append((said, {"bytes": found["bytes"]} | other))
+    rows = [[name, *_fidelity(found)] for name, found in [*kept, *stages["others"].items()]]
+    head = ["kept", "bytes a layer and sequence", "Pearson with exact scores", "NDCG@20"]
+    return table([*head, "exact ten in first 50", "in first 100"], rows, "l" + "r" * 5)
+
+
+def _fidelity(found: dict[str, Any]) -> list[str]:
+    shares = [f"{found[key]:.3f}".removeprefix("0") for key in ("pearson", "ndcg_20", "recall_50", "recall_100")]
+    return [f"{found['bytes']:,.0f}", *shares]
+
+
+def speed() -> str:
+    """A query against made-up shards, in CPU-seconds of all threads."""
+    rows = json.loads((RESULTS / "store_speed.json").read_text())["rows"]
+    sizes = sorted({row["sequences"] for row in rows})
+    of = {(row["sequences"], row["queries"]): f"{row['cpu_s']:.2f}" for row in rows}
+    return table(["sequences", "1 query", "10 queries"], [[f"{n:,}", of[n, 1], of[n, 10]] for n in sizes], "rrr")
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[str]], sides: str) -> str:
+    """Markdown; sides: l or r for each column."""
+    rule = "|".join({"l": "---", "r": "---:"}[side] for side in sides)
+    lines = [f"| {' | '.join(cells)} |" for cells in (head, *rows)]
+    return "\n".join([lines[0], f"|{rule}|", *lines[1:]])
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "digits": lambda: short("digits"),
+    "characters": lambda: short("characters"),
+    "digits, every figure": lambda: long("digits"),
+    "characters, every figure": lambda: long("characters"),
+    "characters on a GPU": lambda: long("characters on a GPU"),
+    "a store": store,
+    "a store's speed": speed,
+}
+
+
+if __name__ == "__main__":
+    main()
