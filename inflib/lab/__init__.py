@@ -20,6 +20,10 @@ training    seeded training, and checkpoints that know their weights and their d
 
 from __future__ import annotations
 
+from ..extras import require
+
+require("inflib.lab", "PIL", "safetensors")
+
 from .data import DigitData, Digits, mnist, mnist_5k, mnist_full, normalise
 from .exercises import exercise
 from .facts import Fact, FactData, facts

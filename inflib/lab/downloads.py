@@ -3,7 +3,8 @@
 ``read(file)`` gives a published file's content, checked by its SHA-256, from the first of these that has it:
 
 1. ``$INFLIB_DATA``, a folder of the reader's own. A wrong file there is an error; nothing there is ever changed.
-2. the cache, ``$INFLIB_CACHE`` or ``data/cache/`` of the repository. It is ours: a damaged file is fetched again.
+2. the cache, ``$INFLIB_CACHE`` or ``data/cache/`` of the repository (without one ``~/.cache/inflib``). It is ours: a
+   damaged file is fetched again.
 3. the file's mirrors, in order, each going on where a broken connection stopped. ``INFLIB_OFFLINE=1`` forbids this.
 
 A download is held in memory (these are files of some ten megabytes) and comes under its name in the cache only when its
@@ -27,7 +28,7 @@ from uuid import uuid4
 
 from ..batches import bar
 
-FOLDER = Path(__file__).resolve().parents[2] / "data"  # of the repository: inflib is installed from a clone
+FOLDER = Path(__file__).resolve().parents[2] / "data"  # of the repository, from which the course is used
 TIMEOUT = 20.0  # seconds without a byte
 ATTEMPTS = 4  # connections to one mirror
 PIECE = 2**20  # bytes between two steps of the progress bar
@@ -130,9 +131,11 @@ def at_hand(file: PublishedFile) -> bool:
 
 
 def cache_folder() -> Path:
-    """Where downloads are kept: ``$INFLIB_CACHE``, or ``data/cache`` of the repository."""
+    """Where downloads are kept: ``$INFLIB_CACHE``, the repository's ``data/cache``, without one ``~/.cache/inflib``."""
     named = os.environ.get("INFLIB_CACHE")
-    return Path(named).expanduser() if named else FOLDER / "cache"
+    if named or FOLDER.is_dir():
+        return Path(named).expanduser() if named else FOLDER / "cache"
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "inflib"
 
 
 def _held(path: Path) -> bytes | None:

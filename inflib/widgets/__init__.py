@@ -31,6 +31,10 @@ believe            the same as a widget, with one query's predictions beside wha
 plots              figures in one style
 """
 
+from ..extras import require
+
+require("inflib.widgets", "IPython", "PIL", "anywidget", "ipywidgets", "matplotlib", "safetensors")
+
 from .believe import BelieveBoard, Dials
 from .board import board_figure
 from .browser import ImageBrowser

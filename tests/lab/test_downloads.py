@@ -392,6 +392,15 @@ def test_the_cache_is_the_repositorys_unless_the_environment_names_another(monke
     assert downloads.cache_folder() == downloads.Path.home() / "kept"
 
 
+def test_without_a_repository_the_cache_is_the_users_own(monkeypatch, tmp_path) -> None:
+    monkeypatch.delenv("INFLIB_CACHE", raising=False)
+    monkeypatch.setattr(downloads, "FOLDER", tmp_path / "nowhere")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert downloads.cache_folder() == tmp_path / "xdg" / "inflib"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert downloads.cache_folder() == downloads.Path.home() / ".cache" / "inflib"
+
+
 # --- the files of the course -----------------------------------------------------------------------------------
 
 
