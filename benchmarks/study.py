@@ -81,8 +81,7 @@ def decay() -> dict[str, Any]:
 
 def twelve() -> dict[str, Any]:
     """The same, scores averaged over twelve networks, at the dampings that one network chose."""
-    one = stored()["decay"]["rows"]
-    chosen = {r["method"].split(",")[0]: r["dial"] for r in one}
+    chosen = chosen_by("decay")
     return compare(
         "decay",
         {
@@ -101,6 +100,33 @@ def steps() -> dict[str, Any]:
     measurements = {"LDS": by_retraining(bank), "slope": by_size(bank)}
     plain = {"EK-FAC": method(recipe, "EK-FAC", 1, (1.0,))}
     return as_json(board(plain | found, measurements, halves(bank.queries)), bank)
+
+
+def basis() -> dict[str, Any]:
+    """196-32-16-10 with weight decay: eigenvectors of whole gradients' moments in place of EK-FAC's."""
+    return compare("decay", {"EK-FAC": (1, LOW), "by whole gradients": (1, LOW)})
+
+
+def basis_of_sentences() -> dict[str, Any]:
+    """The same on the course's transformer, where an example has many positions."""
+    return compare("sentences", {"EK-FAC": (1, WIDE[:3]), "by whole gradients": (1, WIDE[:3])})
+
+
+def middle() -> dict[str, Any]:
+    """196-32-16-10 with weight decay, trained and scored with every example at weight ½: one network."""
+    return compare("decay", {"EK-FAC at a half": (1, LOW), "refined at a half": (1, LOW[2:], 10)})
+
+
+def middle_of_twelve() -> dict[str, Any]:
+    """The same, scores averaged over twelve networks, at the dampings that one network chose."""
+    chosen = chosen_by("middle")
+    return compare(
+        "decay",
+        {
+            "EK-FAC at a half": (12, (chosen["EK-FAC at a half"],)),
+            "refined at a half": (12, (chosen["refined at a half"],), 10),
+        },
+    )
 
 
 def plain() -> dict[str, Any]:
@@ -125,13 +151,23 @@ ITEMS: dict[str, Callable[[], dict[str, Any]]] = {
     "decay": decay,
     "twelve": twelve,
     "steps": steps,
+    "basis": basis,
+    "basis_of_sentences": basis_of_sentences,
+    "middle": middle,
+    "middle_of_twelve": middle_of_twelve,
     "plain": plain,
     "smooth": smooth,
     "sentences": sentences,
     "removal": truths.removal,
+    "flips": truths.flips,
     "mislabels": truths.mislabels,
     "one_out": truths.one_out,
 }
+
+
+def chosen_by(item: str) -> dict[str, Any]:
+    """{method: the damping chosen for it} of an item that is known."""
+    return {r["method"].split(",")[0]: r["dial"] for r in stored()[item]["rows"]}
 
 
 def stored() -> dict[str, Any]:

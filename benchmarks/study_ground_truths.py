@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ from inflib.validation import (
 )
 
 RIGHT, REMOVED = 40, (5, 10, 20)
+MARGINS = (0.0, 2.0, 4.0, 20.0)  # nats: a query is easier to flip the smaller its margin
 
 
 def removal() -> dict[str, Any]:
@@ -60,6 +62,29 @@ def removal() -> dict[str, Any]:
         )
         print(rows[-1])
     return {"queries": len(asked), "seeds": 2, "rows": rows}
+
+
+def flips() -> dict[str, Any]:
+    """196-32-16-10 with weight decay, all reported queries that are read rightly: flips at k = 20, by their margin."""
+    recipe = banks.recipe("decay")
+    (x, y), reported = recipe.asked()[0], torch.arange(1, 200, 2)
+    before = recipe.train(0, progress=False).measure(recipe.objective, recipe.queries, "margin")[0, reported]
+    asked, margin = reported[before > 0], before[before > 0]
+    rankings = {
+        "EK-FAC": mean_scores(recipe, "EK-FAC", 0.1)[asked],
+        "refined": mean_scores(recipe, "refined", 2.0, 20)[asked],
+        "pixels, same class": nearest(recipe.inputs, x[asked], recipe.targets, y[asked]),
+    }
+    rows = []
+    for name, ranking in rankings.items():
+        found = remove_top(recipe, {name: ranking}, (20,), queries=asked, seeds=1, progress=False)
+        each, share = found.flips[name, 20], {"all": asdict(found.flip_rate(name, 20))}
+        for low, high in pairwise(MARGINS):
+            within = each[(margin > low) & (margin <= high)]
+            share[f"margin {low:g} to {high:g}"] = asdict(bootstrap(within)) | {"queries": len(within)}
+        rows.append({"ranking": name, "flips": share})
+        print(rows[-1])
+    return {"queries": len(asked), "seeds": 1, "rows": rows}
 
 
 def _removed(recipe: BankRecipe, ranking: dict[str, Tensor], k: int, asked: Tensor) -> Removal:

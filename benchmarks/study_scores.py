@@ -23,6 +23,7 @@ KEPT = Path("build/study/scores")
 FIRST_SEED = 100
 PART = 10  # batches of queries whose refined scores are kept together
 PASSES = {"identity": 1, "K-FAC": 2, "EK-FAC": 3, "exact G": 11}  # fits and the training side; refined: + 3 a step
+HALF = " at a half"  # ends a method's name: networks trained, and scored, with every example at weight ½
 _MODELS: dict[tuple[str, int], tuple] = {}
 
 
@@ -58,12 +59,14 @@ def compute(
     recipe: BankRecipe, seed: int, name: str, damping: float | None, steps: int, queries: list[tuple]
 ) -> Tensor:
     """Scores of one network on these queries: EK-FAC's family in float64, conjugate gradients in float32."""
+    name, weight = name.removesuffix(HALF), 0.5 if name.endswith(HALF) else 1.0
     dtype = torch.float32 if name == "refined" else torch.float64
-    model, plain = network(recipe, seed, dtype)
+    model, plain = network(recipe, seed, dtype, weight)
     data = recipe.data(2000, dtype)
     queries = [mapped(batch, lambda t: t.to(dtype) if t.is_floating_point() else t) for batch in queries]
     build: dict[str, Callable] = {
         "EK-FAC": lambda: plain,
+        "by whole gradients": lambda: ekfac(model, recipe.objective, data, sharing="gradients", progress=False),
         "K-FAC": lambda: kfac(model, recipe.objective, data, progress=False),
         "identity": lambda: identity(model, recipe.objective, data, progress=False),
         "exact G": lambda: gauss_newton(model, recipe.objective, data, progress=False),
@@ -74,12 +77,13 @@ def compute(
     return influence(model, recipe.objective, data, queries, found, numbers, measurement="margin", progress=False)
 
 
-def network(recipe: BankRecipe, seed: int, dtype: torch.dtype) -> tuple:
-    """The network of that seed trained on all examples, and its EK-FAC."""
-    key = f"{recipe.name}-{dtype}", seed
+def network(recipe: BankRecipe, seed: int, dtype: torch.dtype, weight: float = 1.0) -> tuple:
+    """The network of that seed trained on all examples at that weight, and its EK-FAC."""
+    key = f"{recipe.name}-{dtype}-{weight}", seed
     if key not in _MODELS:
         _MODELS.clear()  # one at a time: each holds its curvature
-        model = recipe.train(seed, progress=False).model(0).to(dtype)
+        weights = torch.full((1, recipe.examples), weight)
+        model = recipe.train(seed, weights, progress=False).model(0).to(dtype)
         _MODELS[key] = model, ekfac(model, recipe.objective, recipe.data(2000, dtype), progress=False)
     return _MODELS[key]
 
