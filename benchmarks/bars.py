@@ -10,7 +10,8 @@ chosen without retraining (``damping_choice.by_theory``), of EK-FAC's scores and
 the other, of two of the networks, beside it. The measured change has an error of its own: a bar counts as covering it
 where the two differ by no more than half the bar and the change's own 90% error, added as squares.
 
-    coverage    share of (query, group) pairs that the bar covers: of networks and damping alone, and with all parts
+    coverage    share of (query, group) pairs that the bar covers, with its interval over queries and groups: of
+                networks and damping alone, and with all parts
     slope       measured over predicted change, least squares through 0; correlation: Pearson's, over all pairs
     decided     share of bars that do not hold 0
     sign        of pairs whose change is two standard errors from 0, the share whose score has its sign: among the
@@ -31,6 +32,7 @@ from inflib import ekfac, influence, refine
 from inflib.doubt.error_bars import combined, student_quantile
 from inflib.lab import banks
 from inflib.validation import BankRecipe, leave_k_out
+from inflib.validation.resampling import draws, two_way
 
 SETTINGS = [(name, k) for k in (50, 10) for name in ("logistic", "decay", "smooth")]
 NETWORKS, BESIDE, SEEDS, QUERIES, LEVEL = 5, 2, 8, 50, 0.9
@@ -83,9 +85,9 @@ def figures(networks: list[Tensor], gaps: list[Tensor], change: Tensor) -> dict[
     right, decided = bars.scores.sign() == actual.sign(), ~bars.undecided
     own = student_quantile(LEVEL, len(change) - 1) * error
 
-    def covered(b: Any, columns: slice = slice(None)) -> float:
+    def covered(b: Any, columns: slice = slice(None)) -> list[float]:
         reach = ((b.high - b.scores).square() + own.square()).sqrt()
-        return share(((b.scores - actual).abs() <= reach)[:, columns])
+        return with_interval(((b.scores - actual).abs() <= reach)[:, columns])
 
     return {
         "coverage": covered(bars),
@@ -106,6 +108,13 @@ def figures(networks: list[Tensor], gaps: list[Tensor], change: Tensor) -> dict[
 def share(which: Tensor) -> float | None:
     """The share that is true; None of none."""
     return float(which.double().mean()) if which.numel() else None
+
+
+def with_interval(which: Tensor) -> list[float]:
+    """The share of (query, group) pairs (Q, K) that is true, and its interval, both queries and groups drawn again."""
+    rows, columns = (draws(count, 1000, 0, k) for k, count in enumerate(which.shape))
+    found = two_way(which.double().mean(1), which.double() @ columns.T / which.shape[1], rows)
+    return [found.mean, found.low, found.high]
 
 
 def main() -> None:
