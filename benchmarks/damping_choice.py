@@ -4,7 +4,8 @@
     python benchmarks/damping_choice.py --seconds 30  # some pieces of it
 
 For each setting, the LDS (margins of 40 queries, 100 half-subsets × 2 seeds) of one network's EK-FAC scores at twelve
-dampings, λ_layer = f · mean Λ_layer, of its refined ones (10 steps) at four, and where each candidate would have gone:
+dampings, λ_layer = f · mean Λ_layer, of its refined ones (10 steps) at four, where each candidate would have gone, and
+how much less LDS it has than the best (paired by query, with an interval over the queries):
 
     default      f = 0.1
     theory       one number for all layers: weight decay + (1 − momentum) / Σ_k η_k. After so many steps gradient
@@ -30,7 +31,7 @@ from inflib import ekfac, influence, refine, relative
 from inflib.doubt import damping_by_training
 from inflib.lab import banks
 from inflib.queries import precondition
-from inflib.validation import Bank, BankRecipe, Training
+from inflib.validation import Bank, BankRecipe, Training, bootstrap
 from inflib.validation.datamodeling import lds as summed_scores
 
 FACTORS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
@@ -76,13 +77,19 @@ def cell(key: str, recipe: BankRecipe) -> dict[str, Any]:
         "residual": next((f for f, r in zip(FACTORS, residuals, strict=True) if r <= 0.5), FACTORS[-1]),
         "agreement": max(zip(agreements, FACTORS, strict=True))[1],
     }
-    curves = {name: {f: lds(s, bank) for f, s in all_.items()} for name, all_ in scores.items()}
+    each = {name: {f: lds(s, bank) for f, s in all_.items()} for name, all_ in scores.items()}
+    theirs = {name: lds(s, bank) for name, s in at_theory.items()}
+    curves = {name: {f: float(v.mean()) for f, v in all_.items()} for name, all_ in each.items()}
+    best = {name: each[name][max(curve, key=lambda f: curve[f])] for name, curve in curves.items()}
+    beside = {("ekfac", candidate): each["ekfac"][f] for candidate, f in chosen.items()}
+    beside |= {(name, "theory"): theirs[name] for name in theirs} | {("refined", "default"): each["refined"][0.1]}
     return {
         "mean_eigenvalues": curvature.mean_eigenvalues(),
         "theory": theory,
         "lds": {name: {str(f): value for f, value in curve.items()} for name, curve in curves.items()},
-        "lds_at_theory": {name: lds(s, bank) for name, s in at_theory.items()},
+        "lds_at_theory": {name: float(v.mean()) for name, v in theirs.items()},
         "lds_chosen": {candidate: curves["ekfac"][f] for candidate, f in chosen.items()},
+        "less_than_best": {f"{name}, {what}": _interval(v - best[name]) for (name, what), v in beside.items()},
         "chosen": chosen,
         "residuals": residuals,
         "agreements": agreements,
@@ -96,9 +103,15 @@ def by_theory(training: Training, examples: int) -> float:
     return damping_by_training(rates, momentum=training.momentum, weight_decay=training.weight_decay)
 
 
-def lds(scores: Tensor, bank: Bank) -> float:
-    """Without its interval."""
-    return float(summed_scores(scores, bank, "margin", None, resamples=1)[0].mean())
+def lds(scores: Tensor, bank: Bank) -> Tensor:
+    """Of each query, (Q,)."""
+    return summed_scores(scores, bank, "margin", None, resamples=1)[0]
+
+
+def _interval(differences: Tensor) -> list[float]:
+    """Mean, low, high over the queries."""
+    found = bootstrap(differences)
+    return [found.mean, found.low, found.high]
 
 
 def _residual(model: torch.nn.Module, data: tuple, unsolved: Any, factor: float) -> float:
