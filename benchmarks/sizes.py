@@ -21,7 +21,7 @@ from inflib.lab import facts, language_model, mnist, network
 from inflib.validation.resampling import correlations
 
 STEPS, EXACT = (0, 1, 3, 10), 60
-SETTINGS = (("digits", 0.1), ("digits", 1.0), ("facts", 0.1), ("facts", 1.0))
+SETTINGS = (("digits", 0.1), ("facts", 0.1), ("digits", 1.0), ("facts", 1.0))
 
 
 def digits() -> tuple[Any, ...]:
