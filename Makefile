@@ -24,10 +24,10 @@ AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help lab demo test notebooks oldest site format bench bank study peers data smollm2 clean
+.PHONY: help lab demo test notebooks oldest site format bench bank study conformance peers data smollm2 clean
 
 help: ## list these commands
-	@awk 'BEGIN { FS = ":.*## " } /^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
 
 lab: $(VENV)/.course ## set up .venv, open your copy of the course in JupyterLab (LAB_ARGS="--no-browser --port=8899")
 	@$(BIN)/python notebooks/reading_copy.py
@@ -66,6 +66,9 @@ bank: $(VENV)/.course ## retrain a network hundreds of times, and keep what it s
 
 study: $(VENV)/.course ## how far to believe a score: what is missing of benchmarks/results/study.json (ITEMS="decay")
 	$(BIN)/python benchmarks/study.py $(ITEMS)
+
+conformance: $(VENV)/.course $(PEERS)/.installed ## put the conformance suite to inflib and to other libraries; the table
+	$(BIN)/python benchmarks/conformance.py
 
 peers: $(PEERS)/.installed ## set up .venv-peers, the environment of the libraries compared with
 

@@ -26,6 +26,7 @@ ROOT = DOCS.parent
 PACKAGES = {
     "inflib": "What the ten lines use: objectives, curvatures, scores, the index, what is kept on disk.",
     "inflib.validation": "Ground truths to hold scores against.",
+    "inflib.conformance": "Is a library sound? Checks of its scores from outside.",
     "inflib.widgets": "What the notebooks show; they take your models and data too.",
     "inflib.lab": "What the notebooks study: data, models, training.",
 }
