@@ -15,9 +15,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import inflib.memory
 from inflib import TrainIndex, ekfac, influence, plan
-from inflib.plan import Measured, Plan, Probe, Stage, Units, _first, _say, _say_time, _surveyed, measured
+from inflib.blocks import BlockDiagonal
+from inflib.plan.probe import Few, Measured, Probe, Units, run_over, surveyed
+from inflib.plan.stages import Line, _first, _line
+from inflib.plan.table import Plan, Stage, in_bytes, in_time
 
-PLAN = import_module("inflib.plan")  # the name in the package is the function's
+PROBE, STAGES = import_module("inflib.plan.probe"), import_module("inflib.plan.stages")
 pytestmark = pytest.mark.usefixtures("float64")
 CPU = torch.device("cpu")
 
@@ -53,12 +56,23 @@ def test_operations_are_those_that_the_stages_then_take(kind: str) -> None:
     assert [stage.passes for stage in found.stages] == [2, 1, 1]
 
 
+def test_a_plan_in_blocks_is_of_the_fit_in_blocks() -> None:
+    case = case_of("perceptron")
+    about = case.model, case.objective, case.train
+    C = ekfac(*about, blocks=3, progress=False)
+    found = plan(*about, blocks=3)["fit"]
+    factors = [Q.flat if isinstance(Q, BlockDiagonal) else Q for part in (C.Q_S, C.Q_A) for Q in part.values()]
+    assert found.disk == sum(x.nbytes for x in [*C.eigenvalues.values(), *factors])
+    assert found.operations < plan(*about)["fit"].operations
+    assert "blocks=at_most(4096)" in found.most
+
+
 def test_more_queries_than_are_tried_are_carried_on(monkeypatch: pytest.MonkeyPatch) -> None:
     case = case_of("tokens")
     case.query_x, case.query_y = case.x, case.y  # 40
     about = case.model, case.objective, case.train
     C = ekfac(*about, progress=False)
-    monkeypatch.setattr(PLAN, "ASKED", 16)
+    monkeypatch.setattr(STAGES, "LONG", 0.0)  # so that no more than ASKED are tried
     found = plan(*about, queries=case.queries)
     influence(*about, case.queries, C, 1.0, progress=False)  # which proves the queries' rows, once a session
     came = counted(lambda: influence(*about, case.queries, C, 1.0, progress=False))
@@ -89,33 +103,69 @@ def test_the_peak_of_a_fit_is_the_one_then_measured() -> None:
     case = make(widths=(900, 500, 4), n=64, splits=[16, 32, 48])
     about = case.model, case.objective, case.train
     found = plan(*about, labels="sampled")
-    came = measured(lambda: ekfac(*about, labels="sampled", progress=False), CPU)
-    assert found["fit"].peak == pytest.approx(came.peak, rel=0.25)
+    came = run_over(lambda _: ekfac(*about, labels="sampled", progress=False), [], CPU)
+    assert found["fit"].peak == pytest.approx(came.peak, rel=0.15)
     assert found["fit"].peak > 3 * 8 * (901**2 + 500**2)
 
 
-def test_time_is_carried_on_by_the_numbers_in_the_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Batches of 10, 30, 20 and 4 rows, two seconds a row and seven for a look at the first: two batches say it all."""
+def test_what_is_taken_between_batches_is_carried_on_by_the_numbers_in_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten seconds once, two a row in a first walk, one a row in a second; a walk that is broken off is taken once."""
     x = torch.zeros(64, 2)
-    some, units, examples = _surveyed([(part, part) for part in x.split([10, 30, 20, 4])])
-    assert (examples, units) == (64, Units(128, [20, 60]))
+    now = [0.0]
+    monkeypatch.setattr(PROBE, "clock", lambda: now[0])
+    some, units = surveyed([(part, part) for part in x.split([10, 30, 20, 4])])
+    assert units == Units(128, [20, 60, 40], 64, 0.0)
+    runs: list[int] = []
 
-    def took(work: Callable[[], Any], _: torch.device) -> Measured:
-        rows = work()
-        return Measured(7.0 + 2 * rows, 100 + rows, 5 + 3 * rows)
+    def stage(few: Few) -> None:
+        next(iter(few))
+        runs.append(len(list(few.walks)))
+        for each in (2, 1):
+            for a, _ in few:
+                now[0] += each * len(a)
+        now[0] += 10
 
-    monkeypatch.setattr(PLAN, "measured", took)
-    ran: list[int] = []
+    probe = Probe(some, Units(128, [20, 60, 40], 64, 0.5), Measured(7.0, 1, 5), CPU)
+    assert probe.carried_on(stage).seconds == pytest.approx(10 + 3 * 64 + 2 * 0.5 + 7)
+    assert runs == [1], "a run that takes long says it all"
+    assert probe.carried_on(stage, looks=False).seconds == pytest.approx(10 + 3 * 64 + 2 * 0.5)
+    whole = Probe(some[:1], Units(20, [20], 10, 0.0), Measured(7.0, 1, 5), CPU)
+    assert whole.carried_on(stage).seconds == 10 + 3 * 10, "there is no later batch to look at"
 
-    def run(some: list[Any]) -> int:
-        ran.append(sum(len(a) for a, _ in some))
-        return ran[-1]
 
-    probe = Probe(some, units, Measured(7.0, 1, 5), CPU)
-    assert probe.carried_on(run) == Measured(2 * 7.0 + 2 * 64, 140, 2 * 5 + 3 * 64)
-    assert ran[0] == 10  # once before anything is measured
-    assert probe.carried_on(run, looks=False) == Measured(7.0 + 2 * 64, 140, 5 + 3 * 64)
-    assert Probe(some[:1], Units(20, [20]), Measured(7.0, 1, 5), CPU).carried_on(run) == Measured(27.0, 110, 35)
+def test_operations_between_batches_are_carried_on() -> None:
+    x, w = torch.zeros(64, 3), torch.zeros(3, 5)
+    some, units = surveyed([(part, part) for part in x.split(16)])
+
+    def stage(few: Few) -> None:
+        for a, _ in few:
+            a @ w
+        w.T @ w
+
+    found = Probe(some, units, Measured(0.0, 0, 0), CPU).carried_on(stage)
+    assert found.operations == 2 * (64 * 3 * 5 + 5 * 3 * 5)
+
+
+def test_few_queries_and_as_many_as_seconds_allow_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(STAGES, "clock", lambda: now[0])
+    asked: list[int] = []
+
+    def tried(count: int) -> Measured:
+        asked.append(count)
+        now[0] += 0.1 * count
+        return Measured(3.0 + 0.5 * count, 100 + count, 7 * count)
+
+    assert _line(tried, 40).counts == (16, 40)
+    assert _line(tried, 5).counts == (5, 5)
+    now[0] = 0.0
+    monkeypatch.setattr(STAGES, "LONG", 1.0)
+    line = _line(tried, 40)
+    assert line.counts == (4, 16), "sixteen took longer than it may"
+    assert asked == [16, 40, 5, 16, 4]
+    assert line.at("seconds", 1, 40) == pytest.approx(3 + 0.5 * 40)
+    assert line.at("operations", 3, 100) == pytest.approx(7 * 100)
+    assert Line((8, 8), (Measured(4.0, 1, 1),) * 2).at("seconds", 1, 8) == 4.0
 
 
 def test_what_does_not_fit_is_said_before_it_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,14 +209,14 @@ def test_the_first_queries_are_cut_from_their_batches() -> None:
 
 
 def test_bytes_and_times_are_said_with_three_digits() -> None:
-    assert [_say(n) for n in (12, 1234, 98_765_432, 4_000_000_000, 5 * 10**15)] == [
+    assert [in_bytes(n) for n in (12, 1234, 98_765_432, 4_000_000_000, 5 * 10**15)] == [
         "12 B",
         "1.23 kB",
         "98.8 MB",
         "4 GB",
         "5 PB",
     ]
-    assert [_say_time(s) for s in (0.5, 119.0, 600.0, 36000.0, math.nan)] == [
+    assert [in_time(s) for s in (0.5, 119.0, 600.0, 36000.0, math.nan)] == [
         "0.5 s",
         "119 s",
         "10 min",
@@ -177,4 +227,4 @@ def test_bytes_and_times_are_said_with_three_digits() -> None:
 
 def test_every_batch_counts_once() -> None:
     case = case_of("perceptron")
-    assert _surveyed(batches(case.x, case.y, 7))[2] == 60
+    assert surveyed(batches(case.x, case.y, 7))[1].examples == 60
