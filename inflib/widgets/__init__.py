@@ -28,6 +28,15 @@ ladder_view        how the ladder is drawn
 ladder             the ladder of curvatures
 board              named methods against ground truths, as a figure
 believe            the same as a widget, with one query's predictions beside what retraining showed
+review_decisions   kept, relabelled, removed: undone, and as CSV and back
+review_file        the file that decisions are kept in
+review_examples    labelled pictures or texts of anybody's
+review_signals     which labels look wrong: orders to review in
+review_effects     what decisions do: predicted, and measured by training again
+review_desk        one example and three buttons, by keyboard too
+review_case        one example under review as plain values
+review_view        how a review is drawn
+review             review suspicious labels, and see what repairing them does
 plots              figures in one style
 """
 
@@ -42,6 +51,10 @@ from .draw import DrawDigit
 from .engine import three_methods
 from .image_influence import ImageInfluence
 from .ladder import Ladder
+from .review import Review
+from .review_effects import retraining
+from .review_examples import Examples
+from .review_signals import suspicion
 from .rungs import Rungs
 from .text_browser import TextBrowser
 from .text_influence import TextInfluence, index_size
@@ -51,14 +64,18 @@ __all__ = [
     "BelieveBoard",
     "Dials",
     "DrawDigit",
+    "Examples",
     "ImageBrowser",
     "ImageInfluence",
     "Ladder",
+    "Review",
     "Rungs",
     "TextBrowser",
     "TextInfluence",
     "Texts",
     "board_figure",
     "index_size",
+    "retraining",
+    "suspicion",
     "three_methods",
 ]

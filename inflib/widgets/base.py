@@ -227,7 +227,12 @@ def _chunk(kind: bytes, data: bytes) -> bytes:
 
 def picture(image: np.ndarray) -> str:
     """An (H, W) uint8 image, white on black as MNIST has it, as the data: address of ink on paper."""
-    return "data:image/png;base64," + base64.b64encode(png(255 - image)).decode()
+    return png_address(255 - image)
+
+
+def png_address(image: np.ndarray) -> str:
+    """An image as ``png`` takes it, as a data: address."""
+    return "data:image/png;base64," + base64.b64encode(png(image)).decode()
 
 
 def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -1,0 +1,316 @@
+"""Review suspicious labels, and see what repairing them does.
+
+Training examples come in the order of a signal, each with what speaks against its label; every decision can be undone,
+is kept in a file where one is named, and comes back from it the next day. Then the network is trained again with the
+decisions, and what became better stands beside what was predicted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import ipywidgets as W
+import torch
+from torch import Tensor, nn
+
+from ..curvature import Damping
+from ..index import TrainIndex
+from ..objectives import Objective
+from .base import InputError, Panel, csv_link
+from .review_case import Case, card, places_of, still_of
+from .review_decisions import KEEP, RELABEL, REMOVE, Decisions, Read
+from .review_desk import Desk
+from .review_effects import Judged, Repair, Retrain, judge, repair
+from .review_examples import batches, check_fits, few, outputs_of
+from .review_file import DecisionFile, write_whole
+from .review_signals import suspicion
+from .review_view import progress_html, progress_text, repair_html, repair_lines, repair_note
+
+ANY, UNDECIDED, DECIDED = "all", "the undecided", "the decided"
+ANY_LABEL = "any label"
+
+
+class Review(Panel):
+    """Review the labels of training examples, the most suspicious first, and retrain with what was decided.
+
+    index:    a ``TrainIndex`` of the training examples under the labels that they have.
+    train:    ``Examples``: inputs, labels, and images or texts to look at; or ``inflib.lab.Digits``.
+    clean:    the same of other examples, whose labels can be trusted: they judge retraining, and give the harm.
+    classes:  the classes' names; None for their numbers.
+    signals:  {name: (N,) suspicion}, what to order by, the first at the start; None: ``suspicion`` of these arguments.
+    retrain:  (labels (N,), kept (N,) bool) → the network trained with them; ``retraining`` makes one for a recipe.
+    path:     a CSV file that every decision is written to, and that is read at the start if it is there.
+    count:    how many opponents are shown.
+
+    ``decisions`` has what was decided, ``repair`` what retraining came to. Raises ValueError for signals, labels or an
+    index that do not fit the examples, and InputError for a file that holds other decisions; the file stays as it is.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        objective: Objective,
+        index: TrainIndex,
+        train: Any,
+        clean: Any = None,
+        *,
+        classes: Sequence[str] | None = None,
+        signals: Mapping[str, Tensor] | None = None,
+        retrain: Retrain | None = None,
+        path: str | Path | None = None,
+        damping: Damping = None,
+        count: int = 6,
+    ) -> None:
+        super().__init__("Review", "inflib-review")
+        self._model, self._objective, self._index, self._damping = model, objective, index, damping
+        self._train, self._clean, self._retrain, self._count = train, clean, retrain, count
+        self._probabilities = outputs_of(model, batches(model, train.inputs, train.labels)).softmax(1)
+        names = tuple(map(str, range(self._probabilities.shape[1]))) if classes is None else tuple(classes)
+        self.signals = dict(signals or suspicion(model, objective, index, train, clean, damping=damping))
+        check_fits(self.signals, train.labels, names, self._probabilities.shape[1], len(index))
+        self._places = places_of({name: torch.as_tensor(x).cpu() for name, x in self.signals.items()})
+        self.decisions = Decisions(train.inputs, train.labels, names)
+        self.repair: Repair | None = None
+        self._before: Judged | None = None
+        self._file = DecisionFile(path, self.decisions)
+        self.case: Case | None = None
+        self._make_controls(names)
+        self._watch_controls()
+        self._match()
+        self._go(self._first())
+
+    # --- from Python --------------------------------------------------------------------------------------------
+
+    def decide(self, example: int, what: str, label: int | None = None) -> None:
+        """Decide about an example: "keep", "relabel" with a label, or "remove"; if it is on show, go on to the next."""
+        with self.working():
+            self._decide(example, what, label)
+
+    def decide_all(self, decisions: Mapping[int, tuple[str, int | None]]) -> None:
+        """Decide about many examples, {example: (what, label)}, in one go; the file is written once."""
+        with self.working():
+            for example, (what, label) in decisions.items():
+                self.decisions.decide(example, what, label)
+            self._file.keep()
+            self._match()
+            self._go(self._first())
+
+    def undo(self) -> None:
+        """Take the last decision back, and show the example it was about."""
+        with self.working():
+            self._undo()
+
+    def show(self, example: int) -> None:
+        """Show this example; filters that hide it are lifted."""
+        with self.working():
+            self._go(example)
+
+    def order(self) -> list[int]:
+        """The examples in the order of the signal chosen, whatever the filters."""
+        place = self._places[self.signal.value]
+        return [int(n) for n in place.argsort(stable=True)]
+
+    def to_csv(self, path: str | Path) -> Path:
+        """Write the decisions as a CSV file, whole or not at all."""
+        return write_whole(Path(path), self.decisions.as_csv())
+
+    def read_csv(self, path: str | Path) -> Read:
+        """Take the decisions of a CSV file over; see ``Decisions.read``."""
+        return self.read(Path(path).read_text("utf-8"))
+
+    def read(self, text: str) -> Read:
+        """The same of the contents of a file."""
+        with self.working():
+            found = self.decisions.read(text)
+            self._file.keep()
+            self._match()
+            self._go(self._first())
+            return found
+
+    def retrain(self) -> Repair:
+        """Train again with the decisions and, once, without; show what changed on the clean set."""
+        with self.working():
+            if self._retrain is None or self._clean is None:
+                raise InputError("there is nothing to retrain with: give Review retrain= and clean=")
+            labels, kept = self.decisions.labels(), self.decisions.kept()
+            if torch.equal(labels, self.decisions.given) and bool(kept.all()):
+                raise InputError("nothing is relabelled or removed yet, so that retraining would change nothing")
+            empty = [self.decisions.classes[c] for c in self.decisions.given.unique() if not (labels[kept] == c).any()]
+            if empty:
+                raise InputError(f"these decisions leave no example of class {', '.join(empty)}: undo some")
+            about = self._objective, self._clean
+            if self._before is None:
+                unchanged = self._retrain(self.decisions.given, torch.ones_like(kept)).eval()
+                self._before = judge(unchanged, *about)
+            how = self._model, self._objective, self._index.curvature, self._train, self._clean, self.decisions
+            done = self.repair = repair(*how, self._retrain, self._before, self._damping)
+            self._repaired = dict(self.decisions.of)
+            self._draw_repair()
+            return done
+
+    def as_text(self) -> str:
+        lines = [f"Review: {progress_text(self.decisions)}; by {self.signal.value}"]
+        if self.case is not None:
+            about = "; ".join(f"{what} {value}" for what, value in self.case.lines(self.decisions.classes)[:3])
+            lines.append(f"  {self.case.name}: {about}")
+        if self.repair is not None:
+            lines += [
+                f"  {what}: {before} before, {after} after" for what, before, after, _ in repair_lines(self.repair)
+            ]
+            lines.append(f"  {repair_note(self.repair)}")
+        return "\n".join(lines)
+
+    def as_html(self) -> str:
+        shown = still_of(self.case, self._train, self.decisions)
+        return f"{progress_html(self.decisions)}{shown}{self.outcome.value}"
+
+    # --- controls -----------------------------------------------------------------------------------------------
+
+    def _make_controls(self, classes: Sequence[str]) -> None:
+        self.signal = W.Dropdown(options=list(self.signals), description="Order by", **_FORM)
+        self.filter = W.Dropdown(options=[ANY, UNDECIDED, DECIDED], description="Show", **_FORM)
+        there = sorted(set(self.decisions.given.tolist()))
+        options = [(ANY_LABEL, -1), *((classes[c], c) for c in there)]
+        self.label_filter = W.Dropdown(options=options, description="Label", **_FORM)
+        self.place = W.IntSlider(min=1, max=len(self.decisions.given), description="Place", **_WIDE)
+        self.where, self.progress, self.outcome, self.csv = W.HTML(), W.HTML(), W.HTML(), W.HTML()
+        self.desk = Desk()
+        self.upload = W.FileUpload(accept=".csv", description="Read decisions", layout={"width": "160px"})
+        self.again = W.Button(description="Retrain with the decisions", layout={"width": "210px"})
+        self.again.disabled = self._retrain is None or self._clean is None
+        left = W.VBox([W.HBox([self.signal, self.filter, self.label_filter], layout=_WRAP), self.place, self.where])
+        files = W.HBox([self.csv, self.upload, self.again], layout=_WRAP | {"align_items": "center"})
+        self.arrange([left, self.progress], [self.desk, files, self.outcome])
+
+    def _watch_controls(self) -> None:
+        for control in (self.signal, self.filter, self.label_filter):
+            self.watch(control, self._refilter)
+        self.watch(self.place, lambda: self._go(self._matching[self.place.value - 1] if self._matching else None))
+        self.watch(self.upload, self._uploaded)
+        self.watch(self.again, self.retrain)
+        self.desk.on_act(lambda *what: self.attempt(lambda: self._act(*what)))
+
+    def _act(self, action: str, example: int, label: Any) -> None:
+        if action == "undo":
+            self._undo()
+        elif action == "show":
+            self._go(example)
+        elif action in (KEEP, RELABEL, REMOVE):
+            self._decide(example, action, label if action == RELABEL else None)
+        else:
+            self._step({"next": 1, "previous": -1}[action])
+
+    def _decide(self, example: int, what: str, label: int | None) -> None:
+        shown = self.case is not None and self.case.n == example
+        following = self._following(example) if shown else None
+        if self.decisions.decide(example, what, label):
+            self._file.keep()
+        self._match()
+        if shown:
+            self._go(following)
+        else:
+            self._draw()
+
+    def _following(self, example: int) -> int | None:
+        """The next undecided example after this one, of those that match; else the first before it; else none."""
+        at = self._matching.index(example)
+        for n in (*self._matching[at + 1 :], *self._matching[:at]):
+            if n not in self.decisions.of:
+                return n
+        return example if self.filter.value != UNDECIDED else None
+
+    def _undo(self) -> None:
+        n = self.decisions.undo()
+        self._file.keep()
+        self._match()
+        self._go(self._first() if n is None else n)
+
+    def _step(self, steps: int) -> None:
+        if self.case is not None and self._matching:
+            at = self._matching.index(self.case.n) + steps
+            self._go(self._matching[min(max(at, 0), len(self._matching) - 1)])
+
+    def _uploaded(self) -> None:
+        files, self.upload.value = self.upload.value, ()
+        for file in files:
+            try:
+                text = bytes(file["content"]).decode("utf-8-sig")
+            except UnicodeDecodeError as error:
+                raise InputError(
+                    f"{file['name']} is no text in UTF-8; expected a CSV file. Nothing was read."
+                ) from error
+            found = self.read(text)
+            self.busy.value = ""
+            said = f"{file['name']}: {found.rows:,} decisions, {found.new:,} new, {found.changed:,} in place of others."
+            self.where.value += f'<div class="inflib-quiet inflib-note" role="status">{escape(said)}</div>'
+
+    # --- what is shown ------------------------------------------------------------------------------------------
+
+    def _match(self) -> None:
+        wanted, label = self.filter.value, self.label_filter.value
+        self._matching = [
+            n
+            for n in self.order()
+            if wanted == ANY or (n in self.decisions.of) == (wanted == DECIDED)
+            if label in (-1, int(self.decisions.given[n]))
+        ]
+
+    def _refilter(self) -> None:
+        self._match()
+        there = self.case is not None and self.case.n in self._matching
+        self._go(self.case.n if there and self.case is not None else self._first())
+
+    def _first(self) -> int | None:
+        """The first undecided example that matches, else the first."""
+        undecided = [n for n in self._matching if n not in self.decisions.of]
+        return next(iter(undecided or self._matching), None)
+
+    def _go(self, n: int | None) -> None:
+        """Show an example."""
+        if n is not None and not 0 <= n < len(self.decisions.given):
+            raise ValueError(f"example {n}; expected one from 0 to {len(self.decisions.given) - 1}.")
+        if n is not None and n not in self._matching:
+            self.filter.value, self.label_filter.value = ANY, -1
+            self._match()
+        if n is None or self.case is None or self.case.n != n:
+            self.case = None if n is None else self._look(n)
+        self._draw()
+
+    def _look(self, n: int) -> Case:
+        one = batches(self._model, few(self._train.inputs, [n]), self._train.labels[[n]])
+        how: dict[str, Any] = {"damping": self._damping, "measurement": "margin", "relative": "loss"}
+        scores = self._index.influence(self._model, self._objective, one, **how)[0].double().cpu()
+        places = {name: int(place[n]) for name, place in self._places.items()}
+        return Case.of(n, self._train, self._probabilities[n], scores, places, self._count)
+
+    def _draw(self) -> None:
+        case, total = self.case, len(self._matching)
+        said = f"{total:,} by {self.signal.value}"
+        if case is None:
+            found = {"key": -1, "empty": "No example matches: all of these are decided, or none is.", "can_undo": True}
+        else:
+            found = card(case, self._train, self.decisions)
+        self.desk.card = found
+        self.place.disabled = total < 2
+        if case is not None:
+            at = self._matching.index(case.n) + 1
+            self.place.max = max(self.place.max, at)
+            self.place.value, self.place.max = at, total
+            said = f"{at:,} of {said}"
+        self.where.value = f'<div class="inflib-quiet inflib-note">{escape(said)}</div>'
+        self.progress.value = progress_html(self.decisions)
+        self.csv.value = csv_link(self.decisions.table(), "decisions.csv", "Save decisions as CSV")
+        self._draw_repair()
+
+    def _draw_repair(self) -> None:
+        if self.repair is not None:
+            former = self._repaired != self.decisions.of
+            self.outcome.value = repair_html(self.repair, self._clean, self.decisions.classes, former=former)
+
+
+_FORM = {"style": {"description_width": "64px"}, "layout": {"width": "250px"}}
+_WIDE = {"continuous_update": False, "style": {"description_width": "64px"}, "layout": {"width": "380px"}}
+_WRAP = {"flex_flow": "row wrap", "grid_gap": "4px 18px"}
