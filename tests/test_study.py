@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,25 @@ def test_committed_results_are_of_items_that_there_are_with_values_inside_their_
             assert row["low"] <= row["value"] <= row["high"], row
             top = KNOWN[item]["ceilings"].get(row["measurement"])
             assert top is None or row["value"] <= top["high"] + 0.01, row
+
+
+def intervals(value: Any) -> Iterator[list[float]]:
+    """Every [mean, low, high] inside."""
+    if isinstance(value, list) and len(value) == 3 and all(isinstance(x, (int, float)) for x in value):
+        yield value
+    elif isinstance(value, (dict, list)):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from intervals(inner)
+
+
+CELLS = ("bars", "damping_choice", "ensembling", "proximal", "sizes", "smooth_training", "top_rung")
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_committed_cells_hold_means_inside_their_intervals(name: str) -> None:
+    found = list(intervals(json.loads((study.RESULTS.parent / f"{name}.json").read_text())))
+    assert found
+    assert [row for row in found if not row[1] <= row[0] <= row[2]] == []
 
 
 def test_concrete_is_standardised_by_its_training_part_and_split_once_for_ever() -> None:
