@@ -7,7 +7,7 @@ decisions, and what became better stands beside what was predicted.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from .base import InputError, Panel, csv_link
 from .review_case import Case, card, places_of, still_of
 from .review_decisions import KEEP, RELABEL, REMOVE, Decisions, Read
 from .review_desk import Desk
-from .review_effects import Judged, Repair, Retrain, judge, repair
+from .review_effects import Judged, Repair, Retrain, check_worth, judge, repair
 from .review_examples import batches, check_fits, few, outputs_of
 from .review_file import DecisionFile, write_whole
 from .review_signals import suspicion
@@ -84,19 +84,16 @@ class Review(Panel):
 
     # --- from Python --------------------------------------------------------------------------------------------
 
-    def decide(self, example: int, what: str, label: int | None = None) -> None:
+    def decide(self, example: int, what: str, label: int | str | None = None) -> None:
         """Decide about an example: "keep", "relabel" with a label, or "remove"; if it is on show, go on to the next."""
         with self.working():
             self._decide(example, what, label)
 
-    def decide_all(self, decisions: Mapping[int, tuple[str, int | None]]) -> None:
-        """Decide about many examples, {example: (what, label)}, in one go; the file is written once."""
+    def decide_all(self, decisions: Mapping[int, tuple[str, int | str | None]]) -> None:
+        """Decide about many examples, {example: (what, label)}, all or none of them; one undo takes all of it back."""
         with self.working():
-            for example, (what, label) in decisions.items():
-                self.decisions.decide(example, what, label)
-            self._file.keep()
-            self._match()
-            self._go(self._first())
+            self.decisions.decide_all(decisions)
+            self._changed(self._first)
 
     def undo(self) -> None:
         """Take the last decision back, and show the example it was about."""
@@ -125,9 +122,7 @@ class Review(Panel):
         """The same of the contents of a file."""
         with self.working():
             found = self.decisions.read(text)
-            self._file.keep()
-            self._match()
-            self._go(self._first())
+            self._changed(self._first)
             return found
 
     def retrain(self) -> Repair:
@@ -135,16 +130,11 @@ class Review(Panel):
         with self.working():
             if self._retrain is None or self._clean is None:
                 raise InputError("there is nothing to retrain with: give Review retrain= and clean=")
-            labels, kept = self.decisions.labels(), self.decisions.kept()
-            if torch.equal(labels, self.decisions.given) and bool(kept.all()):
-                raise InputError("nothing is relabelled or removed yet, so that retraining would change nothing")
-            empty = [self.decisions.classes[c] for c in self.decisions.given.unique() if not (labels[kept] == c).any()]
-            if empty:
-                raise InputError(f"these decisions leave no example of class {', '.join(empty)}: undo some")
-            about = self._objective, self._clean
+            check_worth(self.decisions)
             if self._before is None:
-                unchanged = self._retrain(self.decisions.given, torch.ones_like(kept)).eval()
-                self._before = judge(unchanged, *about)
+                everything = torch.ones(len(self.decisions.given), dtype=torch.bool)
+                unchanged = self._retrain(self.decisions.given, everything).eval()
+                self._before = judge(unchanged, self._objective, self._clean)
             how = self._model, self._objective, self._index.curvature, self._train, self._clean, self.decisions
             done = self.repair = repair(*how, self._retrain, self._before, self._damping)
             self._repaired = dict(self.decisions.of)
@@ -182,7 +172,8 @@ class Review(Panel):
         self.again = W.Button(description="Retrain with the decisions", layout={"width": "210px"})
         self.again.disabled = self._retrain is None or self._clean is None
         left = W.VBox([W.HBox([self.signal, self.filter, self.label_filter], layout=_WRAP), self.place, self.where])
-        files = W.HBox([self.csv, self.upload, self.again], layout=_WRAP | {"align_items": "center"})
+        kept = W.HTML(f'<div class="inflib-quiet">{escape(self._file.where)}</div>')
+        files = W.HBox([self.csv, kept, self.upload, self.again], layout=_WRAP | {"align_items": "center"})
         self.arrange([left, self.progress], [self.desk, files, self.outcome])
 
     def _watch_controls(self) -> None:
@@ -203,16 +194,17 @@ class Review(Panel):
         else:
             self._step({"next": 1, "previous": -1}[action])
 
-    def _decide(self, example: int, what: str, label: int | None) -> None:
+    def _decide(self, example: int, what: str, label: int | str | None) -> None:
         shown = self.case is not None and self.case.n == example
         following = self._following(example) if shown else None
-        if self.decisions.decide(example, what, label):
-            self._file.keep()
+        new = self.decisions.decide(example, what, label)
         self._match()
         if shown:
             self._go(following)
         else:
             self._draw()
+        if new:
+            self._file.keep()
 
     def _following(self, example: int) -> int | None:
         """The next undecided example after this one, of those that match; else the first before it; else none."""
@@ -224,9 +216,13 @@ class Review(Panel):
 
     def _undo(self) -> None:
         n = self.decisions.undo()
-        self._file.keep()
+        self._changed(lambda: self._first() if n is None else n)
+
+    def _changed(self, shown: Callable[[], int | None]) -> None:
+        """Many decisions changed: draw them, whether or not they can be kept."""
         self._match()
-        self._go(self._first() if n is None else n)
+        self._go(shown())
+        self._file.keep()
 
     def _step(self, steps: int) -> None:
         if self.case is not None and self._matching:

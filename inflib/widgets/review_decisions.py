@@ -52,22 +52,35 @@ class Decisions:
     def __init__(self, inputs: Any, labels: Tensor, classes: Sequence[str]) -> None:
         self.given, self.classes = labels.detach().cpu(), tuple(classes)
         self.of: dict[int, Decision] = {}
-        self._inputs = inputs
+        self._inputs, self._prints = inputs, dict[int, str]()
         self._past: list[tuple[dict[int, Decision | None], int | None]] = []  # what to go back to, and what to show
 
     def __len__(self) -> int:
         return len(self.of)
 
-    def decide(self, n: int, what: str, label: int | None = None) -> bool:
-        """Decide about example n; False where that was decided already. ValueError for what cannot be decided."""
-        decision = Decision(what, label)
-        if not 0 <= n < len(self.given):
-            raise ValueError(f"example {n} was decided about; expected one from 0 to {len(self.given) - 1}.")
-        _check(decision, int(self.given[n]), self.classes)
+    def decide(self, n: int, what: str, label: int | str | None = None) -> bool:
+        """Decide about example n; False where that was decided already. ValueError for what cannot be decided.
+
+        A label is a class number, or a class's name.
+        """
+        decision = self._checked(n, what, label)
         if self.of.get(n) == decision:
             return False
         self._change({n: decision}, n)
         return True
+
+    def decide_all(self, decisions: Mapping[int, tuple[str, int | str | None]]) -> None:
+        """Decide about many examples, {n: (what, label)}, all or none of them; one undo takes all of it back."""
+        found = {n: self._checked(n, what, label) for n, (what, label) in decisions.items()}
+        if any(self.of.get(n) != decision for n, decision in found.items()):
+            self._change(found, None)
+
+    def _checked(self, n: int, what: str, label: int | str | None) -> Decision:
+        decision = Decision(what, _number_of(label, self.classes) if isinstance(label, str) else label)
+        if not 0 <= n < len(self.given):
+            raise ValueError(f"example {n} was decided about; expected one from 0 to {len(self.given) - 1}.")
+        _check(decision, int(self.given[n]), self.classes)
+        return decision
 
     def undo(self) -> int | None:
         """Take the last change back; the example it was about, None for a file's. InputError for no change."""
@@ -123,11 +136,14 @@ class Decisions:
 
     def fingerprint(self, n: int) -> str:
         """A few digits that another example does not have; marked, so that no spreadsheet reads a number."""
+        if n in self._prints:
+            return self._prints[n]
         digest = blake2b(digest_size=4)
         for x in tensors(self._inputs):
             row = x[n].detach().cpu()
             digest.update((row.float() if row.is_floating_point() else row.long()).contiguous().numpy().tobytes())
-        return f"#{digest.hexdigest()}"
+        self._prints[n] = f"#{digest.hexdigest()}"
+        return self._prints[n]
 
     def read(self, text: str) -> Read:
         """Take the decisions of a CSV file over, beside those there are; where both decided, the file's count.
@@ -174,6 +190,12 @@ def _check(decision: Decision, given: int, classes: Sequence[str]) -> None:
         raise ValueError(f"class {decision.label}; expected one from 0 to {len(classes) - 1}.")
     if decision.label == given:
         raise ValueError(f"relabelled to {classes[given]}, which is its label; expected another class, or {KEEP}.")
+
+
+def _number_of(name: str, classes: Sequence[str]) -> int:
+    if name not in classes:
+        raise ValueError(f"class {name!r}; expected its number, or one of {_few(classes)}.")
+    return list(classes).index(name)
 
 
 def _rows(text: str) -> list[tuple[int, dict[str, str]]]:

@@ -84,9 +84,13 @@ function render({ model, el }) {
     said.textContent = `relabel to ${named.text}`;
   });
   const draw = () => {
-    const item = card();
+    const item = card(), held = desk.contains(document.activeElement);
     view.replaceChildren();
-    buttons.hidden = item.key < 0 && !item.can_undo;
+    rebuild(item);
+    // what had the focus may be gone: the next key would be JupyterLab's
+    if (held && !document.activeElement?.closest(".inflib-desk")?.isSameNode(desk)) desk.focus({ preventScroll: true });
+  };
+  const rebuild = item => {
     if (item.key < 0) { view.append(make("div", "inflib-quiet", { textContent: item.empty })); return; }
     const left = make("div", "inflib-subject"), right = make("div", "inflib-rest");
     left.append(show(item, "inflib-large"));
@@ -148,7 +152,6 @@ img.inflib-small {{ width: 56px; height: auto; }}
   background: var(--jp-layout-color3, #ddd); }}
 .inflib-against span {{ display: block; height: 100%; margin-left: auto; background: {NEGATIVE}; }}
 .inflib-verdicts {{ display: flex; flex-wrap: wrap; gap: 6px 8px; margin: 10px 0 6px; align-items: center; }}
-.inflib-verdicts[hidden] {{ display: none; }}
 .inflib-verdict {{ padding: 0 12px; height: 30px; line-height: 28px; width: auto; color: var(--jp-ui-font-color1, #222);
   background: var(--jp-layout-color2, #eee); border: 1px solid var(--jp-border-color1, #bbb); border-radius: 3px;
   font: inherit; cursor: pointer; }}

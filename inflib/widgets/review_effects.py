@@ -23,6 +23,7 @@ from ..curvature import Curvature, Damping
 from ..objectives import Objective
 from ..scoring import influence
 from ..validation import Interval, Training, rank_correlation, retrain
+from .base import InputError
 from .review_decisions import Decisions
 from .review_examples import batches, few, outputs_of
 
@@ -100,6 +101,16 @@ def _spearman(x: Tensor, y: Tensor, resamples: int = 500) -> Interval:
     again = torch.tensor([rank_correlation(x[row], y[row]) for row in rows], dtype=torch.float64)
     low, high = (float(again.nanquantile(at)) for at in (0.025, 0.975))
     return Interval(rank_correlation(x, y), low, high)
+
+
+def check_worth(decisions: Decisions) -> None:
+    """InputError for decisions that change nothing, or leave a class without examples."""
+    labels, kept = decisions.labels(), decisions.kept()
+    if torch.equal(labels, decisions.given) and bool(kept.all()):
+        raise InputError("nothing is relabelled or removed yet, so that retraining would change nothing")
+    empty = [decisions.classes[c] for c in decisions.given.unique() if not (labels[kept] == c).any()]
+    if empty:
+        raise InputError(f"these decisions leave no example of class {', '.join(empty)}: undo some")
 
 
 def judge(model: nn.Module, objective: Objective, clean: Any) -> Judged:

@@ -21,6 +21,15 @@ class DecisionFile:
         if self._written:
             decisions.read(self._written)
 
+    @property
+    def where(self) -> str:
+        """Where decisions are kept, for the person who makes them."""
+        return (
+            "kept in this kernel only: save them"
+            if self.path is None
+            else f"every decision is kept in {self.path.name}"
+        )
+
     def _there(self) -> str:
         return self.path.read_text("utf-8") if self.path is not None and self.path.exists() else ""
 

@@ -135,6 +135,7 @@ def filter_and_go_to_an_opponent(page: ReviewPage) -> None:
     expect(page.root.get_by_text("1 of 4 by opposition")).to_be_visible()
     page.changes(page.desk.locator(".inflib-opponent").first.click)
     assert page.root.get_by_role("combobox", name="Show").input_value() == "all"
+    expect(page.desk).to_be_focused()  # the picture that was clicked is gone, and the next key is the desk's
     page.changes(lambda: page.select("Order by", "loss"), pixels=False)
     page.changes(lambda: page.slide("Place", "Home"))
     expect(page.root.get_by_text("1 of 400 by loss")).to_be_visible()

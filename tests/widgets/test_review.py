@@ -167,6 +167,12 @@ def test_a_decided_example_leaves_the_undecided_and_one_that_a_filter_hides_lift
     assert (review.case.n, review.label_filter.value) == (first, -1)
 
 
+def test_many_decisions_are_taken_all_or_none(review) -> None:
+    with pytest.raises(ValueError, match="decision 'drop'; expected keep, relabel or remove"):
+        review.decide_all({0: ("keep", None), 1: ("drop", None)})
+    assert len(review.decisions) == 0 and not review.decisions.can_undo
+
+
 def test_the_last_undecided_leaves_an_empty_desk(made) -> None:
     review = reviewing(made)
     review.decide_all(dict.fromkeys(range(N - 1), ("keep", None)))
@@ -343,7 +349,8 @@ def test_retraining_gets_the_decisions_and_its_outcome_is_what_the_networks_say(
     change = predicted(model, CrossEntropy(), review._index.curvature, noisy, clean, decided, **how)
     assert done.predicted_loss == pytest.approx(-float(change.mean()))
     assert "order only" in review.outcome.value and "Decisions have changed" not in review.outcome.value
-    review.undo()
+    review.undo()  # all that was decided in one go
+    assert len(review.decisions) == 0
     assert "Decisions have changed since; retrain again." in review.outcome.value
     review.decide(n, "remove")
     review.retrain()
@@ -429,7 +436,9 @@ def test_texts_are_reviewed_like_pictures_under_their_own_names() -> None:
     assert review.desk.card["text"] == texts[n] and review.desk.card["name"] == f"mail {n}"
     assert all("text" in one for one in review.desk.card["opponents"])
     assert "<script>" not in review.as_html() and "&lt;script&gt;" in review.as_html()
-    review.decide(n, "relabel", n % 3)
+    review.decide(n, "relabel", ["work", "play", "spam"][n % 3])
+    with pytest.raises(ValueError, match="class 'ham'; expected its number, or one of work, play, spam"):
+        review.decide(n, "relabel", "ham")
     assert review.decisions.table()[0]["label"] == ["work", "play", "spam"][n % 3]
 
 
