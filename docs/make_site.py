@@ -100,6 +100,8 @@ def _reference(package: str, about: str) -> str:
             lines += [f".. autoclass:: {package}.{name}", "   :members:", ""]
         elif callable(value):
             lines += [f".. autofunction:: {package}.{name}", ""]
+        elif type(value).__module__ == "builtins":  # whose own docstring says nothing of this one
+            lines += [f".. py:data:: {package}.{name}", f"   :type: {type(value).__name__}", ""]
         else:
             lines += [f".. autodata:: {package}.{name}", ""]
     return "\n".join([*lines, "```", ""])
