@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .allocation import by_layer
 from .batches import BYTE_BUDGET, cached_bytes, chunks
 from .blocks import Factor
 from .curvature import Curvature, Damping, check_stacks
@@ -54,10 +55,13 @@ def contract(
     """⟨P_q, Σ_t g_t a_tᵀ⟩ of every query and training example, (Q, b[, L][, T])."""
     if keep.token:
         assert isinstance(training, Captured)
-        each = [_contract_tokens(P[k], training[k], _runs(k, training.lengths[k]), max_bytes) for k in P]  # (Q, b, T)
+        runs = {k: _runs(k, training.lengths[k]) for k in P}
+        each = list(
+            by_layer(P, lambda k: _contract_tokens(P[k], training[k], runs[k], max_bytes)).values()
+        )  # (Q, b, T)
         _check_tokens(list(P), each)
     else:
-        each = [_contract_layer(P[name], training[name], max_bytes) for name in P]  # (Q, b)
+        each = list(by_layer(P, lambda k: _contract_layer(P[k], training[k], max_bytes)).values())  # (Q, b)
     if keep.layer:
         return torch.stack(each, dim=2)
     return sum(each)  # type: ignore[return-value]
@@ -156,11 +160,11 @@ def own_scorer(curvature: Curvature, damping: Damping, max_bytes: int, *, moved:
 
         def in_eigenbasis(found: Pairs, other: Pairs | None = None) -> Tensor:
             Q_S, Q_A = curvature.Q_S, curvature.Q_A
-            shares = [
-                own_layer(p, inverse[k], Q_S.get(k), Q_A.get(k), None if other is None else other[k])
-                for k, p in found.items()
-            ]
-            return torch.stack(shares, dim=-1)
+
+            def share(k: str) -> Tensor:
+                return own_layer(found[k], inverse[k], Q_S.get(k), Q_A.get(k), None if other is None else other[k])
+
+            return torch.stack(list(by_layer(found, share).values()), dim=-1)
 
         return in_eigenbasis
 

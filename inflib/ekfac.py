@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .allocation import of_layer
 from .batches import accumulator, cached_bytes, chunks, double
 from .blocks import BlockDiagonal, Factor, joined, numbers
 from .checkpoint import NOWHERE, Checkpoint, Done
@@ -42,7 +43,11 @@ class Eigenbasis:
 
 def eigenbasis(moments: Moments, kept: Checkpoint = NOWHERE) -> Eigenbasis:
     """One ``eigh`` per factor or block of one, in float64; eigenvalues clamped at 0. What ``kept`` has is there."""
-    return put_together(moments, {part: kept_eigh(part.of(moments), kept, part.file) for part in parts_of(moments)})
+    found = {}
+    for part in parts_of(moments):
+        with of_layer(part.layer):
+            found[part] = kept_eigh(part.of(moments), kept, part.file)
+    return put_together(moments, found)
 
 
 @dataclass(frozen=True)
@@ -168,22 +173,24 @@ def _add_squares(
     for seed, weight in seeds:
         pairs = recording.pairs(seed, last=one_seed)
         for name in list(pairs):
-            a, g = pair = pairs.pop(name)
-            if isinstance(a, OneHot):
-                columns = a.columns(g)
-                square = weight * rotate(columns.rows, Q_S.get(name)).square()  # (U, o)
-                total = sums.setdefault(name, square.new_zeros(a.size, square.shape[1]).T)
-                total.T.index_add_(0, columns.token, square)
-            elif g.shape[1] == 1:
-                _accumulate(squares, name, weight * rotate(g[:, 0], Q_S.get(name)).square())
-            else:
-                for G in rotated_gradients(pair, Q_S.get(name), Q_A.get(name)):
-                    # summed as it lies in memory, (b, i, o): ten times as fast
-                    _accumulate(sums, name, weight * G.mT.square_().sum(0).mT)
+            with of_layer(name):
+                a, g = pair = pairs.pop(name)
+                if isinstance(a, OneHot):
+                    columns = a.columns(g)
+                    square = weight * rotate(columns.rows, Q_S.get(name)).square()  # (U, o)
+                    total = sums.setdefault(name, square.new_zeros(a.size, square.shape[1]).T)
+                    total.T.index_add_(0, columns.token, square)
+                elif g.shape[1] == 1:
+                    _accumulate(squares, name, weight * rotate(g[:, 0], Q_S.get(name)).square())
+                else:
+                    for G in rotated_gradients(pair, Q_S.get(name), Q_A.get(name)):
+                        # summed as it lies in memory, (b, i, o): ten times as fast
+                        _accumulate(sums, name, weight * G.mT.square_().sum(0).mT)
     for name, square in squares.items():
         # rank one: the rotated gradient's square is g̃² ⊗ ã², so a batch is one matrix product
-        a = rotate(recording.activations[name][:, 0], Q_A.get(name))
-        _accumulate(sums, name, square.T @ a.square())  # (o, i)
+        with of_layer(name):
+            a = rotate(recording.activations[name][:, 0], Q_A.get(name))
+            _accumulate(sums, name, square.T @ a.square())  # (o, i)
 
 
 def rotate(x: Tensor, Q: Factor | None) -> Tensor:

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from .allocation import of_layer
 from .batches import Data, accumulator
 from .blocks import BlockDiagonal, Blocks, Factor, Sizes, like, numbers
 from .checkpoint import Done
@@ -103,7 +104,8 @@ def accumulate_moments(fit: Fit) -> Moments:
         whole = [name for name in fit.layers if fit.sharing_of(name) == "gradients"]
         for name in (name for name in fit.layers if name not in whole):
             a, sharing = recording.activations[name], fit.sharing_of(name)
-            positions[name] += _add_activations(A, name, a, there[name], sharing, cuts["A"][name])
+            with of_layer(name):
+                positions[name] += _add_activations(A, name, a, there[name], sharing, cuts["A"][name])
         squares: dict[str, Tensor] = {}
         check_finite("activations", {name: numbers(x) for name, x in A.items()}, batch.index)
         for seed_, weight in seeds:
@@ -112,11 +114,12 @@ def accumulate_moments(fit: Fit) -> Moments:
                 pair, sizes = Pair(recording.activations[name], g.pop(name)), (cuts["S"][name], cuts["A"][name])
                 add_products(A, S, squares, name, pair, weight, *sizes)
             for name in g:
-                rows = _gradient_rows(g[name], fit.sharing_of(name))
-                if fit.layers[name].diagonal == "S":
-                    S[name] = S.get(name, 0) + weight * rows.square().sum(0)  # type: ignore[operator] # not cut
-                else:
-                    add_rows(S, name, rows, weight, cuts["S"][name])
+                with of_layer(name):
+                    rows = _gradient_rows(g[name], fit.sharing_of(name))
+                    if fit.layers[name].diagonal == "S":
+                        S[name] = S.get(name, 0) + weight * rows.square().sum(0)  # type: ignore[operator] # not cut
+                    else:
+                        add_rows(S, name, rows, weight, cuts["S"][name])
         add_squares(A, squares, recording.activations, cuts["A"])
         positions |= {name: trace(A[name]) for name in whole}
         check_finite("output gradients", {name: numbers(x) for name, x in S.items()}, batch.index)

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from .allocation import allocating, by_layer
 from .batches import Data, accumulator, double
 from .blocks import Blocks, Factor, whole
 from .curvature import A_TENTH, Damping, Facts, Relative, check_known, check_stacks, describe, facts_of, resolve_damping
@@ -64,14 +65,22 @@ class Kronecker:
 
     def rotate(self, v: Matrices) -> Matrices:
         """Q_Sᵀ V Q_A: the coordinates in the eigenbasis."""
-        v = {k: x.to(self.eigenvalues[k]) for k, x in v.items()}
-        v = {k: self.Q_S[k].T @ x if k in self.Q_S else x for k, x in v.items()}
-        return {k: x @ self.Q_A[k] if k in self.Q_A else x for k, x in v.items()}
+
+        def rotated(k: str) -> Tensor:
+            x = v[k].to(self.eigenvalues[k])
+            x = self.Q_S[k].T @ x if k in self.Q_S else x
+            return x @ self.Q_A[k] if k in self.Q_A else x
+
+        return by_layer(v, rotated)
 
     def rotate_back(self, v: Matrices) -> Matrices:
         """Q_S V Q_Aᵀ: from eigenbasis coordinates to weight matrices."""
-        v = {k: self.Q_S[k] @ x if k in self.Q_S else x for k, x in v.items()}
-        return {k: x @ self.Q_A[k].T if k in self.Q_A else x for k, x in v.items()}
+
+        def back(k: str) -> Tensor:
+            x = self.Q_S[k] @ v[k] if k in self.Q_S else v[k]
+            return x @ self.Q_A[k].T if k in self.Q_A else x
+
+        return by_layer(v, back)
 
     @plain_numbers
     def matvec(self, v: Matrices) -> Matrices:
@@ -130,6 +139,7 @@ class Kronecker:
 
 
 @plain_numbers
+@allocating("fit")
 def ekfac(
     model: nn.Module,
     objective: Objective,
@@ -172,6 +182,7 @@ def ekfac(
 
 
 @plain_numbers
+@allocating("fit")
 def kfac(
     model: nn.Module,
     objective: Objective,
@@ -200,6 +211,7 @@ def kfac(
 
 
 @plain_numbers
+@allocating("fit")
 def diagonal(
     model: nn.Module,
     objective: Objective,

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
+from .allocation import allocating, by_layer
 from .batches import BYTE_BUDGET, Batch, Data, accumulator, chunks, length, walk
 from .contractions import Pairs
 from .curvature import Curvature, Damping, layers_of
@@ -35,6 +36,7 @@ Sets = Sequence[int] | Tensor | str | None  # the set that each query belongs to
 
 
 @plain_numbers
+@allocating("scores")
 def precondition(
     model: nn.Module,
     objective: Objective,
@@ -156,6 +158,11 @@ def _one_row(parts: list[Tensor]) -> Tensor:
 # --- preconditioned ---------------------------------------------------------------------------------------------
 
 
+def _matrices(pairs: Pairs) -> Matrices:
+    """Every example's gradient, (b, o, i) in each layer."""
+    return by_layer(pairs, lambda k: pairs[k].matrices())
+
+
 class Preconditioned:
     """P = (C + λ)⁻¹ ∇m of all queries in their order, in groups of up to ``HELD · max_bytes``.
 
@@ -192,14 +199,16 @@ class Preconditioned:
         return map(self._solve, self.groups)
 
     def _solve(self, parts: list[Pairs]) -> Solution:
-        stacks = ({k: p.matrices() for k, p in part.items()} for part in parts)
+        stacks = (_matrices(part) for part in parts)
         solved = [self._solve_one(v) for v in self._joined(stacks)]
         # sequences meet P by its columns (``contract``): laid out so once, not for every batch
         once = {k: pair.a.shape[1] == 1 for k, pair in parts[0].items()}
-        x = {
-            k: torch.cat([P.x.pop(k) for P in solved]) if once[k] else torch.cat([P.x.pop(k).mT for P in solved]).mT
-            for k in once
-        }
+
+        def joined(k: str) -> Tensor:
+            held = [P.x.pop(k) for P in solved]
+            return torch.cat(held) if once[k] else torch.cat([x.mT for x in held]).mT
+
+        x = by_layer(once, joined)
         return Solution(x, torch.cat([P.residual for P in solved]), max(P.steps for P in solved))
 
     def _solve_one(self, v: Matrices) -> Solution:

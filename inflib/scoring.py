@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
+from .allocation import allocating
 from .batches import BYTE_BUDGET, Data, length, per_row, walk
 from .contractions import Pairs, contract, join, kept, own_scorer
 from .curvature import Curvature, Damping, check_stacks, layers_of
@@ -32,6 +33,7 @@ RELATIVE = ("loss", "weights")
 
 
 @plain_numbers
+@allocating("scores")
 def influence(
     model: nn.Module,
     objective: Objective,
@@ -103,6 +105,7 @@ def influence(
 
 
 @plain_numbers
+@allocating("scores")
 def self_influence(
     model: nn.Module,
     objective: Objective,

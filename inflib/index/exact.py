@@ -19,6 +19,7 @@ from typing import Any, overload
 import torch
 from torch import Tensor, nn
 
+from ..allocation import allocating, of_layer
 from ..batches import BYTE_BUDGET, Data, example_positions
 from ..contractions import kept
 from ..curvature import Curvature, Damping
@@ -66,6 +67,7 @@ class TrainIndex:
 
     @classmethod
     @plain_numbers
+    @allocating("index")
     def build(
         cls,
         model: nn.Module,
@@ -156,6 +158,7 @@ class TrainIndex:
         return sum(x.numel() * x.element_size() for x in tensors)
 
     @plain_numbers
+    @allocating("scores")
     def prepare(
         self,
         model: nn.Module,
@@ -175,6 +178,7 @@ class TrainIndex:
         return summed(side, sets)
 
     @plain_numbers
+    @allocating("scores")
     def scores(
         self,
         prepared: Side | Solution,
@@ -207,8 +211,9 @@ class TrainIndex:
         side, weights = asked(self.curvature, prepared, curvature, damping)
         each = []  # (Q, N) a layer
         for name in curvature.layers:
-            training = self.held[name] if rows is None else take(self.held[name], rows)
-            each.append(-layer_scores(side[name], training, weights[name], max_bytes))  # one minus sign for −∇ℓ
+            with of_layer(name):
+                training = self.held[name] if rows is None else take(self.held[name], rows)
+                each.append(-layer_scores(side[name], training, weights[name], max_bytes))  # one minus sign for −∇ℓ
             check_numbers("scores", {name: each[-1]})
         scores: Tensor = torch.stack(each, dim=-1) if axes.layer else sum(each)  # type: ignore[assignment]
         return scores if relative is None else divided(scores, self._sizes(relative, curvature, damping, rows))

@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterable, Iterator
 import torch
 from torch import Tensor, nn
 
+from ..allocation import of_layer
 from ..batches import Batch, Data, length, walk
 from ..curvature import layers_of
 from ..ekfac import rotate, rotated_gradients
@@ -64,13 +65,13 @@ def rotated(
     for batch, found in captured(model, objective, data, name, curvature, measurement, progress):
         for layer, pair in found.items():
             once = applied_once(pair) and layer not in whole and isinstance(side.get(layer, pair), Pair)
-            some = rotated_some(pair, curvature, layer, once)
             at, before = batch.start, side.get(layer)
-            for rows in some:
-                if rounding is not None:
-                    rounding.see(layer, rows)
-                side[layer] = _put(side.get(layer), rows, at, N, dtype)
-                at += held_examples(rows)
+            with of_layer(layer):
+                for rows in rotated_some(pair, curvature, layer, once):
+                    if rounding is not None:
+                        rounding.see(layer, rows)
+                    side[layer] = _put(side.get(layer), rows, at, N, dtype)
+                    at += held_examples(rows)
             if dtype is not None:
                 start = batch.start if type(side[layer]) is type(before) else 0  # pairs may have become matrices
                 _check_kept(layer, take(side[layer], slice(start, at)), dtype, batch.index)
