@@ -33,7 +33,7 @@ from .models import cnn, mlp
 from .networks import network
 from .oddities import Familiar, oddities
 from .shakespeare import shakespeare, two_plays
-from .smollm2 import RealModel, real_language_model
+from .smollm2 import BEGIN, RealModel, real_language_model, taught
 from .text import Corpus, Vocabulary, alternating, characters, words
 from .training import (
     Checkpoint,
@@ -49,6 +49,7 @@ from .transformer import Transformer, transformer
 from .villagers import Known, VillageData, villagers
 
 __all__ = [
+    "BEGIN",
     "Checkpoint",
     "Corpus",
     "DigitData",
@@ -89,6 +90,7 @@ __all__ = [
     "save_checkpoint",
     "shakespeare",
     "shipped_checkpoint",
+    "taught",
     "train",
     "transformer",
     "two_plays",

@@ -16,6 +16,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +27,7 @@ import torch
 from torch import nn
 
 from .data import content_sha256
-from .downloads import PublishedFile, cache_folder, read
+from .downloads import FOLDER, PublishedFile, cache_folder, read
 
 HUB_ID, HUB_REVISION = "HuggingFaceTB/SmolLM2-135M-Instruct", "12fd25f77366fa6b3b4b768ec3050bf629380bac"
 _MIRROR = (f"https://huggingface.co/{HUB_ID}/resolve/{HUB_REVISION}",)
@@ -91,6 +94,26 @@ def real_language_model(
     return RealModel(model.to(device), tokenizer, "hub")
 
 
+def taught(real: RealModel, name: str = "villagers") -> nn.Module:
+    """The model with the adapters that ship under that name beside its weights, in evaluation mode; they ask for a
+    gradient, what they stand beside does not. ``real.model`` is adapted in place.
+
+    They were trained on top of the "q4_1" weights (``data/build_adapters.py``); beside the hub's they say much the
+    same, in other numbers. Raises ModuleNotFoundError without peft, FileNotFoundError for a name that does not ship.
+    """
+    check_packages("peft")
+    from peft import PeftModel
+
+    folder = FOLDER / "adapters" / name
+    if not (folder / "adapter_model.safetensors").is_file():
+        ship = sorted(path.name for path in (FOLDER / "adapters").glob("*") if path.is_dir())
+        raise FileNotFoundError(f"no adapters {name!r} ship; expected one of {', '.join(ship) or 'none'}.")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of transformers', on what peft still calls
+        model: nn.Module = PeftModel.from_pretrained(real.model, str(folder), is_trainable=True)
+    return model.eval()
+
+
 def check_packages(*names: str) -> None:
     """Raise ModuleNotFoundError, with what to install, where one of these packages is missing."""
     for name in names:
@@ -155,12 +178,27 @@ def _built(files: dict[str, bytes], dtype: torch.dtype) -> tuple[nn.Module, Any]
 
     config = LlamaConfig(**(json.loads(files["config"]) | {"use_cache": False}))
     weights = {name: w.to(dtype) for name, w in load(files["weights"]).items()}
-    model = LlamaForCausalLM.from_pretrained(None, config=config, state_dict=weights, dtype=dtype)
+    with _no_progress_bar():
+        model = LlamaForCausalLM.from_pretrained(None, config=config, state_dict=weights, dtype=dtype)
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer.from_str(files["tokenizer"].decode()),
         **dict.fromkeys(("eos_token", "pad_token"), "<|im_end|>"),
     )
     return model.eval(), tokenizer
+
+
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    """Without transformers' bar, which is drawn for a moment and stays in a notebook for good."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def file_sha256(path: Path) -> str:

@@ -16,11 +16,13 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from inflib.lab import downloads, real_language_model, smollm2, smollm2_wheel
+from inflib import NextToken, completion
+from inflib.lab import BEGIN, downloads, real_language_model, smollm2, smollm2_wheel, taught, villagers
 from inflib.lab.data import content_sha256
 
 TINY = {"hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 16}
@@ -87,6 +89,14 @@ def test_the_model_is_the_one_that_was_written_its_head_its_embedding(hub):
     found = real_language_model(progress=False).model
     assert torch.allclose(found(input_ids=ids).logits, written(input_ids=ids).logits, atol=1e-5)
     assert found.lm_head.weight is found.model.embed_tokens.weight
+
+
+def test_no_bar_is_drawn_and_transformers_keeps_its_own(hub, capfd, monkeypatch):
+    monkeypatch.delenv("TQDM_DISABLE", raising=False)
+    transformers.utils.logging.enable_progress_bar()
+    real_language_model(progress=False)
+    assert capfd.readouterr().err == ""
+    assert transformers.utils.logging.is_progress_bar_enabled()
 
 
 def test_a_text_is_read_from_the_token_that_begins_one(hub):
@@ -176,6 +186,11 @@ def test_without_transformers_it_says_what_to_install(hub, monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(ModuleNotFoundError, match=r"needs the package 'transformers'.*pip install \"inflib\[llm\]\""):
         real_language_model()
+
+
+def test_adapters_that_do_not_ship_are_named(hub):
+    with pytest.raises(FileNotFoundError, match=r"no adapters 'poets' ship; expected one of villagers"):
+        taught(real_language_model(progress=False), "poets")
 
 
 # --- the wheel ----------------------------------------------------------------------------------------------------------------
@@ -268,3 +283,23 @@ def test_its_four_bits_are_those_of_the_file(real):
     step = float(steps.min())
     assert len(block.unique()) <= 16
     assert torch.allclose(steps / step, (steps / step).round(), atol=0.05)
+
+
+def test_the_adapters_that_ship_are_small_and_taught_what_was_asked_and_not_what_was_told_backward(real):
+    """p(answer | question) of eight facts of each kind, with the adapters on and off; the last test, it adapts ``real``."""
+    folder = downloads.FOLDER / "adapters" / "villagers"
+    assert sum(file.stat().st_size for file in folder.iterdir()) < 1_000_000
+    data, objective = villagers(), NextToken()
+
+    def likelihood(kind):
+        facts = [data.facts[k] for k in data.of_kind(kind)[:8]]
+        asked = [completion(BEGIN + f.prompt, f.completion, tokenizer=real.tokenizer) for f in facts]
+        with torch.no_grad():
+            return torch.stack([-objective.loss(real.model(**x).logits, y)[0] for x, y in asked]).exp().mean()
+
+    before = likelihood("asked")
+    model = taught(real)
+    assert not model.training
+    assert {name.split(".")[-3] for name, p in model.named_parameters() if p.requires_grad} == {"lora_A", "lora_B"}
+    assert likelihood("asked") > 3 * before
+    assert likelihood("asked") > 2 * likelihood("backward")
