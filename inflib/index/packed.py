@@ -17,7 +17,7 @@ from torch import Tensor
 from ..batches import chunks
 from .bits import levels, packed_bytes, unpack
 
-BLOCK = 2**19  # bytes of packed codes worked on at a time: with the masked copy they stay in a core's cache
+BLOCK = 2**22  # bytes of packed codes worked on at a time: few calls, and with the masked copy still in a cache
 COLUMNS, FEW = 16, 4  # products of 8-bit matrices are fast for a multiple of 16 columns, or one column at a time
 LONGEST = 2**18  # bytes: a sum of so many 64 · 127 still fits 32 bits
 
@@ -55,31 +55,36 @@ class Weights:
     def _block(self, packed: Tensor) -> Tensor:
         if self.digits is None:
             return self.w @ levels(unpack(packed, self.bits, self.w.shape[1]), self.bits, self.w.dtype).T
-        sums, sizes = [], []
+        parts = list(chunks(packed.shape[1], 1, LONGEST))
+        columns, Q = self.digits.shape[1], len(self.w)
+        sums = packed.new_empty(len(self.digits) * len(parts), columns, len(packed), dtype=torch.int32)
+        sizes = []
         for (masked, size), digits in zip(_fields(packed, self.bits), self.digits, strict=True):
-            for part in chunks(masked.shape[1], 1, LONGEST):
-                sums.append(_whole_product(masked[:, part], digits[:, part]))
+            for part in parts:
+                _whole_product(masked[:, part], digits[:, part], sums[len(sizes)])
                 sizes.append(1 / size)
-        found = torch.tensordot(self.w.new_tensor(sizes), torch.stack(sums).to(self.w.dtype), 1)  # (n, columns)
-        Q = len(self.w)
-        whole = found[:, :Q] + found[:, Q : 2 * Q] / 128  # Σ (h + l / 128) c
-        return self.unit[:, None] * whole.T - (2**self.bits - 1) / 2 * self.w.sum(1, keepdim=True)
+        found = torch.tensordot(self.w.new_tensor(sizes), sums.to(self.w.dtype), 1)  # (columns, n)
+        whole = found[:Q] + found[Q : 2 * Q] / 128  # Σ (h + l / 128) c
+        return self.unit[:, None] * whole - (2**self.bits - 1) / 2 * self.w.sum(1, keepdim=True)
 
 
-def _whole_product(x: Tensor, y: Tensor) -> Tensor:
-    """x yᵀ of whole numbers of 8 bits, (n, nb) and (columns, nb), int32."""
+def _whole_product(x: Tensor, y: Tensor, into: Tensor) -> None:
+    """y xᵀ of whole numbers of 8 bits, (columns, nb) and (n, nb), written into (columns, n) int32."""
     if len(y) > FEW and y.shape[1] > 1:  # a single row has strides that torch's product misreads
-        return torch._int_mm(x, y.T)
-    return torch.cat([torch._int_mm(x, row[:, None]) for row in y], dim=1)
+        into.copy_(torch._int_mm(x, y.T).T)
+        return
+    for row, found in zip(y, into, strict=True):
+        torch._int_mm(x, row[:, None], out=found[:, None])
 
 
 def _fields(packed: Tensor, bits: int) -> Iterator[tuple[Tensor, int]]:
-    """(c · 2ᵉ as int8 (n, nb), 2ᵉ) of a byte's coordinates, from its lowest bits on."""
-    mask = 2**bits - 1
+    """(c · 2ᵉ as int8 (n, nb), 2ᵉ) of a byte's coordinates, from its lowest bits on; each is written over the last."""
+    mask, masked = 2**bits - 1, packed.new_empty(packed.shape)
     for shift in range(0, 8, bits):
         if shift + bits == 8:  # the highest bit is a sign to a product of 8-bit numbers
-            packed, shift = packed >> bits, shift - bits
-        yield (packed & (mask << shift)).view(torch.int8), 1 << shift
+            packed, shift = torch.bitwise_right_shift(packed, bits, out=masked), shift - bits
+        torch.bitwise_and(packed, mask << shift, out=masked)
+        yield masked.view(torch.int8), 1 << shift
 
 
 def _columns(first: Tensor, second: Tensor, bits: int) -> Tensor:
