@@ -1,22 +1,45 @@
-"""How far a bfloat16 model's scores are from those of the same weights in float64.
+"""How far scores are from float64's where the model, or products, are in fewer digits: bfloat16, float32, TF32.
 
     python benchmarks/bfloat16.py
 
 A Llama of three blocks, width 64, is trained for 150 steps on the sequences of a random Markov chain and rounded to
 bfloat16. The same rounded weights are then scored in bfloat16, float32 and float64: 10 held-out queries against 96
-training sequences of 24 predicted tokens, layers="*mlp*", observed labels (nothing is drawn), default damping.
+training sequences of 24 predicted tokens, layers="*mlp*", observed labels (nothing is drawn), default damping. TF32 is
+what a GPU multiplies float32 in where the user allows it (torch.set_float32_matmul_precision("high")): here each factor
+of every matrix product, the model's and inflib's, is rounded to TF32's ten bits. Written to results/bfloat16.json.
 """
 
 from __future__ import annotations
 
+import json
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
 import torch
 import transformers
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from inflib import NextToken, ekfac, identity, influence, self_influence, token_batches
 
 VOCABULARY, TOKENS, EXAMPLES, QUERIES, STEPS = 64, 25, 96, 10, 150
-DTYPES = (torch.bfloat16, torch.float32, torch.float64)
+RESULTS = Path(__file__).parent / "results" / "bfloat16.json"
+
+
+FACTORS = {"mm": (0, 1), "bmm": (0, 1), "addmm": (1, 2), "addmm_": (1, 2), "baddbmm": (1, 2)}  # of their arguments
+
+
+class TF32(TorchDispatchMode):
+    """Inside, the factors of every product of float32 matrices are rounded to ten bits after the leading one."""
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = list(args)
+        for at in FACTORS.get(function.overloadpacket.__name__, ()):
+            if given[at].dtype == torch.float32:
+                bits = given[at].contiguous().view(torch.int32)
+                given[at] = ((bits + 2**12) & -(2**13)).view(torch.float32)
+        return function(*given, **(kwargs or {}))
 
 
 def sequences(count: int, follows: Tensor, generator: torch.Generator) -> Tensor:
@@ -74,15 +97,28 @@ def main() -> None:
     data, held = sequences(EXAMPLES, follows, generator), sequences(QUERIES, follows, generator)
     model = trained(data, generator).to(torch.bfloat16)
     train, queries = token_batches(data), token_batches(held)
-    found = {dtype: scores(model.to(dtype), train, queries) for dtype in DTYPES}
-    truth = found.pop(torch.float64)
-    print("| scores | model in | Pearson | Spearman | relative error |\n|---|---|---:|---:|---:|")
-    for dtype, kinds in found.items():
-        for kind, came in kinds.items():
-            exact = truth[kind]
-            error = float((came - exact).norm() / exact.norm())
-            pearson, spearman = correlation(came, exact), correlation(ranks(came), ranks(exact))
-            print(f"| {kind} | {str(dtype).removeprefix('torch.')} | {pearson:.4f} | {spearman:.4f} | {error:.1e} |")
+    exact = scores(model.to(torch.float64), train, queries)
+    rows = []
+    for name, dtype, mode in (
+        ("bfloat16", torch.bfloat16, nullcontext()),
+        ("float32", torch.float32, nullcontext()),
+        ("float32, products in TF32", torch.float32, TF32()),
+    ):
+        with mode:
+            came = scores(model.to(dtype), train, queries)
+        rows += [{"model": name, "scores": kind} | compared(came[kind], exact[kind]) for kind in exact]
+        print(*rows[-len(exact) :], sep="\n", flush=True)
+    facts = {"torch": torch.__version__, "transformers": transformers.__version__, "rows": rows}
+    RESULTS.write_text(json.dumps(facts, indent=1) + "\n")
+
+
+def compared(came: Tensor, exact: Tensor) -> dict[str, float]:
+    """How near scores (rows, examples) are to exact ones."""
+    return {
+        "pearson": round(correlation(came, exact), 8),
+        "spearman": round(correlation(ranks(came), ranks(exact)), 8),
+        "error": float(f"{float((came - exact).norm() / exact.norm()):.3g}"),
+    }
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
 TEXTS = (HERE.parent / "README.md", HERE / "README.md")
-MARKED = re.compile(r"(<!-- table ([^\n]+) -->\n\n).*?(\n\n<!-- end -->)", re.DOTALL)
+MARKED = re.compile(r"(<!-- table ([^\n]+) -->\n\n)(?:(?!<!--).)*?(\n\n<!-- end -->)", re.DOTALL)
 LIBRARIES = {"inflib": "inflib", "kronfluence": "kronfluence 1.0.1", "curvlinops": "curvlinops 3.0.1"}
 STAGES = {
     "digits": {
@@ -161,6 +161,43 @@ def speed() -> str:
     return table(["sequences", "1 query", "10 queries"], [[f"{n:,}", of[n, 1], of[n, 10]] for n in sizes], "rrr")
 
 
+# --- precision -----------------------------------------------------------------------------------------------------
+
+
+def precision() -> str:
+    """Scores in fewer digits beside float64's."""
+    rows = json.loads((RESULTS / "bfloat16.json").read_text())["rows"]
+    shown = [
+        [row["scores"], row["model"], *(_nines(row[key]) for key in ("pearson", "spearman")), f"{row['error']:.1e}"]
+        for row in rows
+    ]
+    return table(["scores", "model in", "Pearson", "Spearman", "relative error"], shown, "llrrr")
+
+
+def _nines(correlation: float) -> str:
+    said = f"{correlation:.4f}" if correlation < 0.99995 else f"{correlation:.6f}"
+    return said.removeprefix("0")
+
+
+# --- growth --------------------------------------------------------------------------------------------------------
+
+
+def growth() -> str:
+    """From the smallest to the largest of each size: how many times the seconds of each stage, and its operations."""
+    rows = json.loads((RESULTS / "growth.json").read_text())["rows"]
+    stages = list(rows[0]["stages"])
+    found = []
+    for doubled in dict.fromkeys(row["doubled"] for row in rows):
+        first, *_, last = (row for row in rows if row["doubled"] == doubled)
+        cells = [_times(first["stages"][stage], last["stages"][stage]) for stage in stages]
+        found.append([f"{doubled}, {first['to']} to {last['to']}", *cells])
+    return table(["doubled three times", *stages], found, "l" + "r" * len(stages))
+
+
+def _times(first: dict[str, Any], last: dict[str, Any]) -> str:
+    return " of ".join(f"{last[what] / first[what]:.1f}" for what in ("cpu_s", "operations"))
+
+
 def table(head: Iterable[str], rows: Iterable[Iterable[str]], sides: str) -> str:
     """Markdown; sides: l or r for each column."""
     rule = "|".join({"l": "---", "r": "---:"}[side] for side in sides)
@@ -175,6 +212,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "characters, every figure": lambda: long("characters"),
     "characters on a GPU": lambda: long("characters on a GPU"),
     "a store": store,
+    "growth": growth,
+    "precision": precision,
     "a store's speed": speed,
 }
 
