@@ -58,7 +58,7 @@ class Weights:
         parts = list(chunks(packed.shape[1], 1, LONGEST))
         columns, Q = self.digits.shape[1], len(self.w)
         sums = packed.new_empty(len(self.digits) * len(parts), columns, len(packed), dtype=torch.int32)
-        sizes = []
+        sizes: list[float] = []
         for (masked, size), digits in zip(_fields(packed, self.bits), self.digits, strict=True):
             for part in parts:
                 _whole_product(masked[:, part], digits[:, part], sums[len(sizes)])
