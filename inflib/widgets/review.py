@@ -155,7 +155,8 @@ class Review(Panel):
 
     def as_html(self) -> str:
         shown = still_of(self.case, self._train, self.decisions)
-        return f"{progress_html(self.decisions)}{shown}{self.outcome.value}"
+        title = "<p><b>Review of labels</b> (a still; run the notebook for its controls)</p>"
+        return f"{title}{progress_html(self.decisions)}{shown}{self.outcome.value}"
 
     # --- controls -----------------------------------------------------------------------------------------------
 

@@ -126,9 +126,8 @@ def places_of(signals: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def still_of(case: Case | None, train: Any, decisions: Decisions) -> str:
     """The case for where no script runs."""
-    title = "<p><b>Review of labels</b> (a still; run the notebook for its controls)</p>"
     if case is None:
-        return title
+        return ""
     classes = decisions.classes
     lines = [*case.lines(classes), ("", decided_text(decisions.of.get(case.n), classes))]
     about = "".join(f"<div>{escape(what)} <b>{escape(value)}</b></div>" for what, value in lines if value)
@@ -138,6 +137,6 @@ def still_of(case: Case | None, train: Any, decisions: Decisions) -> str:
         for k, _ in case.opponents
     )
     return (
-        f"{title}<div>{example_html(train, case.n, 112)}<div>{escape(case.name)}</div>{about}</div>"
+        f"<div>{example_html(train, case.n, 112)}<div>{escape(case.name)}</div>{about}</div>"
         f"<div>strongest opponents</div>{against}"
     )

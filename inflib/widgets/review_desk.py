@@ -152,12 +152,13 @@ img.inflib-small {{ width: 56px; height: auto; }}
   background: var(--jp-layout-color3, #ddd); }}
 .inflib-against span {{ display: block; height: 100%; margin-left: auto; background: {NEGATIVE}; }}
 .inflib-verdicts {{ display: flex; flex-wrap: wrap; gap: 6px 8px; margin: 10px 0 6px; align-items: center; }}
-.inflib-verdict {{ padding: 0 12px; height: 30px; line-height: 28px; width: auto; color: var(--jp-ui-font-color1, #222);
+.inflib-verdict {{ flex: none; padding: 0 12px; height: 30px; line-height: 28px; width: auto;
+  color: var(--jp-ui-font-color1, #222);
   background: var(--jp-layout-color2, #eee); border: 1px solid var(--jp-border-color1, #bbb); border-radius: 3px;
   font: inherit; cursor: pointer; }}
 .inflib-verdict kbd {{ margin-left: 8px; font-size: 11px; color: var(--jp-ui-font-color2, #555); }}
-.inflib-pair {{ display: inline-flex; gap: 3px; align-items: center; max-width: 100%; }}
-.inflib-pair select {{ height: 30px; max-width: 220px; min-width: 60px; font: inherit;
+.inflib-pair {{ display: inline-flex; flex-wrap: wrap; gap: 3px; align-items: center; max-width: 100%; }}
+.inflib-pair select {{ height: 30px; max-width: min(220px, 100%); min-width: 60px; font: inherit;
   color: var(--jp-ui-font-color1, #222);
   background: var(--jp-layout-color1, #fff); border: 1px solid var(--jp-border-color1, #bbb); }}
 """

@@ -36,11 +36,39 @@ review
 """
 
 
-class ReviewPage(PanelPage):
-    """The panel, and what a reviewer reads off it."""
+TEXTS = """
+class Bag(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed = torch.nn.Embedding(60, 8)
+        self.out = torch.nn.Linear(8, 30)
 
-    def __init__(self, nb, pixels) -> None:
-        super().__init__(nb, pixels, ".jp-OutputArea .inflib-review", "desk", "progress", "repair", "note")
+    def forward(self, ids):
+        return self.out(self.embed(ids).mean(1))
+
+
+torch.manual_seed(0)
+kinds = torch.arange(120) % 30
+ids = torch.randint(0, 2, (120, 9)) + 2 * kinds[:, None]
+told = kinds.clone()
+told[::12] = (told[::12] + 1) % 30
+documents = [f"Letter {n}:\\n" + " ".join(f"word{w}" for w in row) * 60 for n, row in enumerate(ids.tolist())]
+letters = Examples(ids, told, texts=documents, names=lambda n: f"letter_{n}.txt")
+bag = Bag()
+train(bag, objective, ids, told, epochs=40, batch_size=20, lr=3e-2, progress=False)
+its_curvature = ekfac(bag, objective, [(ids, told)], ["out"], progress=False)
+its_index = TrainIndex.build(bag, objective, [(ids, told)], its_curvature, progress=False)
+names = [f"department {n}, with a rather long name" for n in range(30)]
+Review(bag, objective, its_index, letters, classes=names)
+"""
+
+
+class ReviewPage(PanelPage):
+    """The panel, and what a reviewer reads off it; the pictures' is the first, the letters' the second."""
+
+    def __init__(self, nb, pixels, at: int = 0) -> None:
+        selector = f".jp-OutputArea .inflib-review >> nth={at}"
+        super().__init__(nb, pixels, selector, "desk", "progress", "repair", "note")
         self.desk, self.progress = self.root.locator(".inflib-desk"), self.root.locator(".inflib-progress")
         self.error = self.root.locator(".inflib-error")
 
@@ -64,7 +92,10 @@ class ReviewPage(PanelPage):
 @pytest.fixture
 def nb(notebook, lab):
     nbformat.write(
-        new_notebook(cells=[new_code_cell(SOURCE.strip())], metadata={"kernelspec": KERNELSPEC}), lab.notebooks / BOOK
+        new_notebook(
+            cells=[new_code_cell(source.strip()) for source in (SOURCE, TEXTS)], metadata={"kernelspec": KERNELSPEC}
+        ),
+        lab.notebooks / BOOK,
     )
     notebook.page.set_viewport_size({"width": 1280, "height": 1500})
     return notebook.open(BOOK)
@@ -81,6 +112,7 @@ def test_labels_are_reviewed_repaired_and_there_the_next_day(nb, lab, pixels) ->
     filter_and_go_to_an_opponent(page)
     text = save_and_read_csv(page)
     retrain(page)
+    review_letters(nb, pixels)
     nb.theme("JupyterLab Dark")
     nb.shot("review-dark", page.root)
     nb.fits_a_phone(page.root, "review-dark")
@@ -100,7 +132,7 @@ def decide_by_mouse(page: ReviewPage) -> None:
     page.changes(page.desk.get_by_role("button", name="Undo").click)
     page.says("0 of 400 decided")
     assert page.name() == first
-    page.page.get_by_label("Class to relabel to").select_option(index=2)
+    page.desk.get_by_label("Class to relabel to").select_option(index=2)
     page.changes(page.desk.get_by_role("button", name="Relabel to").click)
     page.says("0 kept, 1 relabelled, 0 removed")
 
@@ -120,7 +152,7 @@ def decide_by_keyboard(page: ReviewPage) -> None:
     page.changes(lambda: page.page.keyboard.press("ArrowLeft"))
     expect(page.desk.locator(".inflib-decided")).to_have_text("decided: removed")
     page.changes(lambda: page.page.keyboard.press("ArrowRight"))
-    select = page.page.get_by_label("Class to relabel to")
+    select = page.desk.get_by_label("Class to relabel to")
     given = page.desk.locator(".inflib-facts b").first.inner_text()
     other = "3" if given != "3" else "4"
     page.page.keyboard.press(other)
@@ -174,13 +206,32 @@ def retrain(page: ReviewPage) -> None:
     page.nb.shot("review-retrained", page.root)
 
 
+def review_letters(nb, pixels) -> None:
+    """Long texts under thirty long names: all of it can be read, a class is chosen by the list's own keys."""
+    page = ReviewPage(nb, pixels, 1)
+    page.root.scroll_into_view_if_needed()
+    expect(page.root.get_by_text("kept in this kernel only: save them")).to_be_visible()
+    text = page.desk.locator(".inflib-large.inflib-document")
+    assert text.evaluate("e => e.scrollHeight > e.clientHeight && e.tabIndex === 0")
+    expect(page.desk.locator(".inflib-opponent.inflib-wide").first).to_be_visible()
+    nb.shot("review-letters", page.root)
+    nb.fits_a_phone(page.root, "review-letters")
+    select = page.desk.get_by_label("Class to relabel to")
+    select.focus()
+    page.page.keyboard.type("department 27")
+    assert select.evaluate("e => e.selectedOptions[0].text") == "department 27, with a rather long name"
+    page.page.keyboard.press("Enter")
+    page.says("0 kept, 1 relabelled, 0 removed")
+    expect(page.desk).to_be_focused()
+
+
 def the_next_day(nb, pixels) -> None:
     """A still without the kernel; with a new one, the decisions from their file, and JupyterLab's keys do no harm."""
     nb.save()
     nb.stop_kernel()
     nb.close_tab()
     nb.open(BOOK)
-    still = nb.page.locator(".jp-OutputArea").get_by_text("Review of labels")
+    still = nb.page.locator(".jp-OutputArea").get_by_text("Review of labels").first
     expect(still).to_be_visible()
     nb.shot("review-still")
     assert nb.run_all(), nb.errors()
