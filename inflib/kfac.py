@@ -24,15 +24,16 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from .ahead import Ahead, eigh_seconds, in_bytes
 from .allocation import of_layer
-from .batches import Data, accumulator
+from .batches import Data, accumulator, length
 from .blocks import BlockDiagonal, Blocks, Factor, Sizes, like, numbers
 from .checkpoint import Done
 from .finite import check_finite
 from .gradient_moments import add_products, add_squares, trace
 from .hooks import Pair
 from .layers import Layer, LayerSpec, OneHot
-from .memory import check_factors
+from .memory import check_factors, factor_bytes
 from .objectives import Objective
 from .padding import Padding
 from .passes import Fit
@@ -86,8 +87,11 @@ def second_moments(
     return accumulate_moments(Fit.of(model, objective, data, *how, blocks=blocks))
 
 
-def accumulate_moments(fit: Fit) -> Moments:
-    """``second_moments`` of a Fit: pass 0 over its data. Raises MemoryError where the factors would not fit."""
+def accumulate_moments(fit: Fit, passes: int = 1) -> Moments:
+    """``second_moments`` of a Fit: pass 0 over its data, of ``passes`` that there will be.
+
+    Raises MemoryError where the factors would not fit.
+    """
     cuts = {side: fit.cuts(side) for side in "SA"}
     check_factors(fit.layers, fit.blocks)
     A, S, positions, examples, done = _begun(fit)
@@ -99,7 +103,9 @@ def accumulate_moments(fit: Fit) -> Moments:
         counts = {"positions": positions, "examples": examples}
         fit.kept.save("moments", held, counts, fit.progress_made(whole))
 
-    for batch, recording, seeds in fit.recordings(0, "second moments", check=True, done=done):
+    for batch, recording, seeds in fit.recordings(
+        0, "second moments", check=True, done=done, ahead=_ahead(fit, passes)
+    ):
         there = padding.present(batch, recording)
         whole = [name for name in fit.layers if fit.sharing_of(name) == "gradients"]
         for name in (name for name in fit.layers if name not in whole):
@@ -130,6 +136,15 @@ def accumulate_moments(fit: Fit) -> Moments:
     if fit.kept and not done.whole:
         save(whole=True)
     return Moments(mirrored(A, fit.layers), mirrored(S, fit.layers), positions, examples)
+
+
+def _ahead(fit: Fit, passes: int) -> Ahead:
+    weight = next(iter(fit.layers.values())).weight
+
+    def holds() -> str:
+        return f"factors and eigenvectors take {in_bytes(factor_bytes(fit.layers, fit.blocks))}"
+
+    return Ahead("fit", length(fit.data), passes, holds, lambda: eigh_seconds(fit.sides, weight.device))
 
 
 def check_uses(layers: dict[str, Layer]) -> None:

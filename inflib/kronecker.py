@@ -176,7 +176,7 @@ def ekfac(
     """
     fit = Fit.of(model, objective, train, layers, labels, draws, seed, progress, sharing, checkpoint, blocks=blocks)
     with fit.kept as kept:
-        basis = eigenbasis(accumulate_moments(fit), kept)
+        basis = eigenbasis(accumulate_moments(fit, passes=2), kept)
         squares = corrected_eigenvalues(fit, basis)
     return _noted(Kronecker(squares.means(), basis.Q_S, basis.Q_A, facts_of(fit, "EK-FAC", squares.examples)))
 

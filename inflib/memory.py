@@ -31,6 +31,16 @@ def check_factors(layers: dict[str, Layer], blocks: Blocks = None) -> None:
     _check(layers, held, work, "its factors S (o, o) and A (i, i)", instead)
 
 
+def factor_bytes(layers: dict[str, Layer], blocks: Blocks = None) -> int:
+    """Bytes of A and S of all layers with their eigenvectors."""
+    held = 0
+    for layer in layers.values():
+        sides = [d for side, d in zip("SA", layer.shape, strict=True) if layer.diagonal != side]
+        numbers = sum(b * b for d in sides for b in cut(d, blocks))
+        held += 2 * numbers * accumulator(layer.weight.dtype).itemsize
+    return held
+
+
 def check_dense(layers: dict[str, Layer], blocks: bool) -> None:
     """Raise MemoryError where the exact matrix (D, D), or each layer's block of it, does not fit (twice)."""
     sizes = {name: layer.shape[0] * layer.shape[1] for name, layer in layers.items()}

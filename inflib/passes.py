@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from .ahead import Ahead, telling
 from .batches import Batch, Data, length, walk
 from .blocks import Blocks, Sizes, check_blocks, cut, say_blocks
 from .checkpoint import Checkpoint, Done
@@ -119,6 +120,12 @@ class Fit:
         }
 
     @property
+    def sides(self) -> list[int]:
+        """d of every factor that is a matrix (d, d), or of each of its blocks."""
+        cuts = {side: self.cuts(side) for side in "SA"}
+        return [d for k, layer in self.layers.items() for side in "SA" if layer.diagonal != side for d in cuts[side][k]]
+
+    @property
     def one_seed(self) -> bool:
         """Whether a batch is back-propagated once: its forward pass may then be forgotten on the way."""
         return self.labels == "observed" or (self.labels == "sampled" and self.draws == 1)
@@ -130,14 +137,16 @@ class Fit:
         *,
         check: bool,
         done: Done = Done(),  # noqa: B008 (immutable)
+        ahead: Ahead | None = None,
     ) -> Iterator[tuple[Batch, Recording, Iterator[tuple[Tensor, float]]]]:
         """Every batch with its forward pass and its label seeds (``pass_`` names the streams of sampled labels).
 
         check=True has the proof look at batches whose turn it is. Batches that are ``done`` are only compared with
-        those that were.
+        those that were. What is ``ahead`` is told of once it turns out long.
         """
         checked = not done.items
-        for batch in walk(self.data, name="train", progress=self.progress, what=what):
+        walked = walk(self.data, name="train", progress=self.progress, what=what)
+        for batch in telling(walked, ahead if self.progress else None):
             if self.data.at <= done.items:
                 if check:
                     self.proof.see(batch)

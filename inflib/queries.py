@@ -8,11 +8,12 @@ its size: the positions of its members, put in one row, are those of one example
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from .ahead import Ahead, in_bytes, telling
 from .allocation import allocating, by_layer
 from .batches import BYTE_BUDGET, Batch, Data, accumulator, chunks, length, walk
 from .contractions import Pairs
@@ -237,5 +238,12 @@ def passes(
     for at in range(len(groups)):
         P = next(solved)
         which = f"{what} ({at + 1} of {len(groups)})" if len(groups) > 1 else what
-        yield P, walk(train, name="train", progress=progress, what=which)
+        walked = walk(train, name="train", progress=progress, what=which)
+        ahead = Ahead(what, length(train), len(groups), _holding(P))
+        yield P, telling(walked, ahead if progress and at == 0 else None)
         del P  # before the next group is made
+
+
+def _holding(P: Matrices) -> Callable[[], str]:
+    held = sum(x.nbytes for x in P.values())
+    return lambda: f"preconditioned queries take {in_bytes(held)}"

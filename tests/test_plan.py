@@ -15,10 +15,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import inflib.memory
 from inflib import TrainIndex, ekfac, influence, plan
+from inflib.ahead import in_bytes, in_time
 from inflib.blocks import BlockDiagonal
 from inflib.plan.probe import Few, Measured, Probe, Units, run_over, surveyed
 from inflib.plan.stages import Line, _first, _line
-from inflib.plan.table import Plan, Stage, in_bytes, in_time
+from inflib.plan.table import Plan, Stage
 
 PROBE, STAGES = import_module("inflib.plan.probe"), import_module("inflib.plan.stages")
 pytestmark = pytest.mark.usefixtures("float64")

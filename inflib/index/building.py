@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from ..ahead import Ahead, in_bytes
 from ..kronecker import Kronecker
 from ..objectives import Objective
 from ..order import Same
@@ -168,7 +169,8 @@ def _filled(
     of_batch = np.searchsorted([shard.start for shard in shards], starts[:-1], side="right") - 1
     skip = {index for index, n in enumerate(of_batch) if n not in set(wanted)}
     records = np.zeros(0, each)
-    for batch, found in captured(model, objective, train, "train", curvature, None, progress, skip):
+    ahead = Ahead("store", len(known.sizes), 1, lambda: f"it takes {in_bytes(known.examples * each.itemsize)} on disk")
+    for batch, found in captured(model, objective, train, "train", curvature, None, progress, skip, ahead):
         n = int(of_batch[batch.index])
         at = batch.start - shards[n].start
         if at == 0:

@@ -24,7 +24,6 @@ from ..batches import BYTE_BUDGET, Data, example_positions
 from ..contractions import kept
 from ..curvature import Curvature, Damping
 from ..finite import check_numbers
-from ..hooks import Pair
 from ..kronecker import Kronecker
 from ..objectives import Measurement, Objective
 from ..order import check_order
@@ -37,7 +36,7 @@ from .building import build_store
 from .fitting import record_bytes
 from .products import layer_scores, own
 from .search import Found, strongest
-from .sides import Side, held_examples, rotated, summed, take
+from .sides import Side, held_bytes, held_examples, rotated, summed, take
 from .store import Store
 from .survey import survey
 
@@ -154,8 +153,7 @@ class TrainIndex:
     @property
     def nbytes(self) -> int:
         """Bytes held for the training side."""
-        tensors = [x for held in self.held.values() for x in (held if isinstance(held, Pair) else (held,))]
-        return sum(x.numel() * x.element_size() for x in tensors)
+        return held_bytes(self.held)
 
     @plain_numbers
     @allocating("scores")

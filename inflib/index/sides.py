@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterable, Iterator
 import torch
 from torch import Tensor, nn
 
+from ..ahead import Ahead, in_bytes, telling
 from ..allocation import of_layer
 from ..batches import Batch, Data, length, walk
 from ..curvature import layers_of
@@ -37,10 +38,12 @@ def captured(
     measurement: Measurement | None = None,
     progress: bool = False,
     skip: Collection[int] = (),
+    ahead: Ahead | None = None,
 ) -> Iterator[tuple[Batch, Captured]]:
     """Every batch not in ``skip`` with its pairs (a, g), finite and shown to be its examples'."""
     proof = Proof(model, layers_of(model, curvature), objective, measurement, length(data))
-    for batch in walk(data, name=name, progress=progress, what="index" if name == "train" else name):
+    walked = walk(data, name=name, progress=progress, what="index" if name == "train" else name)
+    for batch in telling(walked, ahead if progress else None):
         if batch.index not in skip:
             found = proof.pairs(batch)
             check_pairs(found, batch.index)
@@ -62,7 +65,8 @@ def rotated(
     """Every example's gradient in the eigenbasis: as pairs where T = 1 and the layer is not in ``whole``."""
     side: Side = {}
     N, rounding = count(data, name), None if dtype is None else Rounding(curvature, dtype)
-    for batch, found in captured(model, objective, data, name, curvature, measurement, progress):
+    ahead = Ahead("index", length(data), 1, lambda: f"it takes {in_bytes(held_bytes(side))}")
+    for batch, found in captured(model, objective, data, name, curvature, measurement, progress, (), ahead):
         for layer, pair in found.items():
             once = applied_once(pair) and layer not in whole and isinstance(side.get(layer, pair), Pair)
             at, before = batch.start, side.get(layer)
@@ -120,6 +124,11 @@ def _put(held: Rotated | None, rows: Rotated, at: int, N: int, dtype: torch.dtyp
             held[:at] = take(before, slice(0, at)).matrices()  # type: ignore[union-attr]
     held[at : at + len(rows)] = rows
     return held
+
+
+def held_bytes(side: Side) -> int:
+    """Bytes of all layers' examples."""
+    return sum(x.nbytes for held in side.values() for x in (held if isinstance(held, Pair) else (held,)))
 
 
 def applied_once(pair: Pair) -> bool:

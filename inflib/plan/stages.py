@@ -15,15 +15,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..ahead import eigh_seconds
 from ..batches import Batch, Data, accumulator, rows_of, walk
-from ..blocks import cut, numbers
+from ..blocks import numbers
 from ..curvature import facts_of
-from ..ekfac import Eigenbasis, corrected_eigenvalues, eigh, parts_of, put_together
+from ..ekfac import Eigenbasis, corrected_eigenvalues, parts_of, put_together
 from ..index import TrainIndex
 from ..index.building import SHARD_BYTES
 from ..kfac import Moments, accumulate_moments
 from ..kronecker import Kronecker, ekfac
-from ..memory import WORK, say_bytes
+from ..memory import WORK, factor_bytes, say_bytes
 from ..objectives import Measurement
 from ..order import Same
 from ..passes import Fit
@@ -34,34 +35,22 @@ from .table import Stage
 
 ASKED = 16  # queries of the first probe
 LONG = 4.0  # seconds that a probe may take
-TRIED = 768  # the largest eigendecomposition that is tried
 
 # --- fit -----------------------------------------------------------------------------------------------------------
 
 
 def counted_fit(fit: Fit) -> Stage:
     """The fit's bytes as the layers' shapes say, without running anything."""
-    sides, item = _sides(fit), accumulator(next(iter(fit.layers.values())).weight.dtype).itemsize
-    squares = sum(d * d for d in sides) * item
-    work = max(sides, default=0) ** 2 * (WORK * torch.float64.itemsize + item)
+    item = accumulator(next(iter(fit.layers.values())).weight.dtype).itemsize
+    held = factor_bytes(fit.layers, fit.blocks)
+    work = max(fit.sides, default=0) ** 2 * (WORK * torch.float64.itemsize + item)
     Λ = sum(layer.shape[0] * layer.shape[1] for layer in fit.layers.values()) * item
     largest = max(fit.layers.values(), key=lambda layer: sum(d * d for d in layer.shape))
     most = (
         f"layer {largest.name!r} has {say_bytes(sum(d * d for d in largest.shape) * item)} of factors. Leave it out "
         "with layers=, fit layers in groups, cut wide ones into blocks=at_most(4096), or take smaller batches."
     )
-    return Stage("fit", 2, float("nan"), float("nan"), 2 * squares + work, squares + Λ, most)
-
-
-def _sides(fit: Fit) -> list[int]:
-    """d of every factor that is a matrix (d, d), or of each of its blocks."""
-    return [
-        d
-        for layer in fit.layers.values()
-        for side, whole in zip("SA", layer.shape, strict=True)
-        if layer.diagonal != side
-        for d in cut(whole, fit.blocks)
-    ]
+    return Stage("fit", 2, float("nan"), float("nan"), held + work, held // 2 + Λ, most)
 
 
 def fit_stage(fit: Fit, probe: Probe, counted: Stage) -> tuple[Kronecker, Stage]:
@@ -81,13 +70,13 @@ def fit_stage(fit: Fit, probe: Probe, counted: Stage) -> tuple[Kronecker, Stage]
         corrected_eigenvalues(replace(proved, data=Same(batches, "train", ordered=False)), basis)
 
     two = probe.carried_on(second, looks=False)
-    decomposing = sum(_eigh_seconds(d, probe.device) for d in _sides(fit))
+    decomposing = eigh_seconds(fit.sides, probe.device)
     every = [numbers(Q) for part in (basis.Q_S, basis.Q_A) for Q in part.values()]
     held = sum(Q.numel() * Q.element_size() for Q in every)
     peak = max(one.peak, counted.peak, held + two.peak)
     if decomposing < LONG:  # then all of it can be tried
         peak = run_over(lambda batches: _fitted(fit, batches), probe.some, probe.device).peak
-    operations = one.operations + two.operations + 9 * sum(d**3 for d in _sides(fit))
+    operations = one.operations + two.operations + 9 * sum(d**3 for d in fit.sides)
     curvature = Kronecker({k: _ones(fit, k) for k in fit.layers}, basis.Q_S, basis.Q_A, facts_of(fit, "EK-FAC", 1))
     seconds = one.seconds + two.seconds + decomposing
     return curvature, replace(counted, operations=operations, seconds=seconds, peak=peak)
@@ -115,17 +104,6 @@ def _axes(moments: Moments) -> Eigenbasis:
         x = part.of(moments)
         found[part] = x.new_ones(part.size), torch.eye(part.size, dtype=x.dtype, device=x.device).mT
     return put_together(moments, found)
-
-
-_EIGH: dict[tuple[int, str], float] = {}  # seconds of one decomposition, by side and device
-
-
-def _eigh_seconds(d: int, device: torch.device) -> float:
-    tried = min(d, TRIED)
-    if (tried, str(device)) not in _EIGH:
-        x = torch.randn(tried, tried, generator=torch.Generator().manual_seed(0), device="cpu").to(device)
-        _EIGH[tried, str(device)] = run_over(lambda _: eigh(x @ x.T), [], device).seconds
-    return _EIGH[tried, str(device)] * (d / tried) ** 3
 
 
 # --- index ---------------------------------------------------------------------------------------------------------

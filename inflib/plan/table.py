@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..ahead import in_bytes, in_time
+
 ROOM = 0.9  # of what is free may be planned for
 
 
@@ -47,22 +49,3 @@ class Plan:
         lines.append(f"{self.examples:,} examples; free: {free}")
         lines += [f"{s.name} would not fit: {s.most}" for s in self.too_large]
         return "\n".join(lines)
-
-
-def in_bytes(count: int) -> str:
-    """Bytes with three digits."""
-    size, unit = float(count), "B"
-    for larger in ("kB", "MB", "GB", "TB", "PB"):
-        if size < 1000:
-            break
-        size, unit = size / 1000, larger
-    return f"{size:.3g} {unit}"
-
-
-def in_time(seconds: float) -> str:
-    """Seconds, minutes or hours with three digits."""
-    if seconds != seconds:
-        return "unknown"
-    if seconds < 120:
-        return f"{seconds:.3g} s"
-    return f"{seconds / 60:.3g} min" if seconds < 7200 else f"{seconds / 3600:.3g} h"
