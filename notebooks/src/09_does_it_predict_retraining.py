@@ -491,8 +491,8 @@ for name in ("K-FAC", "refined, 5"):
 assert bootstrap(per_query["refined, 5"] - per_query["EK-FAC"]).low > 0, "refinement should win query by query"
 
 # %% [markdown]
-# The board says three things. *Damping is part of the method*: refined scores want ten times as much of it as EK-FAC's. *EK-FAC is no better than K-FAC here*, however much closer its matrix is: a
-# closer matrix is not a closer ranking. And *refinement pays*, query by query. (One network, one seed; the next table has twelve.)
+# The board says three things. *Damping is part of the method*: refined scores want twenty times as much of it as EK-FAC's. *EK-FAC is no better than K-FAC here*, however much closer its matrix is: a
+# closer matrix is not a closer ranking. And *refinement pays*, query by query. (One network, one seed; a table below has twelve.)
 #
 # The slopes say that no method has the size of this question. Half of the data is no small change, and the damping that gives the best order is not the one that gives the
 # right size. A number in nats is a derivative, for a small change; beside retraining on a half it is an order only.
@@ -525,7 +525,7 @@ for other in (("sampled", "margin"), ("observed", "margin"), ("expected", "log_l
 assert abs(bootstrap(dialled["sampled", "margin"].per_query - base).mean) < 0.03, "a draw should cost little here"
 
 # %% [markdown]
-# *Neither matters here.* A draw of the labels costs less than a hundredth; so do the data's own labels, within what fifty queries can tell; and margin and log-likelihood are predicted alike. That is no
+# *Neither matters here.* A draw of the labels costs about a hundredth. So do the data's own labels, within what twenty-five queries can tell, and margin and log-likelihood are predicted alike. That is no
 # licence for observed labels: notebook 03 showed the matrix that they spoil. On this network's ranking it does not show, and a correlation that is as good as before proves no label right.
 #
 # ## What raises it
@@ -568,11 +568,12 @@ assert gain["refined"] > gain["EK-FAC"] > 0.05, "averaging networks should help,
 # - **Weight decay.** Without it EK-FAC and refined scores are far lower, while the ceiling hardly is. The retrainings can be told apart still; it is the prediction that fails.
 # - **Several networks.** Scores averaged over networks from other seeds ([`ensemble_influence`](../inflib/doubt)) predict better than any single network's, since the bank, too, is a mean over seeds.
 #   Refined scores gain most: their mistakes are the seed's, while EK-FAC's are the approximation's, and those do not average out.
-# - **Another basis** does nothing here. One may take the eigenvectors of *whole* gradients' moments, $\sum_n D\theta_n D\theta_n^\top$, in place of those of $S$, and alike for $A$ (`ekfac(..., sharing="gradients")`). On this bank (`python benchmarks/study.py basis`):
+# - **Another basis** does nothing. One may take the eigenvectors of *whole* gradients' moments, $\sum_n D\theta_n D\theta_n^\top$, in place of those of $S$, and alike for $A$ (`ekfac(..., sharing="gradients")`). On this bank, and on one of notebook 08's kind of transformer, where a sentence has many positions (`python benchmarks/study.py basis basis_of_sentences`):
 
 # %%
-for method, (value, low, high) in of_study("basis").items():
-    print(f"{method:30} {value:.3f} [{low:.3f}, {high:.3f}]")
+for item in ("basis", "basis_of_sentences"):
+    for method, (value, low, high) in of_study(item).items():
+        print(f"{item:19} {method:30} {value:.3f} [{low:.3f}, {high:.3f}]")
 
 # %% [markdown]
 # ## The middle of the halves
@@ -942,8 +943,8 @@ BelieveBoard(bank, panel, shown, captions, refined=["refined"], method="EK-FAC")
 #
 # ## Summary
 #
-# Exact $G$ solves the problem it was made for, in order and in size, on every network here. EK-FAC has a part of the order and nothing of the size; ten steps of refinement have nearly both. Leaving out single points of a
-# deep network shows mostly noise. Random halves can be measured well, and against them weight decay, refinement, several networks and the middle of the halves raise the score, though none reaches the ceiling. The derivative through training is nearly
+# Exact $G$ solves the problem it was made for; EK-FAC has a part of the order and nothing of the size, and ten steps of refinement have nearly both. Leaving out single points of a deep network shows mostly noise; random halves
+# can be measured well, and there weight decay, refinement, several networks and the middle of the halves raise the score, though none reaches the ceiling. The derivative through training is nearly
 # perfect for its own run where training is smooth, and only there. One score's honest interval nearly always holds zero, while an order over hundreds is worth having. For removal, nearest neighbours are a strong baseline; for wrong labels the loss is, unless they were learned by heart.
 #
 # ## Exercises
