@@ -41,7 +41,7 @@ class Case:
     def of(cls, n: int, train: Any, probabilities: Tensor, scores: Tensor, places: dict[str, int], count: int) -> Case:
         """From the probabilities (C,) and the relative scores (N,) of all examples on this one's log odds."""
         labels, scores = train.labels, scores.clone()
-        scores[n] = 0
+        scores[n] = 0  # nobody is an opponent of himself, also where the loss is smoothed
         order = scores.argsort(stable=True)[: max(count, VOTERS)].tolist()
         against = tuple((k, float(scores[k])) for k in order if scores[k] < 0)
         votes: dict[int, float] = {}

@@ -14,6 +14,7 @@ from inflib.lab import mlp, mnist_5k, train
 from inflib.validation import Training, flip_labels, recall
 from inflib.widgets import Examples, Review, retraining, suspicion
 from inflib.widgets.base import InputError
+from inflib.widgets.review_case import Case
 from inflib.widgets.review_decisions import Decisions
 from inflib.widgets.review_effects import predicted
 
@@ -104,6 +105,20 @@ def test_the_opponents_shown_are_the_strongest_and_the_class_proposed_is_theirs(
         strength[noisy.labels[n]] = 0
         assert review.desk.card["target"] == (says if says != noisy.labels[n] else int(strength.argmax()))
         assert str(review.desk.card["target"]) in dict(map(reversed, review.desk.card["classes"]))
+
+
+def test_the_class_proposed_is_the_models_then_the_opponents_then_the_models_second() -> None:
+    case = Case(0, "", 5, ((3, 0.6), (5, 0.4)), (), {7: 0.2, 8: 0.9}, {})
+    assert case.target == 3
+    sure = replace(case, opinion=((5, 0.9), (2, 0.1)))
+    assert sure.target == 8
+    assert replace(sure, votes={}).target == 2
+
+
+def test_no_example_is_its_own_opponent(made) -> None:
+    noisy, scores = made[3], -torch.linspace(1, 2, N, dtype=torch.float64)
+    case = Case.of(N - 1, noisy, torch.full((10,), 0.1, dtype=torch.float64), scores, {}, 3)
+    assert [k for k, _ in case.opponents] == [N - 2, N - 3, N - 4]
 
 
 def act(review: Review, action: str, example: int | None = None, label: int | None = None) -> None:
