@@ -14,6 +14,8 @@ transformer the language model, whose layers have readable names too
 language_models  the models of notebook 08, shipped or trained when first asked for
 smollm2     a language model that people have heard of, found on this machine or downloaded once
 banks       which networks were retrained on which data, for notebook 09
+plain       EK-FAC in one file, short and slow, to be broken
+mistakes    fifteen mistakes of one line, planted in it
 exercises   checks of the reader's answers, which reply in one sentence
 training    seeded training, and checkpoints that know their weights and their data
 """

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import random
 import sys
 from dataclasses import dataclass
 from functools import cache
@@ -56,8 +57,8 @@ MISTAKES = [
     ),
     Mistake(
         "bias column first",
-        "torch.cat([a[..., :-1], a[..., -1:]], -1)",
-        "torch.cat([a[..., -1:], a[..., :-1]], -1)",
+        "x = a  # the bias's 1 is last",
+        "x = a.roll(1, -1)  # the bias's 1 is first",
         "a_deep_linear_network_is_exact",
     ),
     Mistake(
@@ -113,7 +114,7 @@ MISTAKES = [
     Mistake(
         "stale weights",
         "fitted = fit(case)",
-        "fitted = earlier.get(case.model) or fit(case)",
+        "fitted = kept.get(case.layers) or fit(case)",
         "new_weights_make_new_scores",
     ),
 ]
@@ -143,3 +144,12 @@ def broken(mistake: Mistake | None) -> Library:
     """The library with that mistake in it; for None the sound one."""
     library: Library = program(mistake).Plain()
     return library
+
+
+def boxes(count: int = 6, seed: int = 0) -> dict[str, Mistake | None]:
+    """What is in so many boxes, None for nothing wrong, drawn without looking; about one in three is sound."""
+    draw = random.Random(seed)
+    return {
+        f"box {k}": None if draw.random() < 1 / 3 else MISTAKES[draw.randrange(len(MISTAKES))]
+        for k in range(1, count + 1)
+    }

@@ -23,7 +23,7 @@ from inflib.conformance import OFFERS, PAD, Case, Examples
 
 Pairs = dict[str, tuple[Tensor, Tensor]]  # layer: a (B, T, i) and g (B, T, o)
 Matrices = dict[str, Tensor]
-earlier: WeakKeyDictionary[nn.Module, Fitted] = WeakKeyDictionary()  # by model; a sound program never looks here
+earlier: WeakKeyDictionary[nn.Module, dict[Any, Fitted]] = WeakKeyDictionary()  # a sound program never looks here
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,8 @@ class Plain:
     name, version, offers = "plain", "1", frozenset(OFFERS)
 
     def fit(self, case: Case) -> Fitted:
-        earlier[case.model] = fitted = fit(case)
+        kept = earlier.setdefault(case.model, {})
+        kept[case.layers] = fitted = fit(case)
         return fitted
 
     def layer_scores(self, fitted: Fitted, case: Case, damping: float | None) -> Tensor:
@@ -84,7 +85,7 @@ def second_moments(case: Case) -> tuple[Matrices, Matrices]:
     positions = 0
     for pairs in labelled(case, 0):
         for k, (a, g) in pairs.items():
-            x = torch.cat([a[..., :-1], a[..., -1:]], -1)  # the bias's 1 comes last
+            x = a  # the bias's 1 is last
             add(A, k, torch.einsum("bti,btj->ij", x, x))
             add(S, k, torch.einsum("bto,btp->op", g, g) / len(case.train))
         positions += int(a[..., -1].sum())

@@ -37,6 +37,7 @@ review_desk        one example and three buttons, by keyboard too
 review_case        one example under review as plain values
 review_view        how a review is drawn
 review             review suspicious labels, and see what repairing them does
+boxes              boxes that give scores, checks to run on them, and what is left to explain them
 plots              figures in one style
 """
 
@@ -46,6 +47,7 @@ require("inflib.widgets", "IPython", "PIL", "anywidget", "ipywidgets", "matplotl
 
 from .believe import BelieveBoard, Dials
 from .board import board_figure
+from .boxes import Boxes
 from .browser import ImageBrowser
 from .draw import DrawDigit
 from .engine import three_methods
@@ -62,6 +64,7 @@ from .texts import Texts
 
 __all__ = [
     "BelieveBoard",
+    "Boxes",
     "Dials",
     "DrawDigit",
     "Examples",

@@ -237,7 +237,7 @@ assert set(top.tolist()) <= ten["EK-FAC"], "the same question has got another an
 # | [07 MNIST](07_mnist.ipynb) | Which digits taught it this? |
 # | [08 Transformer](08_transformer.ipynb) | Which sentences taught it this? |
 # | [09 Does it predict retraining?](09_does_it_predict_retraining.ipynb) | Should I believe it? |
-# | 10 What goes wrong | How would I know it is broken? |
+# | [10 What goes wrong](10_what_goes_wrong.ipynb) | How would I know it is broken? |
 # | [11 Scaling up](11_scaling_up.ipynb) | What does it cost on my model? |
 # | 12 Your own model | How do I use it on mine? |
 #
