@@ -153,6 +153,19 @@ def _fidelity(found: dict[str, Any]) -> list[str]:
     return [f"{found['bytes']:,.0f}", *shares]
 
 
+def audit() -> str:
+    """How often an audited bound is broken, and of how many examples it and the certificate leave open."""
+    rows = json.loads((RESULTS / "audit.json").read_text())["rows"]
+    shown = []
+    for row in rows:
+        shares = (f"{row[key]:.4f}".removeprefix("0") for key in ("rate", "broken"))
+        sizes = (f"{row['open']:.1f}", f"{row['open_by_certificate']:,.0f}", f"{row['missed']:.1f}")
+        shown.append([row["store"], f"{row['audit']}", *shares, *sizes])
+    return table(
+        ["store", "audited", "rate", "broken by", "open", "open by the certificate", "missed"], shown, "lrrrrrr"
+    )
+
+
 def speed() -> str:
     """A query against made-up shards, in CPU-seconds of all threads."""
     rows = json.loads((RESULTS / "store_speed.json").read_text())["rows"]
@@ -215,6 +228,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "growth": growth,
     "precision": precision,
     "a store's speed": speed,
+    "an audit": audit,
 }
 
 

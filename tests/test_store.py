@@ -31,6 +31,7 @@ from inflib import (
     self_influence,
 )
 from inflib.index import Found
+from inflib.index.search import _drawn, _share
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -245,6 +246,49 @@ def test_what_is_proved_is_true_and_the_rest_is_counted(tmp_path: Path) -> None:
                     assert torch.equal(found.examples[q], exact[q].topk(k).indices)
                 proved, open_ = proved + bool(found.proved[q]), open_ + int(not found.proved[q])
     assert proved and open_
+
+
+def test_an_audited_bound_is_that_of_the_examples_drawn_and_counts_what_it_leaves_open(tmp_path: Path) -> None:
+    case = case_of()
+    store = build(case, tmp_path / "store", axes=0.7, bits=2)
+    exact, N = scored(case, store.curvature), len(LENGTHS)
+    prepared = store.prepare(case.model, case.objective, case.asked)
+    near, bound = store.scores(prepared), store.bounds(prepared)
+    drawn = np.random.Generator(np.random.Philox(5)).choice(N, 4, replace=False)
+    found = search(store, case, k=2, candidates=3, audit=4, rate=0.4, seed=5)
+    plain = search(store, case, k=2, candidates=3)
+    known = {*drawn.tolist(), *near.topk(3).indices.flatten().tolist()}
+    assert found.audited is not None and plain.audited is None
+    for q in range(len(exact)):
+        best = sorted(known, key=lambda n: -float(exact[q, n]))[:2]
+        assert found.examples[q].tolist() == best
+        kth = float(exact[q, best[1]])
+        ratios = sorted(float((exact[q, n] - near[q, n]).abs() / bound[q, n]) for n in drawn)
+        rest = [n for n in range(N) if n not in known]
+        for came, c in ((found.open, 1.0), (found.audited, ratios[2])):  # three of four: 5 · (1 − .4)
+            assert int(came[q]) == sum(float(near[q, n] + c * bound[q, n]) >= kth for n in rest)
+    assert "at a rate of 0.4 open for" in repr(found) or bool(found.proved.all())
+    everything = search(store, case, k=2, candidates=3, audit=99, rate=0.5)
+    assert bool((everything.audited == 0).all()) and bool(everything.proved.all())
+    with pytest.raises(ValueError, match=r"audit=98 examples with rate=0.01; expected .* audit ≥ 1 / rate − 1"):
+        search(store, case, audit=98, rate=0.01)
+
+
+@pytest.mark.parametrize(("audit", "rate"), [(99, 0.05), (199, 0.01), (30, 0.2)])
+def test_an_audited_bound_is_broken_at_its_rate_whatever_the_errors(audit: int, rate: float) -> None:
+    draw = torch.Generator().manual_seed(0)
+    N, near, over = 1000, torch.zeros(1, 1000), []
+    for seed in range(300):
+        bound = 1 + torch.rand(1, N, generator=draw)
+        exact = torch.randn(1, N, generator=draw).pow(3) * bound**2  # heavy tails, that grow faster than the bound
+        drawn = _drawn(N, audit, rate, seed)
+        known = drawn.sort().values
+        c = _share(exact[:, known], near, bound, known, drawn, rate)
+        rest = torch.ones(N, dtype=torch.bool)
+        rest[drawn] = False
+        over.append(float((exact.abs() > c * bound)[0, rest].double().mean()))
+    mean, error = float(np.mean(over)), float(np.std(over) / len(over) ** 0.5)
+    assert rate * 0.6 - 3 * error < mean < rate + 3 * error
 
 
 def test_search_answers_other_dampings_curvatures_layers_and_measurements(tmp_path: Path) -> None:

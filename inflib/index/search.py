@@ -3,14 +3,21 @@
 Candidate n is among the first by the store; its exact score takes a forward and a backward pass of that example alone.
 What is not a candidate has at most its store's score plus its bound: where that is below the k-th exact score for all
 of them, the k are *proved* to be the strongest of all.
+
+That bound holds for every pair, and is many times what most errors are. A tighter one is *audited*: some examples are
+drawn by chance and computed exactly too, and c is the share of its bound that an audited error reaches at most, but for
+a share ``rate`` of them. Any example drawn in the same way is then farther off than c bounds with that probability at
+most (split conformal prediction: Papadopoulos et al. 2002), whatever the errors' distribution is.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -67,6 +74,8 @@ class Found:
     open: Tensor  # (Q,) int64: of how many other examples the bound does not say that they are weaker than the k-th
     candidates: int  # how many were computed exactly for each query, at least
     total: int  # N
+    audited: Tensor | None = None  # (Q,) int64: as ``open``, by the audited bound; None without an audit
+    rate: float = 0.0  # the share of all examples that may err by more than the audited bound, on average at most
 
     @property
     def proved(self) -> Tensor:
@@ -79,6 +88,8 @@ class Found:
         for q, (places, left) in enumerate(zip(self.places.tolist(), self.open.tolist(), strict=True)):
             last = f"the last of them in place {max(places):,} of the index's order" if places else "none"
             sure = "proved" if left == 0 else f"not proved for {left:,} of the rest"
+            if self.audited is not None and left:
+                sure += f", at a rate of {self.rate:g} open for {int(self.audited[q]):,}"
             lines.append(f"  query {q}: {last}; {sure}")
         return "\n".join(lines)
 
@@ -98,16 +109,21 @@ def search(
     layers: Iterable[str] | None = None,
     relative: str | None = None,
     largest: bool = True,
+    audit: int = 0,
+    rate: float = 0.01,
+    seed: int = 0,
     max_bytes: int = BYTE_BUDGET,
 ) -> Found:
     """The k strongest of each prepared query; see ``Store.search``."""
     N, layers = len(index), layers if layers is None or isinstance(layers, str) else list(layers)
     k, candidates = _checked(k, candidates, N)
+    drawn = _drawn(N, audit, rate, seed)
     how: dict[str, Any] = dict(layers=layers, relative=relative, max_bytes=max_bytes)
     near = index.scores(prepared, curvature, damping, **how).cpu()  # (Q, N)
     bound = index.bounds(prepared, curvature, damping, **how).cpu()
     sign = 1 if largest else -1
-    first = (sign * near).topk(candidates, dim=1).indices.unique()  # (U,) those of all queries
+    first = (sign * near).topk(candidates, dim=1).indices  # (Q, candidates)
+    first = torch.cat([first.flatten(), drawn]).unique()  # (U,) those of all queries
     about = index, model, objective, prepared, train, first.tolist(), curvature, damping, layers
     exact = rescore(*about, max_bytes=max_bytes).cpu()
     if relative is not None:
@@ -116,12 +132,36 @@ def search(
     top = (sign * exact).topk(k, dim=1)  # (Q, k)
     rest = torch.ones(N, dtype=torch.bool, device="cpu")
     rest[first] = False
-    could = (sign * near + bound)[:, rest] >= top.values[:, -1:]  # (Q, N − U)
+    shares = (1.0, _share(exact, near, bound, first, drawn, rate))
+    left = [(sign * near + c * bound)[:, rest] >= top.values[:, -1:] for c in shares]
     examples = first[top.indices]
     places = torch.stack(
         [(sign * row > sign * row[at, None]).sum(1) + 1 for row, at in zip(near, examples, strict=True)]
     )
-    return Found(examples, sign * top.values, places, could.sum(1), candidates, N)
+    proved, audited = (could.sum(1) for could in left)  # of (Q, N − U)
+    found = Found(examples, sign * top.values, places, proved, candidates, N)
+    return replace(found, audited=audited, rate=rate) if len(drawn) else found
+
+
+def _drawn(N: int, audit: int, rate: float, seed: int) -> Tensor:
+    """Examples drawn by chance to be audited, (m,); ValueError where they are too few for the rate."""
+    if audit and not (0 < rate < 1 and (audit + 1) * rate >= 1 - 1e-9):
+        raise ValueError(
+            f"audit={audit} examples with rate={rate}; expected 0 < rate < 1 and audit ≥ 1 / rate − 1: so many have to "
+            "be seen before one in 1 / rate can be spoken of. Raise one of them, or leave audit at 0."
+        )
+    draw = np.random.Generator(np.random.Philox(seed))
+    return torch.from_numpy(draw.choice(N, min(audit, N), replace=False))
+
+
+def _share(exact: Tensor, near: Tensor, bound: Tensor, known: Tensor, drawn: Tensor, rate: float) -> Tensor:
+    """c (Q, 1): what share of its bound an audited error reaches at most, but for a share ``rate`` of them."""
+    if not len(drawn):
+        return near.new_ones(len(near), 1)
+    error = (exact[:, torch.searchsorted(known, drawn)] - near[:, drawn]).abs()
+    ratio = error / bound[:, drawn].clamp_min(torch.finfo(bound.dtype).tiny)
+    most = math.ceil((len(drawn) + 1) * (1 - rate) - 1e-9)
+    return ratio.sort(dim=1).values[:, min(most, len(drawn)) - 1, None]
 
 
 def strongest(scores: Tensor, k: int, largest: bool) -> Found:

@@ -158,12 +158,17 @@ class Store:
         measurement: Measurement | None = None,
         relative: str | None = None,
         largest: bool = True,
+        audit: int = 0,
+        rate: float = 0.01,
+        seed: int = 0,
         max_bytes: int = BYTE_BUDGET,
     ) -> Found:
         """The k strongest proponents of each query, their scores exact; opponents with largest=False.
 
         train:      the examples the store was built from, to be fetched by number: a list of batches, or a data set.
         candidates: how many of the first by the store are computed exactly, a forward and backward pass of these.
+        audit:      so many examples drawn by ``seed`` are, too: for a tighter bound, which an example drawn by chance
+                    breaks with probability ``rate`` at most (199 for .01, see search.py).
 
         What is returned is ranked exactly, and says for each query whether it is *proved* that no other example belongs
         among the k, or for how many that remains open. Raises ValueError where ``train`` is not what the store holds.
@@ -172,7 +177,7 @@ class Store:
             self, model, objective, queries, curvature, damping, measurement, None, max_bytes
         )
         options: dict[str, Any] = dict(curvature=kronecker, damping=damping, layers=layers, relative=relative)
-        options |= dict(largest=largest, max_bytes=max_bytes)
+        options |= dict(largest=largest, audit=audit, rate=rate, seed=seed, max_bytes=max_bytes)
         return search(self, model, objective, prepared, train, k, candidates, **options)
 
     @plain_numbers
