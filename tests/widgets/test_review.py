@@ -121,6 +121,13 @@ def test_no_example_is_its_own_opponent(made) -> None:
     assert [k for k, _ in case.opponents] == [N - 2, N - 3, N - 4]
 
 
+def test_opponents_of_the_same_label_propose_no_class(made) -> None:
+    noisy = made[3]
+    scores = torch.where(noisy.labels == noisy.labels[0], -2.0, -1.0).double()  # the ten strongest are of its label
+    case = Case.of(0, noisy, torch.full((10,), 0.1, dtype=torch.float64), scores, {}, 6)
+    assert len(case.opponents) == 6 and case.votes == {}
+
+
 def act(review: Review, action: str, example: int | None = None, label: int | None = None) -> None:
     """What the desk sends when a button or a key is pressed."""
     example = review.desk.card["key"] if example is None else example
