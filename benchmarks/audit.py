@@ -3,8 +3,8 @@
     python benchmarks/audit.py --folder build/store        # after benchmarks/store.py's fit and exact, or with them
 
 Two of store.py's stores, its 2,000 sequences and 40 queries. For each query, ten times: so many sequences are drawn by
-chance, and c is the share of its bound that their errors reach at most but for a share ``rate``. Counted are of the rest
-those farther off than c bounds and, with 100 candidates computed exactly, those that the ten are not shown to beat.
+chance, and c is the share of its bound that their errors reach at most but for a share ``rate``. Counted among the rest
+are those farther off than c bounds and, with 100 candidates computed exactly, those that the ten are not shown to beat.
 Written to results/audit.json.
 """
 
