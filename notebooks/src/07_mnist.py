@@ -876,6 +876,7 @@ assert by_pixels > 0.9, "pixels should be hard to beat on digits: is each digit 
 # On digits one does not: pixels find a little more, for nothing. So they are the baseline to try first. Opposition is for data where no such distance is at hand.
 #
 # Now review. Here somebody who knows the truth does it: among the first 15%, every flip gets its right label, every other label is kept. Then *retrain*: the same recipe from the same seed, once with the labels as they were and once as decided (40 epochs, one seed).
+# Adam's steps amplify the last bit of every sum, so on another processor the last digits below come out otherwise.
 
 # %%
 from inflib.lab.networks import RECIPES
@@ -894,6 +895,7 @@ assert review.decisions.counts()["relabel"] == round(caught * int(wrong.sum())),
 )
 
 # %%
+# NBVAL_IGNORE_OUTPUT
 repaired = review.retrain()
 for what, judged in {"before": repaired.before, "after": repaired.after}.items():
     print(f"{what:7} loss {judged.loss:.2f}, accuracy {judged.accuracy:.3f} on clean digits")
@@ -916,6 +918,8 @@ assert repaired.agreement.low > 0, "the prediction should know something of whic
 # 3. **Look for a flip whose proposed class is wrong.** Who are its opponents?
 
 # %%
+# NBVAL_IGNORE_OUTPUT
+assert review.repair is repaired, "the panel should show this retraining"
 review
 
 # %% [markdown]
