@@ -7,7 +7,7 @@
 # **What you need to know.** Symbols: [one table](notation.md). Notebook 05 ($\Lambda$, damping) and notebook 06: sequences, the loss summed over tokens, the query as a completion.
 # The numbers in brackets are the equations of Grosse et al. 2023.
 #
-# **Time.** About 50 minutes to read; it runs in about a minute on two CPU cores.
+# **Time.** About 55 minutes to read; it runs in about a minute on two CPU cores.
 
 # %%
 import subprocess
@@ -156,6 +156,42 @@ print(f"the model itself: {weights_of_reader:,} weights, {4 * weights_of_reader 
 assert needed == index.nbytes == len(passages) * numbers * 4, "a matrix (o, i) for each sequence and layer"
 
 # %% [markdown]
+# ## All of it, before any of it
+#
+# Nobody wants to count layer by layer. `plan` does: it counts bytes from the shapes, and runs each stage on its first batches, which tells what one more batch takes. A few seconds of work stand for hours.
+# In a session of yours, `print(plan(...))` says time and peak memory as well. They belong to your machine, so here we look at what every machine agrees on:
+
+# %%
+from inflib import plan
+
+planned = plan(reader, reading_objective, reading, ["blocks.*.mlp.*"], queries)
+for stage in planned.stages:
+    size = f"{stage.disk / 1e6:.2f} MB"
+    print(f"{stage.name:7} passes: {stage.passes}   operations: {stage.operations / 1e9:4.0f} billion   result: {size}")
+assert planned["index"].disk == TrainIndex.bytes_needed(reader, reading, curvature), "the index that would be built"
+
+# %% [markdown]
+# Is it true? Let the scores be made, and PyTorch count. We need them anyway: they are the exact ones that all short cuts below are compared with.
+
+# %%
+damping = damping_of(curvature, 0.1)
+with FlopCounterMode(display=False) as counter:
+    exact = influence(reader, reading_objective, reading, queries, curvature, damping)  # (Q, N)
+ratio = counter.get_total_flops() / planned["scores"].operations
+print(f"the scores took {ratio:.2f} of the operations that were planned")
+assert abs(ratio - 1) < 0.1, "what a batch takes, the next one takes"
+
+# %% [markdown]
+# And where a stage would not fit, the plan says what to turn down. Suppose that 150 megabytes were free. The index alone takes 141, and something has to be left for all else:
+
+# %%
+from inflib import Plan
+
+tight = Plan(planned.stages, planned.examples, free=150_000_000)
+print(f"index would not fit: {tight['index'].most}")
+assert tight["index"] in tight.too_large, "it takes 141 MB in double precision"
+
+# %% [markdown]
 # Every sequence weighs nearly as much as the model, so a handful of them outweigh it. For a model of 135 million parameters one sequence takes hundreds of megabytes, as the table near the end counts. This is
 # the wall that the rest of the notebook is about.
 #
@@ -165,13 +201,11 @@ assert needed == index.nbytes == len(passages) * numbers * 4, "a matrix (o, i) f
 # [21]. Divide both sides by the root, and the coordinates of a training gradient become *alike in size*: $\tilde G/\sqrt{\Lambda+\lambda}$. A hundred thousand terms of one size add up to
 # a score, so an error in each of them averages out. That is why a **single bit**, the sign, might do for each; and why the coordinates with small $\Lambda$ may be left out.
 #
-# Exact scores first, then stores of three sizes. Each is a folder on disk. We look at two things. One is the correlation with the exact scores, query by query; the other, how many of the exact ten strongest
+# Here are stores of three sizes. Each is a folder on disk. We look at two things. One is the correlation with the exact scores, query by query; the other, how many of the exact ten strongest
 # stand among the store's first twenty.
 
 # %%
-damping = damping_of(curvature, 0.1)
-exact = influence(reader, reading_objective, reading, queries, curvature, damping)  # (Q, N)
-strongest = exact.topk(10).indices
+strongest = exact.topk(10).indices  # (Q, 10)
 
 
 # %%
