@@ -158,6 +158,10 @@ def test_a_key_decides_about_the_example_that_was_seen(review) -> None:
     assert (review.case.n, len(review.decisions)) == (second, 1)
     act(review, "remove", first)
     assert (review.case.n, review.decisions.of[first].what) == (second, "remove")
+    act(review, "next")
+    third = review.case.n
+    act(review, "keep", first)
+    assert review.case.n == third != second, "who looks at another example is left there"
 
 
 def test_a_decision_can_be_changed_and_undo_goes_back_to_the_one_before(review) -> None:
