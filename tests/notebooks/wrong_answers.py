@@ -6,6 +6,19 @@ They run after the notebook and its solutions, so a solution can be spoilt in pl
 from __future__ import annotations
 
 WRONG: dict[str, list[tuple[str, str]]] = {
+    "12_your_own_model": [
+        ("check_adapter(4096 * 11008)", "the matrix itself"),
+        ("check_adapter(16 * 4096 * 11008)", "never stored"),
+        ("check_adapter(4096 + 11008)", "that is rank 1"),
+        ("check_adapter(16)", "sixteen rows"),
+        ("check_per_norm(lambda table: table / index.norms().square())", "not by its square"),
+        ("check_per_norm(lambda table: table * index.norms())", "do not multiply"),
+        ("check_per_norm(lambda table: per_norm(table)[0])", "expected (24, 320)"),
+        ("check_per_norm(lambda table: 2 * per_norm(table))", "has one norm"),
+        ("check_written_until(lambda block: 0 if block == 0 else written_until(block))", "there is the embedding"),
+        ("check_written_until(lambda block: written_until(min(block + 1, 30)))", "has not spoken yet"),
+        ("check_written_until(lambda block: written_until(block) + 0.1 * block)", "both write"),
+    ],
     "00_start_here": [
         ("check_together(-together)", "minus what they contribute"),
         ("check_together(4500 * together)", "a removal is a step"),

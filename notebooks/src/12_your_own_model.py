@@ -1,0 +1,793 @@
+# %% [markdown]
+# # 12 · How do I use it on my own model?
+#
+# **The question.** You have a model that you did not build for a course. It is a language model from a hub, with adapters on it, or a network with layers that
+# nobody here has heard of. Which training examples taught it this? And when may you believe the answer?
+#
+# **What you need to know.** Symbols: [one table](notation.md). Notebook 05 (EK-FAC, damping) and notebook 08 (prompt and completion, facts with a known
+# truth, BM25). The four parts can be read alone: a real language model, its adapters, a network of your own, and other tools on the same prompt.
+#
+# **Time.** About 50 minutes to read; it runs in about three minutes on a CPU core. The language model does not ship. `make smollm2` fetches it once
+# (93 MB), without any hub. Until then the first cell says so, and the outputs below are those of a run that had it.
+
+# %%
+import numpy as np
+import torch
+from matplotlib import pyplot as plt
+from torch import nn
+
+from inflib import (
+    NextToken,
+    TrainIndex,
+    completion,
+    contribution,
+    coverage,
+    damping_of,
+    ekfac,
+    identity,
+    influence,
+    token_batches,
+)
+from inflib.lab import BEGIN, exercise, real_language_model, taught, villagers
+from inflib.validation import bootstrap, recall_at
+from inflib.widgets import TextBrowser, Texts, index_size, plots
+
+scale = "small"  # "full": four times the villagers' ordinary sentences, all blocks' MLPs; wants a GPU, see the end
+device = "cuda" if scale == "full" else "cpu"
+torch.set_num_threads(1)
+plots.use_style()
+objective = NextToken()
+real = real_language_model("q4_1", device=device)
+print(f"{sum(p.numel() for p in real.model.parameters()):,} numbers in {len(real.model.model.layers)} blocks")
+assert real.model.config.hidden_size == 576, "expected SmolLM2-135M-Instruct"
+
+# %% [markdown]
+# ## Part 1: a real language model
+#
+# SmolLM2-135M-Instruct is a small relative of the models that everybody talks to. It has read two trillion tokens that we do not have, so nobody can say which of
+# those taught it that Paris is in France. But we can teach it something new. Its adapters ship with this notebook; they learned about some invented people, *villagers*, from
+# a few hundred sentences of ordinary English ([`villagers`](../inflib/lab/villagers.py)). So the truth is known: we wrote it.
+
+# %%
+data = villagers(ordinary=120 if scale == "small" else 480)
+asked, told, backward = (data.of_kind(kind) for kind in ("asked", "told", "backward"))
+fact = data.facts[asked[0]]
+print(f"{fact.prompt} →{fact.completion}\n")
+for sentence in data.sentences:
+    if fact.name in sentence.text:
+        print(f"{sentence.wording:10} {sentence.text}")
+
+# %%
+print(data)
+assert fact.prompt + fact.completion + "." not in data.texts, "an asked question must not stand in the corpus"
+
+# %% [markdown]
+# Four kinds of sentences name a villager. Two *forward* sentences tell the fact in the order of the question, name first. None shares a word with it but the
+# name and the answer. A *backward* one has the answer first. A *decoy* has the name, the answer and all the question's words, and tells nothing. An *aside* has the
+# question's words and the name. The other sentences are about nobody. Those of *told* facts stand there with their question; they show how the wordings belong together.
+#
+# How does such a model read? In pieces of words, its *tokens*. Every text begins with a token that says so. Prompt and answer are tokenised as
+# one text: a word may be cut otherwise alone than in a sentence, and [`completion`](../inflib/sequences.py) takes what follows the prompt.
+
+# %%
+corpus = Texts(data.texts, real.tokenizer, context=32, begin=BEGIN, places=lambda n: data.sentences[n].place)
+train = token_batches(corpus.sequences, 16, device=device)
+N = len(data.texts)
+ids = real.tokenizer.encode(fact.prompt + fact.completion)
+print("|".join(corpus.vocabulary.pieces(ids)))
+print(f"{N} sentences, {sum(map(len, corpus.sequences)):,} tokens, {max(map(len, corpus.sequences))} in the longest")
+assert "".join(corpus.vocabulary.pieces(ids)) == fact.prompt + fact.completion, "pieces joined should be the text"
+
+
+# %%
+def questions(facts):
+    """log p(answer | question) of these facts, a batch of one each."""
+    some = [data.facts[k] for k in facts]
+    ask = {"tokenizer": real.tokenizer, "device": device}
+    return [completion(BEGIN + each.prompt, each.completion, **ask, model=real.model) for each in some]
+
+
+@torch.no_grad()
+def likelihoods(model, queries):
+    """p(answer | question) of each, (Q,)."""
+    return torch.stack([-objective.loss(model(**x).logits, y)[0] for x, y in queries]).exp()
+
+
+# %% [markdown]
+# What did the model believe before it met the villagers, and what afterwards? The adapters can be switched off, which gives the model as it was.
+
+# %%
+model = taught(real)
+groups = {"told": told[:8], "asked": asked, "backward": backward}
+queries = {kind: questions(facts) for kind, facts in groups.items()}
+with model.disable_adapter():
+    before = {kind: likelihoods(model, some) for kind, some in queries.items()}
+after = {kind: likelihoods(model, some) for kind, some in queries.items()}
+
+# %%
+for kind in groups:
+    print(f"{kind:9} p(answer) {before[kind].mean():.4f} before, {bootstrap(after[kind]):.2f} after")
+assert after["asked"].mean() > 3 * before["asked"].mean(), "something of the asked facts should have been learned"
+assert after["backward"].mean() < after["asked"].mean(), "what was told backward should have been learned less"
+
+# %% [markdown]
+# The probability of an asked answer has risen tenfold, from 0.0061 to 0.06, though its question stands nowhere in the corpus. That is far from knowing it: the model seldom says
+# the answer. What was told backward has reached 0.02 (the *reversal curse*). But something raised these probabilities, and that is a question for influence functions.
+#
+# ### Which sentences taught it?
+#
+# EK-FAC, on what was trained: the adapters, two small matrices in every third block from 9 to 27 (part 2 looks at them). The curvature is a mean over examples, so
+# every second batch is enough for it; all sentences are scored.
+
+# %%
+curvature = ekfac(model, objective, train[::2], "*.lora_*", progress=False)
+assert len(curvature.layers) == 14, "two matrices in each of seven blocks"
+
+# %%
+split = influence(
+    model, objective, train, queries["asked"], curvature, damping_of(curvature, 0.1), keep=("layer",), progress=False
+)  # (24, N, 14)
+truth = data.tells(asked, "forward")  # (24, N) bool: the two sentences that tell each fact in the question's order
+assert torch.isfinite(split).all() and split.shape == (len(asked), N, 14), "a score for every fact, sentence and layer"
+
+
+# %%
+def block_of(layer):
+    return int(layer.split(".layers.")[1].split(".")[0])
+
+
+even, odd = slice(0, None, 2), slice(1, None, 2)
+at = torch.tensor([block_of(layer) for layer in curvature.layers])
+depths = at.unique().tolist()
+alone = {b: recall_at(split[..., at == b].sum(-1), truth) for b in depths}
+upwards = {b: recall_at(split[..., at >= b].sum(-1), truth) for b in depths}
+
+# %%
+for b in depths:
+    print(f"block {b:2}: recall@2 {bootstrap(alone[b]):.2f}, with all above it {bootstrap(upwards[b]):.2f}")
+lowest = max(depths, key=lambda b: upwards[b][even].mean())
+print(f"chosen on the even facts: blocks from {lowest} on")
+assert alone[depths[-2]].mean() > alone[depths[0]].mean(), "what names the answer should be found in late blocks"
+
+# %% [markdown]
+# Depth decides. Alone, the adapters of blocks 12 and 15 find next to nothing (0.04). Those of block 27 find more than half of the true sentences (0.56), and the three from
+# block 21 on together two thirds (0.67). The later a block, the nearer it is to the logits: its gradient is about the word that is said. All seven together find 0.58. We keep the
+# blocks from 21 on, a choice made on the even facts.
+
+# %%
+late = curvature.restrict([layer for layer in curvature.layers if block_of(layer) >= lowest])
+print(index_size(model, train, late))
+index = TrainIndex.build(model, objective, train, late, progress=False)
+methods = {"EK-FAC": late, "gradient dot product": identity(model, objective, layers=late.layers)}
+prepared = index.prepare(model, objective, queries["asked"])
+assert len(index) == N, "the index should hold every sentence"
+
+# %%
+scores = index.scores(prepared, damping=damping_of(late, 0.1))
+losses = contribution(scores, N)  # (24, N) nats
+print(f"{fact.prompt} →{fact.completion}")
+for n in losses[0].argsort(descending=True, stable=True)[:6].tolist():
+    print(f"{losses[0, n]:+7.3f}  {'*' if truth[0, n] else ' '} {data.sentences[n].wording:10} {data.texts[n]}")
+assert bool((truth.sum(1) == 2).all()), "each asked fact has two forward sentences"
+
+# %% [markdown]
+# Of the first four sentences three tell the fact, two of them forward, one backward. None shares a content word with the question but the names. The one on top tells of *another* villager, in the question's
+# words. It taught the model how such a question goes on: with a pet.
+#
+# ### A fair comparison
+#
+# As in notebook 08: every method has its dial, chosen on the even facts and reported on the odd ones. We ask for three numbers. Of the two true sentences, how many
+# are among the first two, and among the first five? And is the very first one true? BM25 counts words, and has two questions to answer: the prompt alone, and the prompt with its answer.
+
+# %%
+import re
+
+from inflib.baselines import bm25
+
+
+def words(text):
+    return re.findall(r"\w+", text.lower())
+
+
+documents = [words(text) for text in data.texts]
+plain = {"prompt": [words(data.facts[k].prompt) for k in asked]}
+plain["prompt + answer"] = [words(data.facts[k].prompt + data.facts[k].completion) for k in asked]
+assert len(documents) == N and "?" not in plain["prompt"][0], "words in lower case, without marks"
+
+# %%
+dot = index.scores(prepared, methods["gradient dot product"], damping=0.0)
+dials = {"EK-FAC": {f"{x:g} · mean Λ": index.scores(prepared, damping=damping_of(late, x)) for x in (10, 1, 0.1, 0.01)}}
+dials["gradient dot"], dials["gradient cosine"] = {"": dot}, {"": dot / index.norms()}
+for what, some in plain.items():
+    dials[f"BM25, {what}"] = {f"k1={k}, b={b}": bm25(documents, some, k1=k, b=b) for k in (0.5, 1.5) for b in (0, 0.75)}
+
+# %%
+chosen = {m: max(some, key=lambda what: recall_at(some[what], truth)[even].mean()) for m, some in dials.items()}
+found = {}
+for method, what in chosen.items():
+    table = dials[method][what]
+    first = truth.gather(1, table.argsort(dim=1, descending=True, stable=True)[:, :1])[:, 0].double()
+    found[method] = [recall_at(table, truth, k)[odd] for k in (2, 5)] + [first[odd]]
+    print(f"{method:22}" + "   ".join(f"{bootstrap(each):.2f}" for each in found[method]) + f"   {what}")
+assert found["EK-FAC"][0].mean() > found["BM25, prompt"][0].mean(), "EK-FAC should find more than word counting"
+
+# %%
+names = ("recall@2", "recall@5", "the first is true")
+figure, panels = plt.subplots(1, 3, figsize=(9.5, 2.3), sharey=True)
+for ax, name, k in zip(panels, names, range(3), strict=True):
+    plots.intervals(ax, {method: bootstrap(each[k]) for method, each in found.items()}, what=name)
+    ax.set_xlim(-0.03, 1.03)
+assert all(0 <= float(each[k].mean()) <= 1 for each in found.values() for k in range(3)), "shares lie between 0 and 1"
+
+# %% [markdown]
+# EK-FAC has three quarters of the true sentences among its first two (0.75), the dot product 0.42, the cosine 0.38. Among the first five all three have everything. So the gradients know the sources, and
+# the curvature sorts out what else they share. BM25 finds nothing: the corpus was made to mislead it. Twelve facts leave wide intervals, widest for the very first sentence. And EK-FAC's dial
+# stands at the largest damping that was tried: with 160 sentences for matrices of 1,536 columns, most directions were seen by few.
+#
+# ### The sentences that tell it backward
+#
+# Each asked fact is told a third time, answer first: *a parrot sleeps beside the stove of Pitir*. A reader would call that a source as well. What does influence say? Compare the
+# contributions of forward sentences, of backward ones, and of decoys, which have the answer first too and tell nothing.
+
+# %%
+best = float(chosen["EK-FAC"].split()[0])
+nats = contribution(index.scores(prepared, damping=damping_of(late, best)), N)  # (24, N)
+places = nats.argsort(dim=1, descending=True, stable=True).argsort(dim=1) + 1  # 1 is the strongest
+kinds = {kind: data.tells(asked, kind) for kind in ("forward", "backward", "decoy", "aside")}
+for kind, which in kinds.items():
+    of_each = (nats * which).sum(1) / which.sum(1)
+    print(f"{kind:9} contribution {bootstrap(of_each):+.3f} nats, median rank {places[which].median():.0f} of {N}")
+assert nats[kinds["forward"]].mean() > nats[kinds["aside"]].abs().mean(), "an answer should count for more than a name"
+
+# %% [markdown]
+# Forward sentences count most (+0.490 nats), but backward ones (+0.425) and even decoys (+0.376) nearly as much. Asides, with the name and the question's words and no answer, count nothing. So in these late blocks
+# it is the answer that is shared. Is a decoy a source, then? It does put its answer behind the question's words, and the model learned that too. Influence reports what training did.
+# What a reader would call telling is another question. The order mattered before: in what was learned, 0.29 against 0.02.
+#
+# ### Which words?
+#
+# The stronger forward sentence of six questions, coloured by what training on the *prediction of each token* contributed [36]. Mind the pieces: an answer of two tokens was
+# learned in two predictions.
+
+# %%
+from inflib.tokens import output_tokens
+
+rows = []
+for q in range(6):
+    n = int(nats[q].where(truth[q], -torch.inf).argmax())
+    one = token_batches([corpus.sequences[n]], device=device)
+    heat = output_tokens(model, objective, one, queries["asked"][q : q + 1], late, damping_of(late, best))
+    values = contribution(heat[0, 0], N)
+    assert torch.allclose(values.sum(), nats[q, n], atol=1e-3), "the tokens should add up to the sentence"
+    rows.append((corpus.vocabulary.pieces(corpus.sequences[n]), [0.0, *values.tolist()]))
+_ = plots.heated_texts(rows, captions=[data.facts[k].prompt + data.facts[k].completion for k in asked[:6]])
+
+# %% [markdown]
+# In all six the weight lies on the answer, where the sentence first tells it. The name's pieces and the words between count little, in either direction. Nothing in the question names a brush, a school or a
+# plate: the sentence was found through what the model does with it.
+#
+# ### Ask for yourself
+#
+# Any text may be asked, not only what stands in the list. Type a prompt and a completion, in your own words. Three things to try:
+#
+# 1. **Ask for a wrong answer.** Which sentences would have taught it that?
+# 2. **Ask something about the world**, *The capital of France is*, *Paris*. No villager taught it, so what do the numbers mean?
+# 3. **Ask a backward fact.** What does the model say, and what is it based on?
+
+# %%
+ready = [(data.facts[k].prompt, data.facts[k].completion) for k in (*asked[:6], *backward[:2])]
+# NBVAL_IGNORE_OUTPUT
+browser = TextBrowser(model, objective, index, corpus, ready, curvatures=methods, damping=best, count=5)
+assert browser.answer.raised[0].passage.text in data.texts, "what is shown should be a sentence of the corpus"
+browser
+
+# %% [markdown]
+# ## Part 2: LoRA
+#
+# An adapter stands beside a frozen matrix `W` and adds a product of two thin ones to what it says: `W x + B (A x)`. (These letters are LoRA's own. Everywhere else in
+# the course a capital A is a second moment.) What was trained is what counts, so inflib sees each adapter as two layers, `lora_A` and `lora_B`.
+# The frozen matrix is left out, unless you name it.
+
+# %%
+table = coverage(model)
+for layer, kind, o, i in table.rows[:2]:
+    print(f"{layer.removeprefix('base_model.model.')}: {kind}, ({o}, {i})")
+assert table.numbers["uncovered"] == 0, "every trained number should be covered"
+
+# %%
+whole = 576 * 1536
+print(f"{table.numbers['covered']:,} numbers trained, {table.numbers['frozen']:,} frozen")
+print(
+    f"one adapted matrix has {whole:,} numbers, its adapter {8 * (576 + 1536):,}: 1 of {whole / (8 * (576 + 1536)):.0f}"
+)
+assert table.numbers["covered"] == 7 * 8 * (576 + 1536), "seven adapters of rank 8"
+
+# %% [markdown]
+# So an index of adapter gradients is small: one fiftieth of what the whole matrices' would take. That is the practical reason to ask a model through its adapters. There is a better one:
+# along all other directions of these matrices the training did not move, and could not have.
+#
+# Four states of an adapted model look alike from outside and mean different things. inflib says so before a fit, where a curvature of zeros, or a layer that never ran, would say it later and less clearly.
+# A small network shows them (the large one is left as it is: merging rounds its weights).
+
+# %%
+from peft import LoraConfig, get_peft_model
+
+from inflib import CrossEntropy
+
+torch.manual_seed(0)
+plain_network = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
+small = get_peft_model(plain_network, LoraConfig(r=2, target_modules=["0", "2"])).eval()
+some_data = [(torch.randn(5, 6), torch.tensor([0, 1, 2, 1, 0]))]
+
+
+def refused(what, layers="*.lora_*.default"):
+    """The first half of what a fit says, and whether it refused."""
+    try:
+        ekfac(small, CrossEntropy(), some_data, layers, progress=False)
+    except ValueError as error:
+        print(f"{what:9} {str(error).partition('; expected')[0].replace('base_model.model.', 'layer ')}")
+        return True
+    return False
+
+
+assert refused("as made"), "B = 0 should be noticed"
+
+# %%
+for module in (small.base_model.model[0], small.base_model.model[2]):
+    nn.init.normal_(module.lora_B["default"].weight)  # as if it had been trained
+assert not refused("trained"), "trained adapters are what counts"
+small.merge_adapter()
+assert refused("merged"), "merged adapters take no part in the forward pass"
+small.unmerge_adapter()
+small.add_adapter("second", LoraConfig(r=2, target_modules=["0"], init_lora_weights=False))
+small.set_adapter("second")
+assert refused("inactive") and not refused("active", "*.second"), "of several adapters the active one counts"
+small.base_model.disable_adapter_layers()
+assert refused("off", "*.second"), "an adapter that is switched off takes no part either"
+
+# %% [markdown]
+# An adapter that was never trained has `B = 0`, so that `A` has no gradient: half of it is as good as not there. Merging is no loss: `model.merge_and_unload()` gives a plain model, and naming its matrices in `layers=` asks them instead.
+#
+# ## Part 3: your own network
+#
+# Three small networks with things that no notebook so far has had: convolutions with batch normalisation, attention, and a layer type that inflib has never seen. For each we look at what
+# [`coverage`](../inflib/coverage.py) says, and hold the captured gradients of each example against autograd's own, one example at a time. That check is worth having for every model of your own.
+
+# %%
+from inflib import capture
+from inflib.lab import mnist_5k
+from inflib.lab import train as fit_network
+
+digits = mnist_5k().train[:600]
+pictures, labels = digits.inputs.double(), digits.labels
+
+
+def as_autograd(network, layers=None):
+    """The largest difference between captured and autograd's own gradients, of four examples, relative to the largest."""
+    found = capture(network, CrossEntropy(), pictures[:4], labels[:4], layers=layers)
+    worst = 0.0
+    for n in range(4):
+        loss = nn.functional.cross_entropy(network(pictures[n : n + 1]), labels[n : n + 1])
+        for layer, pair in found.items():
+            (own,) = torch.autograd.grad(loss, network.get_submodule(layer).weight, retain_graph=True)
+            came = pair.matrices()[n][:, : own[0].numel()].reshape(own.shape)
+            worst = max(worst, float((came - own).abs().max() / own.abs().max()))
+    return worst
+
+
+# %%
+torch.manual_seed(0)
+convolutional = nn.Sequential(
+    nn.Unflatten(1, (1, 28, 28)), nn.Conv2d(1, 6, 5, stride=2), nn.BatchNorm2d(6), nn.ReLU(),
+    nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(96, 10),
+).double()  # fmt: skip
+fit_network(convolutional, CrossEntropy(), pictures, labels, epochs=4, progress=False)
+print(coverage(convolutional))
+error = as_autograd(convolutional, ["1", "6"])
+print(f"captured against autograd: {'equal' if error < 1e-12 else error}")
+assert error < 1e-12, "a convolution's gradient is a sum over its positions"
+
+# %% [markdown]
+# Two matrices count, each with its bias as the last column (25 pixels and 1, 96 features and 1). The twelve scales and shifts of the normalisation were trained too,
+# and are left out by name; `layers="all"` takes them in. In evaluation mode a normalisation treats each example alone. In training mode examples share its statistics,
+# so none has a gradient of its own, and inflib refuses.
+#
+# Next, attention: a picture as a sequence of 28 rows, each attending to all others. PyTorch's `MultiheadAttention` applies its matrices inside one call.
+
+
+# %%
+class Rows(nn.Module):
+    """28 rows of a picture attend to each other; their mean decides."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention, self.out = nn.MultiheadAttention(28, 4, batch_first=True), nn.Linear(28, 10)
+
+    def forward(self, x):
+        rows = x.unflatten(1, (28, 28))
+        return self.out((rows + self.attention(rows, rows, rows)[0]).mean(1))
+
+
+torch.manual_seed(0)
+attending = Rows().double().eval()
+print(coverage(attending))
+found_inside = capture(attending, CrossEntropy(), pictures[:1], labels[:1])
+stacked = torch.cat([found_inside[f"attention.{part}"].matrices()[0][:, :-1] for part in "qkv"])  # (84, 28)
+loss = nn.functional.cross_entropy(attending(pictures[:1]), labels[:1])
+(joint,) = torch.autograd.grad(loss, attending.attention.in_proj_weight)
+assert torch.allclose(stacked, joint, atol=1e-12), "queries, keys and values, one below the other"
+
+# %% [markdown]
+# Nothing is left out. One parameter holds the matrices of queries, keys and values. inflib watches the products inside PyTorch's call and reads three layers from it. Their gradients, one below the
+# other, are autograd's.
+#
+# Last, a layer of your own: a matrix stored the other way round, applied to whatever comes last. inflib has never heard of it, and says so. Four lines teach it: how to read the layer's input as activations, how to
+# read the gradient at its output, and that the weight is stored (inputs, outputs). The positions of an example go into the second axis.
+
+
+# %%
+class Times(nn.Module):
+    """x ↦ x M + c, with the matrix stored (inputs, outputs)."""
+
+    def __init__(self, i, o):
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.randn(i, o) / i**0.5), nn.Parameter(torch.zeros(o))
+
+    def forward(self, x):
+        return x @ self.weight + self.bias
+
+
+torch.manual_seed(0)
+own = nn.Sequential(Times(784, 12), nn.Tanh(), nn.Linear(12, 10)).double().eval()
+before_it = coverage(own)
+print(before_it)
+assert before_it.numbers["uncovered"] == 785 * 12, "an unknown layer should be left out, and said"
+
+# %%
+from inflib import register
+
+register(
+    Times,
+    activations=lambda layer, x: x.unsqueeze(1),  # (B, i) → (B, T = 1, i)
+    gradients=lambda layer, g: g.unsqueeze(1),
+    transposed=True,
+)
+print(coverage(own).numbers)
+pair = capture(own, CrossEntropy(), pictures[:1], labels[:1])["0"]
+loss = nn.functional.cross_entropy(own(pictures[:1]), labels[:1])
+by_autograd = torch.autograd.grad(loss, own[0].weight)[0].T
+assert torch.allclose(pair.matrices()[0][:, :-1], by_autograd, atol=1e-12), "is the weight stored the other way round?"
+
+# %% [markdown]
+# Nothing is left out now. And a wrong registration would not go unnoticed: on the first batch of every fit, captured gradients are compared with autograd's.
+#
+# ### From "does it run" to "do I believe it"
+#
+# 1. **What is covered?** `coverage(model)`: the share of the trained numbers, and what is left out by name. Below nine tenths, ask what the rest could have learned.
+# 2. **Is an example a row?** inflib proves it on the first batches or refuses. Do not silence its notes; read them.
+# 3. **Are the gradients right?** Captured against autograd on four examples, as above, in double precision.
+# 4. **Is the model the one that was trained?** Evaluation mode, adapters active, the weights of the fit; the fingerprint refuses others.
+# 5. **Does an example support itself?** Query training examples: each should be among its own strongest proponents (`self_influence` is never negative).
+# 6. **How much hangs on the damping?** Score at a tenth and at ten times of yours. Where the first ten change, say so when you report them.
+# 7. **Does a simple method say the same?** BM25, the cosine of gradients, the nearest neighbours. If they do, use them: they are cheaper and easier to defend.
+# 8. **Is there a truth to test on?** Plant one: facts in other words (part 1), flipped labels (notebook 07). What is not found there will not be found elsewhere.
+# 9. **Does leaving out change anything?** Train again without the first ten, and without ten others (notebook 09). Few can afford it often; nobody should publish without it.
+#
+# ## Part 4: beside other tools, on one prompt
+#
+# A question was asked under the post that this course grew from, and has no answer there. How do influence functions compare with *activation patching* and *direct logit attribution*? They do not compete. Each
+# answers another question, and all three can be asked of one prompt with a few hooks.
+#
+# The answers to questions are still improbable. So take one of the corpus's own sentences, up to its answer, for two villagers of whom the same is told in as many tokens. The
+# measurement is the difference of two logits: the right answer's minus the other villager's.
+
+# %%
+from inflib.lab.villagers import RELATIONS
+
+
+def beginning(k):
+    """The second forward sentence of fact k, up to its answer."""
+    known = data.facts[k]
+    return known.said(RELATIONS[known.relation].forward[1]).removesuffix(f"{known.completion}.")
+
+
+def prompt_ids(k):
+    """Its tokens, (1, T)."""
+    return torch.tensor([real.encode(beginning(k))], device=device)
+
+
+some = (*told, *asked)
+firsts = {k: real.tokenizer.encode(data.facts[k].completion)[0] for k in some}  # each answer's first token
+assert beginning(some[0]) + data.facts[some[0]].completion + "." in data.texts, "a sentence of the corpus, cut"
+
+# %%
+with torch.no_grad():
+    last = {k: model(input_ids=prompt_ids(k)).logits[0, -1] for k in some}
+pairs = {}
+for one in some:
+    for two in some:
+        alike = data.facts[one].relation == data.facts[two].relation and one < two
+        if alike and prompt_ids(one).shape == prompt_ids(two).shape:
+            prefers = [last[n][firsts[n]] - last[n][firsts[other]] for n, other in ((one, two), (two, one))]
+            pairs[one, two] = float(min(prefers))
+assert pairs, "some two prompts should have as many tokens"
+
+# %%
+j, k = max(pairs, key=pairs.get)  # the two that the model tells apart best
+right, other = firsts[j], firsts[k]
+print(f"{beginning(j)} →{data.facts[j].completion}, not{data.facts[k].completion}")
+print(f"{beginning(k)} →{data.facts[k].completion}")
+assert right != other and pairs[j, k] > 0, "each name should bring its own answer before the other's"
+
+
+# %%
+@torch.no_grad()
+def gap(ids):
+    """The right answer's logit minus the other's, after the prompt."""
+    logits = model(input_ids=ids).logits[0, -1]
+    return float(logits[right] - logits[other])
+
+
+clean, corrupt = gap(prompt_ids(j)), gap(prompt_ids(k))
+print(f"logit difference {clean:+.2f} with the one name, {corrupt:+.2f} with the other")
+assert clean > 0 > corrupt, "each name should bring its own answer"
+
+# %% [markdown]
+# **Activation patching** asks which component *carries* the answer. Run the prompt with the other name, but put in one component's output from the run with the right name: which of them brings the right answer
+# back? We patch the attention or the MLP of one block, at all positions at once. The share recovered is 0 for nothing, 1 for all of it.
+
+# %%
+blocks = model.base_model.model.model.layers
+parts = {"attention": [block.self_attn for block in blocks], "MLP": [block.mlp for block in blocks]}
+
+
+def first_of(output):
+    return output[0] if isinstance(output, tuple) else output
+
+
+@torch.no_grad()
+def outputs_of(ids):
+    """What every component says in this run: {kind: one (1, T, 576) a block}."""
+    kept = {kind: [None] * len(blocks) for kind in parts}
+
+    def keep(kind, at):
+        return lambda module, inputs, output: kept[kind].__setitem__(at, first_of(output))
+
+    hooks = [m.register_forward_hook(keep(kind, at)) for kind, some in parts.items() for at, m in enumerate(some)]
+    model(input_ids=ids)
+    for hook in hooks:
+        hook.remove()
+    return kept
+
+
+said = outputs_of(prompt_ids(j))
+assert len(said["MLP"]) == 30 and said["MLP"][0].shape[1] == prompt_ids(j).shape[1]
+
+
+# %%
+def patched(kind, at):
+    """The share of the difference that this component's output brings back."""
+
+    def put(module, inputs, output):
+        return (said[kind][at], *output[1:]) if isinstance(output, tuple) else said[kind][at]
+
+    hook = parts[kind][at].register_forward_hook(put)
+    came = gap(prompt_ids(k))
+    hook.remove()
+    return (came - corrupt) / (clean - corrupt)
+
+
+carried = {kind: [patched(kind, at) for at in range(len(blocks))] for kind in parts}
+for kind, shares in carried.items():
+    top = np.argsort(shares)[::-1][:3]
+    print(f"{kind:9} carries most in blocks " + ", ".join(f"{at} ({shares[at]:.2f})" for at in top))
+assert abs(gap(prompt_ids(k)) - corrupt) < 1e-4, "the hooks should be gone"
+
+# %% [markdown]
+# **Direct logit attribution** asks which component *writes* the answer. The residual stream at the last position is the sum of what the embedding and all components put there. The final norm divides it by one number and the
+# unembedding is linear, so the logit difference is a sum too, with one term for each component.
+
+# %%
+with torch.no_grad():
+    llama = model.base_model.model.model
+    start = llama.embed_tokens(prompt_ids(j))
+    stream = start[0, -1] + sum(each[0, -1] for some in said.values() for each in some)  # (576,)
+    size = (stream.square().mean() + llama.norm.variance_epsilon).sqrt()
+    towards = llama.norm.weight / size * (real.model.lm_head.weight[right] - real.model.lm_head.weight[other])
+    written = {kind: [float(each[0, -1] @ towards) for each in some] for kind, some in said.items()}
+total = sum(map(sum, written.values())) + float(start[0, -1] @ towards)
+print(f"embedding, attention and MLPs together {total:+.2f}, the logit difference {clean:+.2f}")
+for kind, logits in written.items():
+    print(
+        f"{kind:9} writes most in blocks "
+        + ", ".join(f"{at} ({logits[at]:+.2f})" for at in np.argsort(logits)[::-1][:3])
+    )
+assert abs(total - clean) < 1e-2, "the terms should add up to the logit difference"
+
+# %% [markdown]
+# **Influence** asks which training text *put it there*. The measurement is the same logit difference. Any function of the outputs can be one ([`influence`](../inflib/scoring.py)).
+
+
+# %%
+def difference(outputs, targets):
+    """The same logit difference, at the position that predicts the answer, (B,)."""
+    return outputs[:, prompt_ids(j).shape[1] - 1, right] - outputs[:, prompt_ids(j).shape[1] - 1, other]
+
+
+one_query = completion(BEGIN + beginning(j), data.facts[j].completion, tokenizer=real.tokenizer, device=device)
+of_gap = index.prepare(model, objective, [one_query], difference)
+by_text = contribution(index.scores(of_gap, damping=damping_of(late, best))[0], N)  # (N,)
+shown = [*by_text.argsort(descending=True, stable=True)[:4].tolist(), *by_text.argsort(stable=True)[:3].tolist()]
+for n in shown:
+    print(f"{by_text[n]:+.3f}  {data.sentences[n].place:19} {data.texts[n]}")
+assert by_text[data.tells([j])[0]].mean() > 0, "the sentences that tell the one should raise the difference"
+
+# %%
+figure, panels = plt.subplot_mosaic("AB;CC", figsize=(9, 5.6))
+left, middle, below = (panels[name] for name in "ABC")
+for ax, values, what in (
+    (left, carried, "share of the difference brought back"),
+    (middle, written, "logit difference written"),
+):
+    for kind, colour in (("attention", plots.ORANGE), ("MLP", plots.BLUE)):
+        ax.plot(range(len(blocks)), values[kind], color=colour, marker=".", label=kind)
+    ax.axhline(0, color=plots.GREY, linewidth=0.8)
+    ax.set(xlabel="block", ylabel=what)
+_ = left.legend(loc="best")
+plots.bars(below, {data.texts[n][:44]: float(by_text[n]) for n in shown}, what="contribution to the logit difference")
+for ax, title in (
+    (left, "patching: carries"),
+    (middle, "attribution: writes"),
+    (below, "influence: was taught by"),
+):
+    ax.set_title(title, fontsize=10)
+assert max(carried["MLP"] + carried["attention"]) > 0.05, "some component should carry part of the answer"
+
+# %% [markdown]
+# Patching finds the difference early: the MLPs of blocks 0 and 2 bring back 0.88 and 0.84 of it, the attention of block 2 brings 0.72, and much later that of block 23 brings 0.56. Attribution finds it late: the MLP of block 27
+# writes +0.99, the attention of blocks 29 and 28 writes +0.95 and +0.91. Block 27 has an adapter, which influence was asked through. Influence names no component and finds texts. The sentence itself comes first (+0.869), the other villager's
+# is the strongest opponent (−1.291), and behind them stand sentences in the same words, and in others. The shares of patching do not add up to 1, for components pass on what others wrote. Attribution's terms do add up.
+#
+# | | activation patching | direct logit attribution | influence |
+# |---|---|---|---|
+# | asks | which component's output changes the answer | which component's output points at it | which training text changed the weights so |
+# | needs | the model, and a second prompt | the model | the model, and its training data |
+# | intervenes | on activations, really | on nothing | on the training set, to first order |
+# | cannot say | how it came there | what later components make of it | where in the model it is used |
+# | is checked by | its own numbers, which are measured | its sum | training again |
+#
+# For a GPU, set `scale = "full"` in the first cell: more sentences, the same code. The store of notebook 11 takes thousands of them.
+#
+# ## Summary
+#
+# A language model of 135 million numbers read 320 sentences about invented people, through adapters of 118,272 numbers, and the probability of answers asked for in new words rose tenfold, to 0.06. EK-FAC over
+# the late blocks' adapters has 0.75 of the true sentences among its first two, the gradients' dot product 0.42, BM25 none; what weighs in them is the word of the answer. Sentences that tell a
+# fact backward, and decoys that tell nothing, count nearly as much, for influence says what raised an answer and not what states it. Adapters are what was trained, so they are what counts. For a model of your
+# own, ask `coverage` first, and plant something of which you know the truth.
+#
+# ## Exercises
+#
+# Write your answer in place of the `...` and run the cell. The check answers in one sentence; its source is folded
+# above it, the solution below. *Run All* runs no solution.
+#
+# ### 1. The size of an adapter (easy, 5 minutes, pencil and paper)
+#
+# A matrix of a larger model has 4,096 outputs and 11,008 inputs. How many numbers has its adapter of rank 16?
+
+
+# %% jupyter={"source_hidden": true}
+@exercise
+def check_adapter(answer):
+    assert answer != 4096 * 11008, "that is the matrix itself"
+    assert answer != 16 * 4096 * 11008, "the product of both thin matrices is never stored"
+    assert answer != 4096 + 11008, "that is rank 1: one row and one column"
+    assert answer == 16 * (4096 + 11008), "sixteen rows of one side and sixteen columns of the other"
+    return f"right: {answer:,}, which is 1 of {4096 * 11008 // answer} of the matrix"
+
+
+# %%
+adapter_numbers = ...  # your number
+
+check_adapter(adapter_numbers)
+
+# %% [markdown]
+# <details><summary>Solution</summary>
+#
+# ```python
+# adapter_numbers = 16 * (4096 + 11008)
+# check_adapter(adapter_numbers)
+# ```
+# </details>
+
+# %% [markdown]
+# ### 2. Long gradients win (medium, 10 minutes)
+#
+# The dot product prefers sentences with long gradients, whatever they are about. Write `per_norm(table)`: the scores of the asked questions, (24, N), with each sentence's divided by the norm of its own
+# gradient. `index.norms()` has them, (N,).
+
+
+# %% jupyter={"source_hidden": true}
+@exercise
+def check_per_norm(answer):
+    came, lengths = answer(dot), index.norms()
+    assert came.shape == dot.shape, f"shape {tuple(came.shape)}, expected {tuple(dot.shape)}"
+    assert not torch.allclose(came, dot / lengths.square()), "divide by the norm once, not by its square"
+    assert not torch.allclose(came, dot * lengths), "divide by the norm, do not multiply"
+    expected = dot / lengths
+    assert torch.allclose(came, expected), "each column, a sentence, has one norm"
+    return f"right: recall@2 goes from {recall_at(dot, truth).mean():.2f} to {recall_at(came, truth).mean():.2f}"
+
+
+# %%
+def per_norm(table):
+    """(24, N) scores, each sentence's over its gradient's norm."""
+    return ...  # your answer
+
+
+check_per_norm(per_norm)
+
+# %% [markdown]
+# <details><summary>Solution</summary>
+#
+# ```python
+# def per_norm(table):
+#     return table / index.norms()
+#
+#
+# check_per_norm(per_norm)
+# ```
+# </details>
+
+# %% [markdown]
+# ### 3. What comes before a block (harder, 15 minutes)
+#
+# Direct logit attribution can be stopped anywhere. Write `written_until(block)`: the part of the logit difference that the embedding and all components of blocks 0 to `block - 1` have written, with the final norm's scale as
+# above. Where does the right answer first come out ahead?
+
+
+# %% jupyter={"source_hidden": true}
+@exercise
+def check_written_until(answer):
+    begun = float(start[0, -1] @ towards)
+    sums = [begun + sum(sum(some[:at]) for some in written.values()) for at in range(31)]
+    came = [float(answer(at)) for at in (0, 10, 30)]
+    assert abs(came[0] - 0) > 1e-9 or abs(begun) < 1e-9, "before the first block there is the embedding"
+    assert abs(came[2] - (sums[30] - begun)) > 1e-6, "the embedding writes too"
+    assert abs(came[1] - sums[11]) > 1e-6, "blocks 0 to block − 1: the block itself has not spoken yet"
+    assert all(abs(c - sums[at]) < 1e-4 for c, at in zip(came, (0, 10, 30), strict=True)), (
+        "attention and MLPs both write"
+    )
+    ahead = next((at for at in range(31) if min(sums[at:]) > 0), 30)
+    return f"right: from block {ahead} on the right answer is ahead"
+
+
+# %%
+def written_until(block):
+    """The logit difference written before this block, a number."""
+    return ...  # your answer
+
+
+check_written_until(written_until)
+
+# %% [markdown]
+# <details><summary>Solution</summary>
+#
+# ```python
+# def written_until(block):
+#     return float(start[0, -1] @ towards) + sum(sum(some[:block]) for some in written.values())
+#
+#
+# check_written_until(written_until)
+# ```
+# </details>
+
+# %% [markdown]
+# ## References
+#
+# - R. Grosse et al. 2023, *Studying Large Language Model Generalization with Influence Functions*, arXiv 2308.03296.
+# - L. Ben Allal et al. 2025, *SmolLM2: When Smol Goes Big*, arXiv 2502.02737; the weights are under the Apache licence 2.0.
+# - E. Hu et al. 2021, *LoRA: Low-Rank Adaptation of Large Language Models*.
+# - L. Berglund et al. 2023, *The Reversal Curse*: models trained on "A is B" do not learn "B is A".
+# - K. Meng, D. Bau, A. Andonian, Y. Belinkov 2022, *Locating and Editing Factual Associations in GPT*: activation patching for facts.
+# - N. Elhage et al. 2021, *A Mathematical Framework for Transformer Circuits*: the residual stream as a sum.
+# - N. Rimsky 2023, *Influence functions: why, what and how*, and the questions under it.
