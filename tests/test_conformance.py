@@ -7,7 +7,11 @@ leave out.
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+from pathlib import Path
 
+import conformance
 import pytest
 import torch
 
@@ -137,3 +141,32 @@ def test_the_table_has_a_row_for_each_check_and_a_line_that_shows_each_failure_a
     data = json.loads(json.dumps(as_data(found, {"inflib": {"version": "1"}})))
     assert data["inflib"]["version"] == "1"
     assert [o["check"] for o in data["wrong"]["outcomes"] if o["status"] == FAILED] == failed
+
+
+# --- other libraries -----------------------------------------------------------------------------------------------
+
+
+def test_the_table_that_is_kept_is_made_from_the_outcomes_that_are_kept() -> None:
+    answers = json.loads((conformance.RESULTS / "conformance.json").read_text(encoding="utf-8"))
+    assert (conformance.RESULTS / "conformance.md").read_text(encoding="utf-8") == conformance.table(answers)
+    assert list(answers) == list(conformance.ADAPTERS)
+    assert all([o["check"] for o in answer["outcomes"]] == list(CHECKS) for answer in answers.values())
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize("library", ["curvlinops", "kronfluence"])
+def test_another_library_is_asked_by_the_command_and_passes(peers_python: Path, library: str) -> None:
+    command = [
+        str(peers_python),
+        conformance.__file__,
+        "--library",
+        library,
+        "--json",
+        "--check",
+        "one_example_is_exact",
+    ]
+    environment = os.environ | {"PYTHONPATH": str(conformance.ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    (found,) = json.loads(done.stdout.strip().splitlines()[-1])["outcomes"]
+    assert found["status"] == PASSED and found["error"] < 1e-12

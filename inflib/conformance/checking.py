@@ -87,4 +87,5 @@ def distance(found: Tensor, expected: Tensor) -> float:
     """‖found − expected‖ / ‖expected‖ in the Frobenius norm; infinite where shapes or numbers make no sense."""
     if found.shape != expected.shape or not bool(found.isfinite().all()):
         return float("inf")
-    return float((found.double() - expected.double()).norm() / expected.double().norm())
+    ours, theirs = found.detach().double(), expected.detach().double()
+    return float((ours - theirs).norm() / theirs.norm())
