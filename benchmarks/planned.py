@@ -30,7 +30,18 @@ from measure import Cost
 from torch import nn
 
 import inflib
-from inflib.lab import corpus_of, language_model, load_checkpoint, mlp, mnist_5k, shipped_checkpoint
+import inflib.ahead
+from inflib import token_batches
+from inflib.lab import (
+    corpus_of,
+    language_model,
+    load_checkpoint,
+    mlp,
+    mnist_5k,
+    real_language_model,
+    shipped_checkpoint,
+    villagers,
+)
 
 RESULTS = Path(__file__).parent / "results" / "planned.json"
 STAGES = ("fit", "index", "scores")
@@ -84,13 +95,22 @@ def facts() -> Case:
     return _text("facts", 1600, 1)
 
 
-CASES: dict[str, Callable[[], Case]] = {f.__name__: f for f in (digits, wide_digits, characters, facts)}
+def smollm2() -> Case:
+    """Notebook 12's model of 135 million parameters, two blocks' perceptrons; needs `make smollm2`."""
+    found = real_language_model(progress=False)
+    texts = [found.encode(text) for text in villagers().texts][:42]
+    train, asked = token_batches(texts[:40], 4), token_batches(texts[40:], 2)
+    return Case(found.model, inflib.NextToken(), train, asked, ["*.10.mlp.*", "*.20.mlp.*"])
+
+
+CASES: dict[str, Callable[[], Case]] = {f.__name__: f for f in (digits, wide_digits, characters, facts, smollm2)}
 
 
 def run(case: Case, what: str, folder: Path) -> dict[str, Any]:
     """One stage, or the plan, in this process."""
     if what == "plan":
         setattr(import_module("inflib.plan.probe"), "clock", time.process_time)  # noqa: B010 (the function hides it)
+        inflib.ahead.clock = time.process_time
         with Cost() as cost:
             found = inflib.plan(*case.about, case.layers, case.queries)
         stages = {stage.name: {"seconds": stage.seconds, "peak": stage.peak} for stage in found.stages}
