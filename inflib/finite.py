@@ -68,25 +68,32 @@ def check_inverse(layer: str, inverse: Tensor, eigenvalues: Tensor, damping: flo
     )
 
 
-def rounding_noise(eigenvalues: Mapping[str, Tensor]) -> dict[str, float]:
+def rounding_noise(eigenvalues: Mapping[str, Tensor], weights: Mapping[str, Tensor] | None = None) -> dict[str, float]:
     """{layer: mean eigenvalue} of the layers in which it is rounding noise or about to underflow.
 
     E‖Dθ‖², a layer's sum of Λ, is compared with the largest of all layers; a Λ near the smallest number of its dtype
-    has no digits left. Λ = 0 throughout is no noise: no gradient comes.
+    has no digits left. Λ = 0 throughout is no noise: no gradient comes. ``weights`` are the layers', where they are at
+    hand: gradients are rounded in their dtype, which may have fewer digits than Λ's.
     """
     traces = {name: float(values.sum(dtype=torch.float64)) for name, values in eigenvalues.items()}
     largest, noisy = max(traces.values(), default=0.0), {}
     for name, values in eigenvalues.items():
         kind, mean = torch.finfo(values.dtype), traces[name] / values.numel()
-        small = traces[name] <= (NOISE * kind.eps) ** 2 * largest
+        small = traces[name] <= _noise((weights or eigenvalues)[name].dtype) ** 2 * largest
         if mean > 0 and (small or mean < kind.tiny / kind.eps):
             noisy[name] = mean
     return noisy
 
 
-def note_rounding(eigenvalues: Mapping[str, Tensor]) -> None:
+def _noise(dtype: torch.dtype) -> float:
+    """What cancellation leaves, as a share of a gradient's size; in half precision small gradients are as small."""
+    eps = torch.finfo(dtype).eps
+    return eps if dtype.itemsize < 4 else NOISE * eps
+
+
+def note_rounding(eigenvalues: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
     """Warn (RoundingNote), once for all layers, where a mean eigenvalue is rounding noise or about to underflow."""
-    if noisy := rounding_noise(eigenvalues):
+    if noisy := rounding_noise(eigenvalues, weights):
         names = ", ".join(f"{name!r} ({mean:.3g})" for name, mean in noisy.items())
         warnings.warn(
             f"the mean eigenvalue of layer {names} is rounding noise: its gradients cancel or underflow, "

@@ -178,7 +178,7 @@ def ekfac(
     with fit.kept as kept:
         basis = eigenbasis(accumulate_moments(fit, passes=2), kept)
         squares = corrected_eigenvalues(fit, basis)
-    return _noted(Kronecker(squares.means(), basis.Q_S, basis.Q_A, facts_of(fit, "EK-FAC", squares.examples)))
+    return _noted(Kronecker(squares.means(), basis.Q_S, basis.Q_A, facts_of(fit, "EK-FAC", squares.examples)), fit)
 
 
 @plain_numbers
@@ -207,7 +207,7 @@ def kfac(
         moments = accumulate_moments(fit)
         basis = eigenbasis(moments, kept)
     values = {name: torch.outer(basis.lambda_S[name], basis.lambda_A[name]) for name in fit.layers}
-    return _noted(Kronecker(values, basis.Q_S, basis.Q_A, facts_of(fit, "K-FAC", moments.examples)))
+    return _noted(Kronecker(values, basis.Q_S, basis.Q_A, facts_of(fit, "K-FAC", moments.examples)), fit)
 
 
 @plain_numbers
@@ -228,7 +228,7 @@ def diagonal(
     fit = Fit.of(model, objective, train, layers, labels, draws, seed, progress, checkpoint=checkpoint)
     with fit.kept:
         squares = corrected_eigenvalues(fit, None, check=True)
-    return _noted(Kronecker(squares.means(), {}, {}, facts_of(fit, "diagonal", squares.examples)))
+    return _noted(Kronecker(squares.means(), {}, {}, facts_of(fit, "diagonal", squares.examples)), fit)
 
 
 @plain_numbers
@@ -250,7 +250,7 @@ def identity(
     return Kronecker(values, {}, {}, facts_of(fit, "identity", 0), default_damping=0.0)
 
 
-def _noted(curvature: Kronecker) -> Kronecker:
+def _noted(curvature: Kronecker, fit: Fit) -> Kronecker:
     """The curvature, with a note where it is rounding noise."""
-    note_rounding(curvature.eigenvalues)
+    note_rounding(curvature.eigenvalues, {name: layer.weight for name, layer in fit.layers.items()})
     return curvature

@@ -190,6 +190,9 @@ def test_token_influences_that_overflow_are_refused(monkeypatch: pytest.MonkeyPa
 # --- notes --------------------------------------------------------------------------------------------------------------
 
 
+DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+
+
 class Shifted(nn.Module):
     """A layer whose output is added to every logit: the softmax does not see it, so its gradient is rounding alone."""
 
@@ -202,7 +205,7 @@ class Shifted(nn.Module):
 
 
 @pytest.mark.parametrize("fit", [ekfac, kfac, diagonal])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_a_layer_of_rounding_noise_is_noted_once_by_name(dtype: torch.dtype, fit: Any) -> None:
     torch.manual_seed(0)
     model = Shifted().eval().to(dtype)
@@ -217,7 +220,7 @@ def test_a_layer_of_rounding_noise_is_noted_once_by_name(dtype: torch.dtype, fit
 
 
 @pytest.mark.parametrize("fit", [ekfac, kfac, diagonal, identity])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_layers_with_a_signal_are_not_noted_however_their_scales_differ(dtype: torch.dtype, fit: Any) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 3)).eval().to(dtype)

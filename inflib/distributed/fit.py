@@ -60,7 +60,7 @@ def ekfac(
         found = ranks.total("the sums of Λ", [squares.sums[k] for k in fit.layers])
     Λ = Squares(dict(zip(fit.layers, found, strict=True)), moments.examples).means()
     if ranks.rank == 0:
-        note_rounding(Λ)
+        note_rounding(Λ, {name: layer.weight for name, layer in fit.layers.items()})
     return Kronecker(Λ, basis.Q_S, basis.Q_A, facts_of(fit, "EK-FAC", moments.examples))
 
 

@@ -120,6 +120,8 @@ def kinds_of(module: nn.Module) -> tuple[Kind, ...]:
         kinds = (_LAST,)
     if isinstance(module, nn.Embedding) and module.max_norm is not None:  # it changes its weight as it is read
         return ()
+    if isinstance(module, nn.MultiheadAttention) and module.bias_k is None and not module.add_zero_attn:
+        kinds = tuple(kind for kind in kinds if kind.part != "k.bias")  # a softmax sees no shift that all keys share
     held = {name for name, p in module._parameters.items() if p is not None}
     return tuple(kind for kind in kinds if kind.weight in held and kind.without not in held)
 
