@@ -53,7 +53,8 @@ STEPS = (
     Step("unit", (*PYTEST, "tests", "--ignore=tests/notebooks", "--ignore=tests/browser", "-n2")),
     Step("nbval", (*PYTEST, *NBVAL, "-n2", "--dist=loadfile", "notebooks"), kernels=True),
     Step("notebooks", (*PYTEST, "tests/notebooks", "-n2"), kernels=True),
-    Step("browser", (*PYTEST, "tests/browser")),
+    # each worker has a JupyterLab and a browser of its own
+    Step("browser", (*PYTEST, "tests/browser", "-n2", "--dist=loadfile")),
 )
 
 
