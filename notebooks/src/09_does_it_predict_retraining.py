@@ -8,7 +8,7 @@
 # **What you need to know.** Symbols: [one table](notation.md). Notebook 02 (the proximal Bregman objective), notebook 05 (EK-FAC, and conjugate
 # gradients that start from it). Rank correlation, and what a bootstrap interval is.
 #
-# **Time.** About 75 minutes to read; it runs in about two minutes on two CPU cores, some hundred trainings among them.
+# **Time.** About 75 minutes to read; it runs in about two minutes on two CPU cores, several hundred trainings among them.
 
 # %%
 import json
@@ -114,9 +114,9 @@ assert near["exact G"].correlation.low > 0.99, "exact G is the derivative of thi
 assert near["EK-FAC"].slope.high < 0.5 < near["refined, 1"].slope.low, "one step should mend most of the size"
 
 # %% [markdown]
-# *Exact $G$ is right*, in order and in size: this is what it is the derivative of. *EK-FAC's order is worse, and its sizes are some three times too large.*
-# The two faults are separate. **One step** of conjugate gradients leaves the order where it was, because it multiplies each query's scores by one number. It is
-# the best single number, and it mends most of the size here, at the price of one pass over the data. Ten steps mend both.
+# *Exact $G$ is right*, in order and in size: this is what it is the derivative of. *EK-FAC's order is worse, and a nat that it predicts is worth three tenths of one.*
+# (The slope is a regression's, so a wrong order lowers it too.) **One step** of conjugate gradients leaves the order where it was, because it multiplies each query's scores by one number. It is
+# the best single number, and it mends most of the size here, at the price of one product with $G$ over the data, some three passes forward and backward. Ten steps mend both.
 #
 # That was a network of 490 weights. Does it hold for larger ones? The same comparison at full size takes minutes. So its results ship, with the program that
 # makes them: `python benchmarks/proximal.py`. It has 2,000 digits of 14 × 14 and three networks 196-32-16-10: tanh with weight decay (`smooth`), ReLU with it (`decay`) and without (`plain`). It asks 20
@@ -145,11 +145,11 @@ for case, found in full.items():
     assert few_more["exact G"]["correlation"][1] > 0.99, "exact G should follow its own objective at every size"
 
 # %% [markdown]
-# *Exact $G$ is right at this size too*, for three networks and two dampings, in order and in size. EK-FAC's order is worse than on the small network, and its sizes are three to eleven times too large. And one step no longer
-# does: it mends each query's length and leaves the order wrong. Ten steps reach correlations of 0.95 and more wherever there is weight decay, and slopes of 0.85 to 1.01. Without it (`plain`) some minimisations find no end. These are left
+# *Exact $G$ is right at this size too*, for three networks and two dampings, in order and in size. Twenty-four digits leave EK-FAC's intervals wide. Against exact $G$, over all 2,000 digits, the same file has a correlation of 0.34 to 0.68, and a slope of 0.10 to 0.26: a predicted nat is worth a tenth to a quarter. One step
+# mends each query's length and leaves the order wrong; its slope there is 0.24 to 0.67. Ten steps reach correlations of 0.95 and more wherever there is weight decay, and slopes of 0.85 to 1.01. Without it (`plain`) some minimisations find no end. These are left
 # out and counted, and ten steps have a part of the way still before them.
 #
-# How small must $\varepsilon$ be? Count a digit *twice*, $\varepsilon = 1/N$, as removing it would count it not at all.
+# How small must $\varepsilon$ be? Count a digit *twice*, $\varepsilon = 1/N$. (Removing it, $\varepsilon = -1/N$, goes the other way along the same curve, and there the change may be *more* than the line says.)
 
 # %%
 for case, found in full.items():
@@ -158,10 +158,10 @@ for case, found in full.items():
     print(f"correlation {bracketed(*whole['exact G']['correlation'])}   slope {bracketed(*whole['exact G']['slope'])}")
 
 # %% [markdown]
-# One digit is no longer a small change: the response stays behind the straight line, by a seventh to a third. (On a ReLU's kink no gradient vanishes, so fewer minimisations converge.)
+# One digit is no longer a small change: the response stays behind the straight line, by a seventh to a third, and with `smooth` the order suffers too. (Only converged minimisations are counted. With `decay` they are fewer than before, so its rows are of other digits than above.)
 # That error is not the approximation's. It is the derivative's, and exact $G$ has it too.
 #
-# And the course's own networks, notebook 07's 784-64-64-10 (`digits`) and notebook 08's transformer (`facts`)? There exact $G$ is in reach by sixty steps. `python benchmarks/sizes.py` sets contributions to 12 queries beside the exact ones.
+# And the course's own networks, notebook 07's 784-64-64-10 (`digits`) and notebook 08's transformer (`facts`)? There sixty steps bring exact $G$ nearly in reach. `python benchmarks/sizes.py` sets contributions to 12 queries beside the exact ones.
 # What is a predicted nat worth, in the median query, the worst and the best?
 
 # %%
@@ -178,14 +178,15 @@ for case in ("digits, damping 0.1 mean", "digits, damping 1 mean", "facts, dampi
 # At 0.1 × mean EK-FAC's nats are worth a seventh of a nat in the digits' network, and a seventeenth in the transformer. One step mends most of that in the transformer and little in the other. After ten the medians are within a fifth of 1, and of the digits the worst query is
 # still half off. At ten times the damping the equation is easier, and ten steps are right to a tenth for every query. (*Exact* is meant up to the residual that is printed.)
 #
-# So there is a rule for the course's numbers in nats. Of plain EK-FAC believe an *order*, and not all of it. Before you quote a size, take ten steps and look at the residual; and quote it for a small change.
+# So there is a rule for the course's numbers in nats. Of plain EK-FAC believe an *order*, and not all of it. Before you quote a size, take ten steps and look at the residual. In that file it is 0.33 where every query is right, and 1.14 and 1.29, worse than no answer, at 0.1 × mean.
+# So quote a size where it is below about a third, and for a small change; where it is near 1 or above, take more damping or more steps.
 #
 # ## From there to retraining
 #
 # Now retrain. Take 12 groups of 25 digits, and leave each out in four ways, one step further from the formula each time. (Bae et al. 2022 name the gaps between them.)
 #
 # - *proximal*: minimise the proximal Bregman objective without the group;
-# - *true loss*: the same with the training loss itself in place of the Bregman divergence. The network was not at its minimum, and now this counts;
+# - *true loss*: the same with the training objective, weight decay and all, in place of the Bregman divergence;
 # - *warm start*: no proximity either. Train once more by the recipe, from the trained weights;
 # - *cold start*: train from the beginning, from ten seeds, and take the mean.
 #
@@ -311,9 +312,9 @@ ax.axvline(top, color=plots.GREY, linestyle="--", linewidth=1)
 assert max(value.high for value in direct.values()) < top, "what starts from one network should miss what ten share"
 
 # %% [markdown]
-# Read the table from below. From EK-FAC to exact $G$ is the approximation's own fault, which refinement mends. From exact $G$ to the proximal objective is
-# the straight line in place of the curve: 25 digits are no small change. From there on every step is a *different question*. Using the true loss lets the network
-# finish what training left undone. Letting go of the proximity lets it wander. And starting from other weights gives other networks.
+# Read the table from below; a slope is nats of what stands left for a nat of what stands right. From EK-FAC to exact $G$ is the approximation's own fault, which refinement mends. From exact $G$ to the proximal objective is
+# the straight line in place of the curve: removing 25 digits changes 1.3 times what the line says. From there on every step is a *different question*. The true loss and its weight
+# decay have another curvature. (What training left undone is in the baseline too.) Letting go of the proximity lets the network wander. And starting from other weights gives other networks.
 #
 # The dashed line is a ceiling: with ten cold starts there is noise left, and even the truth would agree with their mean no better than that. Nothing that starts from *one* network comes near
 # it, not even retraining from there. Among the five, the intervals overlap: what separates them in the table hardly matters for the question that is asked last.
@@ -351,8 +352,8 @@ print(f"to see the effect at two standard errors takes {needed.median():.0f} see
 assert noise.median() > effect.abs().median(), "the seeds' noise should drown a single digit's effect"
 
 # %% [markdown]
-# Each line is a query and the one digit that its score calls the strongest of 2,000. From seed to seed the same removal changes the margin by more than the effect
-# itself. Leaving out one is a fine definition and a poor measurement: on a deep network, a single point's effect is mostly noise. Whoever reports the
+# Each line is a query and the one digit that its score calls the strongest of 2,000. Without it two margins even rise. From seed to seed the same removal changes the margin by more than the effect
+# itself. Leaving out one is a fine definition and a poor measurement: on this network, a single point's effect is mostly noise. Whoever reports the
 # correlation with single retrainings reports the seeds.
 #
 # The noise is the seed's, so where no seed matters there is none. Koh and Liang (2017) left single digits out of a *logistic regression* and found a straight line. We did it again
@@ -430,7 +431,7 @@ assert abs(by_hand - found.ceiling.mean) < 0.01
 #
 # Every method against the same bank. A method has a dial, its damping, and the best dial of one is not the best of another. Comparing all at one
 # number compares how well they *solve the same equation*. Comparing each at its best compares *methods*. For the second, dials are chosen on the even queries and reported on the odd
-# ones, by one rule for all. To keep it short, refinement takes five steps and we ask about every fourth query. The last column of the table is the price, in passes over the training data.
+# ones, by one rule for all, though from few dials. To keep it short, refinement takes five steps and we ask about every fourth query. The last column of the table is the price, in passes over the training data: K-FAC takes one for its factors and one for the scores, EK-FAC one more for $\Lambda$, and each step of refinement three.
 
 # %%
 from inflib.validation import Bank, Method, board, by_retraining, by_size
@@ -490,8 +491,8 @@ for name in ("K-FAC", "refined, 5"):
 assert bootstrap(per_query["refined, 5"] - per_query["EK-FAC"]).low > 0, "refinement should win query by query"
 
 # %% [markdown]
-# The board says three things. *Damping is part of the method*: refined scores want twenty times as much of it as EK-FAC's. *EK-FAC is no better than K-FAC here*, however much closer its matrix is: a
-# closer matrix is not a closer ranking. And *refinement pays*, query by query. (One network, one seed; a table below has twelve.)
+# The board says three things. *Damping is part of the method*: refined scores want far more of it than EK-FAC's, 2 against 0.1, and each stands at the edge of what was tried. *EK-FAC is no better than K-FAC here*, however much closer its matrix is: a
+# closer matrix is not a closer ranking. And *refinement pays at its own damping*, query by query. At EK-FAC's 0.1 it scores lower than EK-FAC; the panel at the end shows it. (One network, one seed; a table below has twelve.)
 #
 # The slopes say that no method has the size of this question. Half of the data is no small change, and the damping that gives the best order is not the one that gives the
 # right size. A number in nats is a derivative, for a small change; beside retraining on a half it is an order only.
@@ -565,9 +566,9 @@ assert gain["refined"] > gain["EK-FAC"] > 0.05, "averaging networks should help,
 # - **One minimum.** Logistic regression forgets its start, and scores come close to the ceiling. What is missing for networks is not in the formula alone: they do not
 #   end in one place.
 # - **Weight decay.** Without it EK-FAC and refined scores are far lower, while the ceiling hardly is. The retrainings can be told apart still; it is the prediction that fails.
-# - **Several networks.** Scores averaged over networks from other seeds ([`ensemble_influence`](../inflib/doubt)) predict better than any single network's, since the bank, too, is a mean over seeds.
-#   Refined scores gain most: their mistakes are the seed's, while EK-FAC's are the approximation's, and those do not average out.
-# - **Another basis** does nothing. One may take the eigenvectors of *whole* gradients' moments, $\sum_n D\theta_n D\theta_n^\top$, in place of those of $S$, and alike for $A$ (`ekfac(..., sharing="gradients")`). On this bank, and on one of notebook 08's kind of transformer, where a sentence has many positions (`python benchmarks/study.py basis basis_of_sentences`):
+# - **Several networks.** Scores averaged over networks from other seeds ([`ensemble_influence`](../inflib/doubt)) predict better than one network's; the bank, too, is a mean over seeds.
+#   Refined scores gain most, as one would expect if more of their mistakes are the seed's and fewer the approximation's.
+# - **Another basis** makes no difference to three digits. One may take the eigenvectors of *whole* gradients' moments, $\sum_n D\theta_n D\theta_n^\top$, in place of those of $S$, and alike for $A$ (`ekfac(..., sharing="gradients")`). On this bank, and on one of notebook 08's kind of transformer, where a sentence has many positions (`python benchmarks/study.py basis basis_of_sentences`):
 
 # %%
 for item in ("basis", "basis_of_sentences"):
@@ -651,8 +652,9 @@ for kind in (
 assert shipped_choice[worst["ekfac, agreement"]]["less_than_best"]["ekfac, agreement"][0] > -0.02
 
 # %% [markdown]
-# *For refined scores the dial matters.* At the default of 0.1 × mean they give away up to 0.21. Theory's damping gives away at most 0.02 in six settings of seven, and 0.07 in the one without weight decay. *For
-# EK-FAC it hardly matters*: agreement stays within 0.01 of the best, the default within 0.03. The rule with the residual loses most of all. So refined scores want `damping_by_training`,
+# *For refined scores the dial matters.* At the default of 0.1 × mean they give away up to 0.21. Theory's damping gives away at most 0.02 in six settings of seven, and 0.07 in the one without weight decay, of the best of 0.1, 0.3, 1 and 3 × mean. In five settings that was the 3, so the true best may lie beyond. (Above, with five steps and 25 queries, it gave away 0.04.)
+# Nor does refinement always pay. At 0.1 × mean its scores are behind EK-FAC's in all seven settings. Even the best are behind EK-FAC's best, by a hundredth in two, and after short training (tanh, 10 epochs) by a tenth. *For
+# EK-FAC it hardly matters*: agreement stays within 0.01 of the best, the default within 0.03. The rule with the residual loses most of all. So refined scores want a damping of their own, for which `damping_by_training` is a start,
 # and EK-FAC may keep its default. (One network a setting, and 40 queries: a hundredth more or less means nothing.)
 #
 # ## The top of the ladder
@@ -732,12 +734,12 @@ assert exact[short].low > exact[long].high > exact[rough].mean, "smoother traini
 assert exact[short].low > ordered[short, "EK-FAC"].high, "the exact derivative should win where training is smooth"
 
 # %% [markdown]
-# On its own seed and after a short, smooth training, the derivative orders the retrained networks almost perfectly. Nothing is left that influence, taken literally, cannot see. The longer and rougher the training, the less of that
-# remains. The derivative is exact each time, but training bends the smallest change of a weight into something else. On the rough run it is no better than EK-FAC, which knows nothing of the path. And about *another seed's* networks a smooth run's
-# derivative knows less than about its own, for it is the derivative of one run.
+# On its own seed and after a short, smooth training, the derivative orders the retrained networks almost perfectly. At 0.99 hardly anything is left that influence, taken literally, cannot see. The longer and rougher the training, the less of that
+# remains. The derivative is exact each time, but training bends the smallest change of a weight into something else. On the rough run it is no better than EK-FAC, which knows nothing of the path. *Another seed's* networks a smooth run's
+# derivative orders less well than its own. Part of that is noise: the truth here is one training a half. So this LDS, of one seed and 20 halves, has no ceiling beside it and is not the board's.
 #
-# So this answers why one should care about the proximal objective when one wants retraining. "What would retraining do?" has a derivative worth having only where training is smooth, and it belongs to a run. The local question has a steadier answer, which forgets the run and keeps
-# what all of them share.
+# So this answers why one should care about the proximal objective when one wants retraining. It is not the score: on these three runs the derivative through training is never clearly worse than EK-FAC, not even on the other seed. What speaks for the local question is its price and its need. It asks for the trained weights only, not for the run's
+# every step; and on the rough run, with 0.53 against 0.56, knowing the path buys nothing.
 #
 # ## Taking away what an answer rests on
 #
@@ -795,7 +797,7 @@ for row in study["flips"]["rows"]:
         print(f"    {which_of:16} {few_or_all}   flipped {bracketed(share['mean'], share['low'], share['high'])}")
 
 # %% [markdown]
-# What is easily flipped is flipped by all, and what is held by a wide margin by none. Where the margin was below 2 nats, the twenty of refined scores flip nine answers in ten; above 4 nats they flip hardly one. So a share of flips, quoted
+# What is easily flipped is flipped by all, and what is held by a wide margin by hardly any. Where the margin was below 2 nats, the twenty of refined scores flip nine answers in ten; above 4 nats they flip hardly one. So a share of flips, quoted
 # without its queries' margins, says little, and the change of the margin itself says more.
 #
 # ## Wrong labels
@@ -830,8 +832,8 @@ for what, found in (("settled", settled), ("memorised", by_heart)):
 assert ahead["settled"].high < 0 < ahead["memorised"].low, "which of the two wins depends on what was learned"
 
 # %% [markdown]
-# *It depends on what the network has learned.* The settled one fits few of the wrong labels, and there the plain loss sorts better than self-influence, in every one of five draws. The memorised one is like notebook 07's, trained until it
-# has nearly all labels by heart (`python benchmarks/study.py mislabels`), and there self-influence is ahead, by little. The share of labels learned tells which case is yours, and costs one pass.
+# *It depends on what the network has learned.* The settled one has 87% of all labels, and there the plain loss sorts better than self-influence. The memorised one, with 98% and so most of the wrong ones too, is like notebook 07's, trained until it
+# has nearly all labels by heart (`python benchmarks/study.py mislabels`), and there self-influence is ahead, by little. On these two recipes the share of labels learned tells the cases apart, and it costs one pass.
 #
 # ## How sure is one score?
 #
@@ -895,7 +897,8 @@ for setting, both in shipped("bars").items():
 
 # %% [markdown]
 # *Seeds and damping alone promise too much*: where 90% is written they hold 52% to 82%. They cannot see what all networks share, and that is EK-FAC's own error. On logistic regression no two seeds
-# differ at all. With refined scores beside them the bars hold 91% to 97%. That is honest, and it has a price, in the last column and in the picture. Of a network's groups, the sign is told of 2 to 4 in a hundred, and of single digits hardly ever.
+# differ at all. With refined scores beside them the bars hold 91% to 97%, for groups, some rather too wide. The price is in the last column: of a network's groups, the sign is told of 2 to 4 in a hundred. (The narrow bars tell half to three quarters of the signs, and of those 83% to 89% rightly.)
+# For one digit no bar was tested, as its effect drowns in the seeds' noise. There take it as a warning.
 #
 # This does not contradict the board. An order over hundreds can be good while no single sign is certain. But whoever shows *one* digit as the reason for *one* answer should show its bar.
 # (The course's browsers take other networks by `others=` and write "≈ 0?" under what these do not agree on; `help(ImageBrowser)` says how. Our notebooks leave it away, as it takes two more trained networks and their indices.)
@@ -942,9 +945,9 @@ BelieveBoard(bank, panel, shown, captions, refined=["refined"], method="EK-FAC")
 #
 # ## Summary
 #
-# Exact $G$ solves the problem it was made for; EK-FAC has a part of the order and nothing of the size, and ten steps of refinement have nearly both. Leaving out single points of a deep network shows mostly noise; random halves
-# can be measured well, and there weight decay, refinement, several networks and the middle of the halves raise the score, though none reaches the ceiling. The derivative through training is nearly
-# perfect for its own run where training is smooth, and only there. One score's honest interval nearly always holds zero, while an order over hundreds is worth having. For removal, nearest neighbours are a strong baseline; for wrong labels the loss is, unless they were learned by heart.
+# Exact $G$ solves the problem it was made for; EK-FAC has a part of the order, and its sizes are too large by a factor that differs from query to query; ten steps of refinement have nearly both where there is weight decay and enough damping. Leaving out single points of a network shows mostly noise; random halves
+# can be measured well, and there weight decay, several networks, the middle of the halves, and refinement at a damping of its own raise the score, though none reaches the ceiling. The derivative through training is nearly
+# perfect for its own run where training is smooth, and only there. One score's interval nearly always holds zero, while an order over hundreds is worth having. For removal, nearest neighbours are a strong baseline; for wrong labels the loss is, unless they were learned by heart.
 #
 # ## Exercises
 #
