@@ -15,7 +15,7 @@ import math
 import struct
 import traceback
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from html import escape
 from typing import Any
@@ -239,11 +239,13 @@ def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
     """Rows with the same keys as CSV, with a header line; empty text for no rows."""
     if not rows:
         return ""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+    return "".join(_csv_line(row) for row in (list(rows[0]), *(row.values() for row in rows)))
+
+
+def _csv_line(values: Iterable[Any]) -> str:
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator="\r\n").writerow(values)  # which has a field with either of the two in quotes
+    return text.getvalue().removesuffix("\r\n") + "\n"
 
 
 def csv_link(rows: Sequence[Mapping[str, Any]], name: str, label: str) -> str:

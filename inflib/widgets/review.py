@@ -21,11 +21,11 @@ from ..index import TrainIndex
 from ..objectives import Objective
 from .base import InputError, Panel, csv_link
 from .review_case import Case, card, places_of, still_of
-from .review_decisions import KEEP, RELABEL, REMOVE, Decisions, Read
+from .review_decisions import KEEP, RELABEL, REMOVE, Decisions, Read, whole
 from .review_desk import Desk
 from .review_effects import Judged, Repair, Retrain, check_worth, judge, repair
 from .review_examples import batches, check_fits, few, outputs_of
-from .review_file import DecisionFile, write_whole
+from .review_file import DecisionFile, text_of, write_whole
 from .review_signals import suspicion
 from .review_view import progress_html, progress_text, repair_html, repair_lines, repair_note
 
@@ -116,7 +116,7 @@ class Review(Panel):
 
     def read_csv(self, path: str | Path) -> Read:
         """Take the decisions of a CSV file over; see ``Decisions.read``."""
-        return self.read(Path(path).read_text("utf-8"))
+        return self.read(text_of(Path(path)))
 
     def read(self, text: str) -> Read:
         """The same of the contents of a file."""
@@ -196,6 +196,7 @@ class Review(Panel):
             self._step({"next": 1, "previous": -1}[action])
 
     def _decide(self, example: int, what: str, label: int | str | None) -> None:
+        example = whole(example, "example")
         shown = self.case is not None and self.case.n == example
         following = self._following(example) if shown else None
         new = self.decisions.decide(example, what, label)
@@ -267,6 +268,7 @@ class Review(Panel):
 
     def _go(self, n: int | None) -> None:
         """Show an example."""
+        n = None if n is None else whole(n, "example")
         if n is not None and not 0 <= n < len(self.decisions.given):
             raise ValueError(f"example {n}; expected one from 0 to {len(self.decisions.given) - 1}.")
         if n is not None and n not in self._matching:

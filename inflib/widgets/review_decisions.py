@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+import operator
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -61,9 +62,9 @@ class Decisions:
     def decide(self, n: int, what: str, label: int | str | None = None) -> bool:
         """Decide about example n; False where that was decided already. ValueError for what cannot be decided.
 
-        A label is a class number, or a class's name.
+        A label is a class number, or a class's name; numbers are whole, Python's, numpy's or tensors of one.
         """
-        decision = self._checked(n, what, label)
+        n, decision = self._checked(n, what, label)
         if self.of.get(n) == decision:
             return False
         self._change({n: decision}, n)
@@ -71,16 +72,20 @@ class Decisions:
 
     def decide_all(self, decisions: Mapping[int, tuple[str, int | str | None]]) -> None:
         """Decide about many examples, {n: (what, label)}, all or none of them; one undo takes all of it back."""
-        found = {n: self._checked(n, what, label) for n, (what, label) in decisions.items()}
+        checked = [self._checked(n, what, label) for n, (what, label) in decisions.items()]
+        found = dict(checked)
+        if len(found) < len(checked):
+            twice = Counter(n for n, _ in checked).most_common(1)[0][0]
+            raise ValueError(f"example {twice} is decided about twice; expected one decision each: leave one out.")
         if any(self.of.get(n) != decision for n, decision in found.items()):
             self._change(found, None)
 
-    def _checked(self, n: int, what: str, label: int | str | None) -> Decision:
-        decision = Decision(what, _number_of(label, self.classes) if isinstance(label, str) else label)
+    def _checked(self, n: int, what: str, label: int | str | None) -> tuple[int, Decision]:
+        n, decision = whole(n, "example"), Decision(what, _number_of(label, self.classes))
         if not 0 <= n < len(self.given):
             raise ValueError(f"example {n} was decided about; expected one from 0 to {len(self.given) - 1}.")
         _check(decision, int(self.given[n]), self.classes)
-        return decision
+        return n, decision
 
     def undo(self) -> int | None:
         """Take the last change back; the example it was about, None for a file's. InputError for no change."""
@@ -136,6 +141,7 @@ class Decisions:
 
     def fingerprint(self, n: int) -> str:
         """A few digits that another example does not have; marked, so that no spreadsheet reads a number."""
+        n = whole(n, "example")
         if n in self._prints:
             return self._prints[n]
         digest = blake2b(digest_size=4)
@@ -166,7 +172,8 @@ class Decisions:
                 f"{where} is about an example {n} with label {row['given']}; the one here has {what}. Expected "
                 "decisions about these training examples, in order and with their given labels. Nothing was read."
             )
-        label = self.classes.index(row["label"]) if row["label"] in self.classes else None
+        named = row["label"] in self.classes and (row["label"] or row["decision"] == RELABEL)  # "" may be a class
+        label = self.classes.index(row["label"]) if named else None
         if row["label"] and label is None:
             raise InputError(
                 f"{where} has the label {row['label']!r}; expected a class: {_few(self.classes)}. Nothing was read."
@@ -192,7 +199,20 @@ def _check(decision: Decision, given: int, classes: Sequence[str]) -> None:
         raise ValueError(f"relabelled to {classes[given]}, which is its label; expected another class, or {KEEP}.")
 
 
-def _number_of(name: str, classes: Sequence[str]) -> int:
+def whole(value: Any, what: str) -> int:
+    """The int that a whole number is, Python's, numpy's or a tensor's; ValueError for a fraction or a truth value."""
+    truth = isinstance(value, bool) or "bool" in str(getattr(value, "dtype", ""))
+    try:
+        if not truth and getattr(value, "ndim", 0) == 0:
+            return operator.index(value)
+    except TypeError:
+        pass  # a fraction, a text: refused below
+    raise ValueError(f"{what} {value!r} of type {type(value).__name__}; expected a whole number: give int(...) of it.")
+
+
+def _number_of(name: int | str | None, classes: Sequence[str]) -> int | None:
+    if not isinstance(name, str):
+        return None if name is None else whole(name, "class")
     if name not in classes:
         raise ValueError(f"class {name!r}; expected its number, or one of {_few(classes)}.")
     return list(classes).index(name)

@@ -31,7 +31,7 @@ class DecisionFile:
         )
 
     def _there(self) -> str:
-        return self.path.read_text("utf-8") if self.path is not None and self.path.exists() else ""
+        return text_of(self.path) if self.path is not None and self.path.exists() else ""
 
     def keep(self) -> None:
         """Write the decisions, unless somebody else has written there meanwhile."""
@@ -45,6 +45,12 @@ class DecisionFile:
         text = self._decisions.as_csv()
         write_whole(self.path, text)
         self._written = text
+
+
+def text_of(path: Path) -> str:
+    """The file's text with its line ends as they are: a class's name may have some."""
+    with path.open(encoding="utf-8", newline="") as file:
+        return file.read()
 
 
 def write_whole(path: Path, text: str) -> Path:

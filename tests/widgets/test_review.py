@@ -210,6 +210,21 @@ def test_the_last_undecided_leaves_an_empty_desk(made) -> None:
     assert review.case.n == N - 1
 
 
+def test_an_example_is_one_whatever_kind_of_number_names_it(review) -> None:
+    n = review.order()[0]
+    to = (int(review.decisions.given[n]) + 1) % 10
+    review.decide(torch.tensor(n), "relabel", np.int64(to))
+    assert review.case.n == review.order()[1], "the one on show was decided about: the next comes"
+    review.show(np.int32(n))
+    assert (review.case.n, type(review.case.n), review.desk.card["decided"][:7]) == (n, int, "decided")
+    review.decide(n, "keep")
+    assert {k: d.what for k, d in review.decisions.of.items()} == {n: "keep"}
+    for act_on in (review.show, lambda x: review.decide(x, "keep"), lambda x: review.decide_all({x: ("keep", None)})):
+        for wrong in (True, 1.0, torch.tensor(2.0), "3"):
+            with pytest.raises(ValueError, match=r"example .* of type .*; expected a whole number: give int"):
+                act_on(wrong)
+
+
 # --- files ------------------------------------------------------------------------------------------------------
 
 
@@ -252,60 +267,25 @@ def test_reading_adds_to_what_is_there_and_can_be_undone(made, tmp_path) -> None
     assert review.decisions.of == before
 
 
-GOOD = Decisions(torch.arange(12.0).reshape(4, 3), torch.tensor([0, 1, 2, 0]), ["a", "b, or c", "=1+1"])
-
-
-def lines_of(*decided: tuple) -> list[str]:
-    made = Decisions(GOOD._inputs, GOOD.given, GOOD.classes)
-    for decision in decided:
-        made.decide(*decision)
-    return made.as_csv().splitlines(keepends=True)
-
-
-HEAD, KEPT, OTHER = lines_of((1, "keep"), (3, "relabel", 2))
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("", "first line is ''"),
-        ((HEAD + KEPT).replace(",", ";"), "with commas, not semicolons"),
-        (HEAD + KEPT[:-14], "fields; was the file cut off"),
-        (HEAD + KEPT[:-4], "the one here has other contents"),
-        (HEAD + KEPT + KEPT, "example 1 is decided about twice"),
-        (HEAD + KEPT.replace("keep", "kept"), "line 2: decision 'kept'; expected keep, relabel or remove"),
-        (HEAD + KEPT + "9" + OTHER[1:], "line 3 is about example '9'; expected a number from 0 to 3"),
-        (HEAD + "-" + KEPT, "line 2 is about example '-1'"),
-        (HEAD + OTHER.replace("=1+1", "d"), "line 2 has the label 'd'; expected a class: a, b, or c, =1+1"),
-        (HEAD + OTHER.replace("=1+1", ""), "came with label None"),
-        (HEAD + OTHER.replace("=1+1", "a"), "relabelled to a, which is its label"),
-        (HEAD + KEPT.replace('"b, or c"', "a"), "example 1 with label a; the one here has label b, or c"),
-        (HEAD + "3" + KEPT[1:].replace('"b, or c"', "a"), "the one here has other contents"),
-        (HEAD + KEPT + OTHER[:2] + '"' + OTHER[2:], "fields; was the file cut off"),
-    ],
-)
-def test_a_bad_file_is_refused_with_its_line_and_nothing_is_lost(text, message) -> None:
-    there = Decisions(GOOD._inputs, GOOD.given, GOOD.classes)
-    there.decide(0, "remove")
-    before = dict(there.of)
-    with pytest.raises(InputError) as refused:
-        there.read(text)
-    assert message in str(refused.value) and str(refused.value).endswith("Nothing was read.")
-    assert there.of == before
-
-
-def test_a_file_may_come_back_from_a_spreadsheet_with_a_mark_and_other_line_ends() -> None:
-    there = Decisions(GOOD._inputs, GOOD.given, GOOD.classes)
-    there.read("\ufeff" + (HEAD + KEPT + OTHER).replace("\n", "\r\n"))
-    assert {n: (d.what, d.label) for n, d in there.of.items()} == {1: ("keep", None), 3: ("relabel", 2)}
-
-
 def test_a_bad_file_at_the_path_is_refused_and_stays(made, tmp_path) -> None:
     path = tmp_path / "decisions.csv"
     path.write_text("notes of mine\n")
     with pytest.raises(InputError, match="the first line is 'notes of mine'"):
         reviewing(made, path=path)
     assert path.read_text() == "notes of mine\n"
+
+
+def test_a_class_whose_name_has_line_ends_comes_back_from_the_file(made, tmp_path) -> None:
+    classes, path = ["", "a\rb", "c\r\nd", "e\nf", *CLASSES[4:]], tmp_path / "decisions.csv"
+    today = reviewing(made, classes=classes, path=path)
+    for c in range(4):
+        n, m = (int(k) for k in (today.decisions.given == c).nonzero()[:2])
+        today.decide(n, "keep")
+        today.decide(m, "relabel", (c + 1) % 4)  # each is kept only where the file is as it was left
+    assert reviewing(made, classes=classes, path=path).decisions.of == today.decisions.of
+    other = reviewing(made, classes=classes)
+    assert other.read_csv(today.to_csv(tmp_path / "copy.csv")).rows == 8
+    assert other.decisions.of == today.decisions.of
 
 
 # --- retraining -------------------------------------------------------------------------------------------------
