@@ -5,8 +5,9 @@ grows with the numbers in it; all else is done once, however much data there is:
 
     seconds(all) = seconds(few) + Σ_walks (seconds per number · numbers beyond these few + fetching)
 
-and operations likewise. Memory does not grow with the number of batches. Proving a batch's rows (proof.py) is apart: a
-session has it behind it for the first batch, and does it once more, for a later one.
+and operations likewise. Memory does not grow with the number of batches but with the largest, which is among the few.
+Proving a batch's rows (proof.py) is apart: a session has it behind it for the first batch, and does it once more, for a
+later one.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
-from itertools import islice, pairwise
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -49,7 +50,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Units:
-    """How much data there is: numbers that go into the model, of all batches and of the first few, and examples."""
+    """How much data there is: numbers that go into the model, of all batches and of the few, and examples."""
 
     whole: int
     first: list[int]
@@ -103,7 +104,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Probe:
-    """The first batches, how much data there is, and what it takes to prove a batch's rows."""
+    """A few batches, how much data there is, and what it takes to prove a batch's rows."""
 
     some: list[Any]
     units: Units
@@ -149,16 +150,21 @@ def _quietly() -> Iterator[None]:
 
 
 def surveyed(train: Data) -> tuple[list[Any], Units]:
-    """The first batches, and how much data there is."""
-    began, numbers, examples = clock(), list[int](), 0
+    """The first batches, the last of them in favour of the largest if that comes later, and how much data there is."""
+    began, whole, examples, some = clock(), 0, 0, list[Batch]()
     for batch in walk(train, name="train", progress=False):
-        numbers.append(_numbers(batch))
+        whole += numbers_in(batch)
         examples += batch.size
+        if len(some) < PROBED:
+            some.append(batch)
+        elif numbers_in(batch) > max(numbers_in(x) for x in some):
+            some[-1] = batch
     fetching = clock() - began
-    return list(islice(iter(train), PROBED)), Units(sum(numbers), numbers[:PROBED], examples, fetching)
+    return [(x.inputs, x.targets) for x in some], Units(whole, [numbers_in(x) for x in some], examples, fetching)
 
 
-def _numbers(batch: Batch) -> int:
+def numbers_in(batch: Batch) -> int:
+    """How many numbers of a batch go into the model."""
     return sum(x.numel() for x in tensors(batch.inputs))
 
 

@@ -24,13 +24,14 @@ from ..index import TrainIndex
 from ..index.building import SHARD_BYTES
 from ..kfac import Moments, accumulate_moments
 from ..kronecker import Kronecker, ekfac
+from ..layers import Exactly
 from ..memory import WORK, factor_bytes, say_bytes
 from ..objectives import Measurement
 from ..order import Same
 from ..passes import Fit
-from ..queries import HELD
+from ..queries import HELD, gather
 from ..scoring import influence
-from .probe import Few, Measured, Probe, clock, run_over
+from .probe import Few, Measured, Probe, clock, numbers_in, run_over
 from .table import Stage
 
 ASKED = 16  # queries of the first probe
@@ -84,12 +85,18 @@ def fit_stage(fit: Fit, probe: Probe, counted: Stage) -> tuple[Kronecker, Stage]
 
 def _again(fit: Fit, batches: Few) -> Fit:
     how: dict[str, Any] = {"progress": False, "sharing": fit.sharing, "blocks": fit.blocks}
-    return Fit.of(fit.model, fit.objective, batches, list(fit.layers), fit.labels, fit.draws, **how)
+    return Fit.of(fit.model, fit.objective, batches, _exactly(fit), fit.labels, fit.draws, **how)
 
 
 def _fitted(fit: Fit, batches: Few) -> Kronecker:
     how: dict[str, Any] = {"progress": False, "sharing": fit.sharing, "blocks": fit.blocks}
-    return ekfac(fit.model, fit.objective, batches, list(fit.layers), fit.labels, fit.draws, **how)
+    return ekfac(fit.model, fit.objective, batches, _exactly(fit), fit.labels, fit.draws, **how)
+
+
+def _exactly(fit: Fit) -> Exactly:
+    """The fit's own layers: names alone would forget left-out biases, and which use of a weight counts."""
+    shapes = {name: layer.shape for name, layer in fit.layers.items()}
+    return Exactly(shapes, any(layer.untied for layer in fit.layers.values()))
 
 
 def _ones(fit: Fit, name: str) -> Tensor:
@@ -177,7 +184,8 @@ def score_stage(
     )  # see queries.py
     more = (at_once - line.counts[1]) * one + max(solving[0] - solving[1], 0) * one
     joined = at_once * (one + max(sizes) * item)  # one layer's queries are copied when their groups are put together
-    peak = max(line.took[1].peak + more, joined) + 3 * count * probe.units.examples * item
+    gathering = _gathering(fit, probe, max(every, key=numbers_in), measurement)
+    peak = max(line.took[1].peak + more, joined, gathering) + 3 * count * probe.units.examples * item
     most = (
         f"a preconditioned query has {say_bytes(one)}, {at_once} are held at once. Turn max_bytes= down, ask "
         "fewer at a time, or use fewer layers."
@@ -186,6 +194,16 @@ def score_stage(
     return Stage(
         "scores", groups, found["operations"], found["seconds"], round(peak), count * probe.units.examples * item, most
     )
+
+
+def _gathering(fit: Fit, probe: Probe, largest: Batch, measurement: Measurement | None) -> int:
+    """Bytes that the largest batch of queries takes, whole, which those that are tried may end before."""
+
+    def run(batches: Few) -> None:
+        asked = measurement or "log_likelihood"
+        gather(fit.model, fit.layers, fit.objective, batches, "queries", asked, progress=False)
+
+    return run_over(run, [(largest.inputs, largest.targets)], probe.device).peak
 
 
 def _line(tried: Callable[[int], Measured], most: int) -> Line:
