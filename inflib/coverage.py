@@ -7,13 +7,13 @@ weight with something else; a parameter that the model applies itself.
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 
 from torch import nn
 
 from .adapters import check_adapters
 from .layers import Layer, LayerSpec
+from .notes import note
 from .selection import chosen
 
 
@@ -93,7 +93,7 @@ def select_and_say(model: nn.Module, layers: LayerSpec) -> dict[str, Layer]:
     check_adapters(model, found)
     text = _note(model, _coverage(model, found), reasons) if layers is None else _left_out(reasons)
     if text:
-        warnings.warn(text, CoverageNote, stacklevel=5)
+        note(text, CoverageNote)
     return found
 
 

@@ -6,7 +6,6 @@ Hessian away from a minimum), and an error where it is singular to rounding.
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 
 import torch
@@ -26,6 +25,7 @@ from .curvature import (
 )
 from .finite import check_numbers
 from .hooks import Matrices
+from .notes import note
 from .placement import plain_numbers
 
 
@@ -140,10 +140,9 @@ def _solve(damped: Tensor, v: Tensor, what: str) -> Tensor:
             "large enough to make it invertible, for instance relative(0.01)."
         )
     if low < 0:
-        warnings.warn(
+        note(
             f"{what}: the damped matrix is indefinite (smallest eigenvalue {low:.3g}); its inverse raises the loss "
             "along those directions. Give more damping, or use gauss_newton, which has no negative eigenvalues.",
             IndefiniteWarning,
-            stacklevel=4,
         )
     return torch.linalg.solve(damped, v)

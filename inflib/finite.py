@@ -8,11 +8,12 @@ neither. float64 does, or more damping, or a measurement that does not saturate.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
+
+from .notes import note
 
 REMEDY = (
     "Use float64 (model.double(), and the data), more damping (damping=, as a number), or a measurement that does not "
@@ -95,12 +96,11 @@ def note_rounding(eigenvalues: Mapping[str, Tensor], weights: Mapping[str, Tenso
     """Warn (RoundingNote), once for all layers, where a mean eigenvalue is rounding noise or about to underflow."""
     if noisy := rounding_noise(eigenvalues, weights):
         names = ", ".join(f"{name!r} ({mean:.3g})" for name, mean in noisy.items())
-        warnings.warn(
+        note(
             f"the mean eigenvalue of layer {names} is rounding noise: its gradients cancel or underflow, "
             "and damping relative to it amplifies them. Leave such layers out with layers=, use float64, or give "
             "damping= as a number.",
             RoundingNote,
-            stacklevel=3,
         )
 
 
@@ -110,10 +110,9 @@ def note_underflow(what: str, largest: Mapping[str, Tensor], dtype: torch.dtype,
     under = (most < math.sqrt(torch.finfo(dtype).tiny)).nonzero()
     if len(under):
         n = int(under[0])
-        warnings.warn(
+        note(
             f"{what} {start + n} has no gradient above {float(most[n]):.3g} in any layer "
             f"({', '.join(map(repr, largest))}), and so have {len(under)} in its batch: products with them underflow "
             f"{dtype}, and scores are 0 or rounding. {REMEDY}",
             RoundingNote,
-            stacklevel=3,
         )

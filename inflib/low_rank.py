@@ -12,7 +12,6 @@ entries count as much as scores ask for them. What is left out bounds the error 
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from numbers import Integral, Real
 
@@ -28,6 +27,7 @@ from .ekfac import rotate
 from .finite import check_numbers
 from .hooks import Pair
 from .kronecker import Kronecker
+from .notes import note
 from .order import Same
 from .proof import Proof
 from .queries import check_pairs
@@ -206,12 +206,11 @@ class LowRankQueries:
         ranks = ", ".join(f"{t.rank} of {min(self.inverse[k].shape)} ({k!r})" for k, t in self.terms.items())
         error, correlation = self.errors()
         count = sum(len(exact) for exact, _ in self._seen)
-        warnings.warn(
+        note(
             f"low_rank={self.low_rank}: ranks {ranks}. On {count:,} pairs of a query and an example drawn by chance, "
             f"the error is {error:.2g} of the scores' root mean square, the correlation with exact ones "
             f"{correlation:.6g}.",
             LowRankNote,
-            stacklevel=5,
         )
 
 

@@ -9,7 +9,6 @@ positions are that sequence's. Where a model cannot be shown a shorter one, ``wi
 from __future__ import annotations
 
 import fnmatch
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from .batches import Batch
 from .hooks import Recording, forward
 from .layers import Layer, OneHot, positions_last
+from .notes import note
 from .positions import Masked, masks_of
 
 NOT_CONTENT = ("mask", "position_ids", "token_type_ids")  # ends of the names of inputs that say nothing themselves
@@ -82,12 +82,11 @@ class Padding:
             return
         self.said = True
         others = f" and {len(layers) - 1} others" if len(layers) > 1 else ""
-        warnings.warn(
+        note(
             f"layer {layers[0]!r}{others} has {sum(recording.lengths[layers[0]])} positions an example, "
             f"{' and '.join(f'{name} {mask.shape[-1]}' for name, mask in masks.items())}: all of its positions count, "
             "those made from padding too. Give it a mask of its own length: inflib.with_masks(inputs, {layer: mask}).",
             PaddingNote,
-            stacklevel=7,
         )
 
 

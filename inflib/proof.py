@@ -15,7 +15,6 @@ What is back-propagated is each ℓ_n's slope at the outputs, scaled to 1: examp
 from __future__ import annotations
 
 import math
-import warnings
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -29,6 +28,7 @@ from .finite import check_finite
 from .hooks import Captured, Pair, Recording, RowsChangedError, forward, leave_out, pairs, values_of
 from .layers import Layer, LayerSpec, positions_last
 from .layers.elementwise import features_last
+from .notes import note
 from .objectives import Objective, per_example
 from .placement import call, plain_numbers
 from .positions import check_batch
@@ -140,10 +140,9 @@ def _say_where(layers: dict[str, Layer]) -> None:
         others = (
             f", and {len(unusual) - 1} more layers too have them in places of their own" if len(unusual) > 1 else ""
         )
-        warnings.warn(
+        note(
             f"layer {name!r} has its examples {layout}{others}; this was seen on the first batch and is read so.",
             RowsNote,
-            stacklevel=9,
         )
 
 

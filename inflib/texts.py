@@ -7,11 +7,12 @@ begins: tokens cut a text otherwise alone than in context (" badger" is " bad|ge
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from torch import nn
+
+from .notes import note
 
 LONGEST = 16  # tokens that a message shows
 
@@ -131,4 +132,4 @@ def _say(tokenizer: Any, ids: Sequence[int]) -> str:
 
 
 def _note(text: str) -> None:
-    warnings.warn(f"{text}.", TokenNote, stacklevel=4)
+    note(f"{text}.", TokenNote)

@@ -11,6 +11,7 @@ import sys
 import weakref
 from collections.abc import Callable
 from pathlib import Path
+from threading import Timer
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from oracle import assert_close
 from test_store import case_of, fit
 
 from inflib import Store, TrainIndex, kfac, load_index
+from inflib.files import lock
 from inflib.index import building, folder
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -322,3 +324,18 @@ def test_the_manifest_says_what_the_store_was_made_from(store: Path, curvature: 
     assert facts["weights"] == curvature.facts.weights and facts["bits"] == 1 and facts["axes"]["axes"] == 0.6
     assert facts["damping"] == {k: pytest.approx(0.1 * v) for k, v in curvature.mean_eigenvalues().items()}
     assert facts["curvature"]["seed"] == 0 and facts["layers"]["up"] == [5, 5, "codes"]
+
+
+def test_what_another_process_removes_at_the_same_time_is_waited_for(tmp_path: Path) -> None:
+    dead = tmp_path / "building-0-of-2"
+    dead.mkdir()
+    held = lock(dead)
+    assert held is not None
+
+    def removed() -> None:
+        shutil.rmtree(dead)
+        os.close(held)
+
+    Timer(0.3, removed).start()
+    with folder.building(tmp_path, (0, 3)) as mine:
+        assert [path.name for path in tmp_path.iterdir()] == [mine.name]

@@ -18,7 +18,7 @@ from typing import BinaryIO
 from ..files import LOCKS, folder_beside, lock
 
 WORK = "building"
-PATIENCE = 0.2  # seconds
+PATIENCE = 2.0  # seconds that another process may take to look at a folder, or to remove it
 
 
 @contextmanager
@@ -32,7 +32,7 @@ def building(folder: Path, part: tuple[int, int]) -> Iterator[Path]:
     mine = folder / f"{WORK}-{which}-of-{of}"
     for other in folder.glob(f"{WORK}-*"):
         if other == mine or not other.name.endswith(f"-of-{of}"):  # other parts of as many may work beside this one
-            _remove_if_dead(other)
+            _remove_if_dead(other, PATIENCE)
     held = _held(mine)
     try:
         yield mine
@@ -61,6 +61,8 @@ def _held(mine: Path) -> int | None:
             os.close(held)
         elif time.monotonic() > until:
             raise _busy(mine.parent)
+        else:
+            time.sleep(0.01)
 
 
 def _is_still(path: Path, held: int) -> bool:
@@ -71,14 +73,19 @@ def _is_still(path: Path, held: int) -> bool:
         return False
 
 
-def _remove_if_dead(work: Path) -> None:
-    """Remove another process's folder, if that process is no more; BlockingIOError if it lives."""
-    held = lock(work)
+def _remove_if_dead(work: Path, patience: float = 0.0) -> None:
+    """Remove another process's folder, if that process is no more; BlockingIOError if it lives.
+
+    Several may find the same one at the same time: one removes it, and the others wait until it is gone.
+    """
+    until = time.monotonic() + patience
+    while (held := lock(work)) is None and work.exists():
+        if not LOCKS or time.monotonic() > until:
+            raise _busy(work.parent)
+        time.sleep(0.01)
     if held is not None:
         shutil.rmtree(work, ignore_errors=True)
         os.close(held)
-    elif work.exists():
-        raise _busy(work.parent)
 
 
 def _busy(folder: Path) -> BlockingIOError:

@@ -7,7 +7,6 @@ default damping, and said where scores would come in another order. bfloat16, as
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass, field
 
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor
 from ..finite import RoundingNote
 from ..hooks import Pair
 from ..kronecker import Kronecker
+from ..notes import note
 
 Rotated = Pair | Tensor
 LOST = 0.02  # of an example's gradient in a layer: from here on, neighbours in a ranking change places
@@ -40,13 +40,12 @@ class Rounding:
         """Warn once (RoundingNote) where examples lost more than they should."""
         layer = max(self.lost, key=lambda name: self.lost[name], default=None)
         if layer is not None and self.lost[layer]:
-            warnings.warn(
+            note(
                 f"{self.dtype} loses more than {LOST:.0%} of {self.lost[layer]} of {examples} examples' gradients in "
                 f"layer {layer!r} (up to {self.worst:.0%}), in the units that scores weigh them by, as they lie "
                 "below its smallest numbers: scores will come in another order. Use dtype=torch.bfloat16, which takes "
                 "as much memory.",
                 RoundingNote,
-                stacklevel=7,
             )
 
     def _lost(self, layer: str, exact: Rotated) -> Tensor:
