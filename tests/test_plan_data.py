@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -52,7 +51,7 @@ def sequences(*shapes: tuple[int, int]) -> list[tuple[torch.Tensor, torch.Tensor
     return [(torch.randn(n, T, 8), torch.randint(0, 3, (n,))) for n, T in shapes]
 
 
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's high-water mark of memory")
+@pytest.mark.usefixtures("pages_go_back")
 @pytest.mark.parametrize("late", [(8, 2048), (2048, 8)], ids=["long", "many"])
 def test_a_late_large_batch_is_in_every_peak(late: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     about, short = (Sequences().eval(), CrossEntropy()), [(late[0] if late[0] == 8 else 1, 4)] * 4
