@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import nbformat
+from needed_lines import needed
 from playwright.sync_api import Locator, Page
 from servers import Lab
 
@@ -39,6 +41,14 @@ class Notebook:
         # &reset forgets the workspace: else the tabs of the test before come back
         self.page.goto(f"{self.lab.url}/lab/tree/notebooks/{name}?token={self.lab.token}&reset")
         return self.ready()
+
+    def open_for(self, name: str, *calls: str) -> Notebook:
+        """Open a copy of notebooks/NAME that has the cells with these calls, and what they need: nbval runs it whole."""
+        book = nbformat.read(self.lab.notebooks / name, as_version=4)
+        own = [cell for cell in book.cells if cell.cell_type == "code" and any(call in cell.source for call in calls)]
+        book.cells = needed(book.cells, own, [])
+        nbformat.write(book, self.lab.notebooks / f"part_of_{name}")
+        return self.open(f"part_of_{name}")
 
     def reload(self) -> Notebook:
         """Load the page anew, as F5 does, and wait until the notebook's kernel is idle."""

@@ -18,7 +18,7 @@ def changed(page: Page, part: Locator, before: str) -> str:
 
 
 def test_network_layer_damping_rung_and_query_move_the_ladder(notebook, pixels) -> None:
-    nb = notebook.open("05_ekfac.ipynb")
+    nb = notebook.open_for("05_ekfac.ipynb", "Ladder(")
     assert nb.run_all(), nb.errors()
     ladder = nb.page.locator(".inflib-ladder")
     pictures, table, scatter = (ladder.locator(f".inflib-ladder-{part}") for part in ("pictures", "table", "scatter"))

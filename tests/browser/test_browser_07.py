@@ -8,7 +8,7 @@ from sheets import SheetPage, use_every_control
 
 
 def test_the_notebook_runs_and_its_two_panels_answer(notebook, pixels) -> None:
-    nb = notebook.open("07_mnist.ipynb")
+    nb = notebook.open_for("07_mnist.ipynb", "ImageBrowser(", "DrawDigit(")
     # tall enough for all of a panel to be in sight: JupyterLab takes cells that are not out of the page
     nb.page.set_viewport_size({"width": 1280, "height": 1700})
     assert nb.run_all(), nb.errors()

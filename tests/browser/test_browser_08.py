@@ -122,7 +122,7 @@ class Page:
 
 
 def test_the_notebook_runs_and_its_browser_answers_a_typed_question(notebook) -> None:
-    nb = notebook.open("08_transformer.ipynb")
+    nb = notebook.open_for("08_transformer.ipynb", "TextBrowser(model")
     nb.page.set_viewport_size({"width": 1380, "height": 1700})
     assert nb.run_all(), nb.errors()
     page = Page(nb)
