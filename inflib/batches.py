@@ -42,10 +42,10 @@ def walk(data: Data, *, name: str = "data", progress: bool = True, what: str = "
     batches, index, start = _undisturbed(data, name), 0, 0
     for item in bar(batches, length(data), what) if progress else batches:
         if not (isinstance(item, (tuple, list)) and len(item) == 2):
-            raise TypeError(
-                f"{name}: batch {index} is {say(item)}; expected a pair (inputs, targets). "
-                "Wrap several model inputs in a tuple or a dict: ((x1, x2), y) or ({'input_ids': x}, y)."
-            )
+            fix = "Wrap several model inputs in a tuple or a dict: ((x1, x2), y) or ({'input_ids': x}, y)."
+            if isinstance(item, Mapping):
+                fix = "A collator's dicts become pairs by hugging_face_batches(loader), rows by token_batches(rows)."
+            raise TypeError(f"{name}: batch {index} is {say(item)}; expected a pair (inputs, targets). {fix}")
         inputs, targets = item
         size = batch_size(targets, name, index)
         if size == 0:

@@ -139,6 +139,12 @@ def _parted(item: Any, index: int) -> tuple[dict[str, Any], Tensor]:
             "labels, for a language model DataCollatorForLanguageModeling(tokenizer, mlm=False). A datasets.Dataset "
             "gives tensors once it is told to: dataset.with_format('torch')."
         )
+    ids = inputs.get("input_ids")
+    if isinstance(ids, Tensor) and ids.ndim == 1:
+        raise ValueError(
+            f"batch {index} has input_ids {tuple(ids.shape)}, one example's; expected a batch of them (B, T). Walk "
+            "over a DataLoader of the dataset, or for texts to be learnt give its rows to token_batches(dataset)."
+        )
     return inputs, found
 
 

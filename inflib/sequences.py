@@ -259,8 +259,9 @@ def _ids(tokens: Tokens | str, what: str) -> Tensor:
         ids = torch.as_tensor(tokens, device="cpu")
     except (TypeError, ValueError, RuntimeError):
         raise TypeError(
-            f"{what} is {tokens!r:.60}; expected a list of token ids. Encode the text first, vocabulary.encode(text), "
-            "or let completion do it: completion(prompt, completion, tokenizer=...)."
+            f"{what} is {repr(tokens).splitlines()[0]:.60}; expected a list of token ids. Encode the text first, "
+            "vocabulary.encode(text), or let completion do it: completion(prompt, completion, tokenizer=...). Rows of "
+            "a datasets.Dataset in another format: dataset.with_format('torch')."
         ) from None
     if ids.numel() == 0:
         return torch.zeros(0, dtype=torch.int64)
