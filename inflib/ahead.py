@@ -32,11 +32,12 @@ class Ahead:
     passes: int
     holds: Callable[[], str]  # what takes memory, in words
     beside: Callable[[], float] = lambda: 0.0  # seconds that are not of the passes
+    done: int = 0  # batches that are behind it already, or another process's
 
     def tell(self, each: float) -> None:
         """Print it, if it is long at ``each`` seconds a batch."""
         assert self.batches is not None
-        seconds = each * self.batches * self.passes + self.beside()
+        seconds = each * (self.batches * self.passes - self.done) + self.beside()
         if seconds >= LONG:
             passes = "1 pass" if self.passes == 1 else f"{self.passes} passes"
             write(
@@ -46,7 +47,7 @@ class Ahead:
 
 
 def telling(walked: Iterable[Batch], ahead: Ahead | None) -> Iterator[Batch]:
-    """The batches, while ``ahead`` is told of as soon as it can be; in silence for None."""
+    """The batches that are worked on, while ``ahead`` is told of as soon as it can be; in silence for None."""
     if ahead is None or ahead.batches is None or os.environ.get("TQDM_DISABLE"):
         yield from walked
         return

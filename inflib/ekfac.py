@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .ahead import Ahead
 from .allocation import of_layer
 from .batches import accumulator, cached_bytes, chunks, double
 from .blocks import BlockDiagonal, Factor, joined, numbers
@@ -138,17 +139,20 @@ class Squares:
         return Squares({k: v + other.sums[k] for k, v in self.sums.items()}, self.examples + other.examples)
 
 
-def corrected_eigenvalues(fit: Fit, basis: Eigenbasis | None, *, check: bool = False) -> Squares:
+def corrected_eigenvalues(
+    fit: Fit, basis: Eigenbasis | None, *, check: bool = False, ahead: Ahead | None = None
+) -> Squares:
     """Λ = E[(Q_Sᵀ Dθ Q_A)²], (o, i) per layer: pass 1 over the data, with labels drawn afresh (eq. 20).
 
-    basis=None leaves the coordinates as they are: Λ is then the curvature's own diagonal.
+    basis=None leaves the coordinates as they are: Λ is then the curvature's own diagonal. check and ahead: as
+    for ``Fit.recordings``.
     """
     file = "squares" if basis else "diagonal"
     held, counts, done = fit.kept.read(file) or ({}, {"examples": 0}, Done())
     sums = {name: x.to(fit.layers[name].weight.device) for name, x in held.items()}
     examples = counts["examples"]
     Q_S, Q_A = (basis.Q_S, basis.Q_A) if basis else ({}, {})
-    for batch, recording, seeds in fit.recordings(1, "corrected eigenvalues", check=check, done=done):
+    for batch, recording, seeds in fit.recordings(1, "corrected eigenvalues", check=check, done=done, ahead=ahead):
         _add_squares(sums, recording, seeds, fit.one_seed, Q_S, Q_A)
         check_finite("rotated gradients", sums, batch.index)
         examples += batch.size

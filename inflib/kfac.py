@@ -104,7 +104,7 @@ def accumulate_moments(fit: Fit, passes: int = 1) -> Moments:
         fit.kept.save("moments", held, counts, fit.progress_made(whole))
 
     for batch, recording, seeds in fit.recordings(
-        0, "second moments", check=True, done=done, ahead=_ahead(fit, passes)
+        0, "second moments", check=True, done=done, ahead=_ahead(fit, passes, done.items)
     ):
         there = padding.present(batch, recording)
         whole = [name for name in fit.layers if fit.sharing_of(name) == "gradients"]
@@ -138,13 +138,13 @@ def accumulate_moments(fit: Fit, passes: int = 1) -> Moments:
     return Moments(mirrored(A, fit.layers), mirrored(S, fit.layers), positions, examples)
 
 
-def _ahead(fit: Fit, passes: int) -> Ahead:
+def _ahead(fit: Fit, passes: int, done: int) -> Ahead:
     weight = next(iter(fit.layers.values())).weight
 
     def holds() -> str:
         return f"factors and eigenvectors take {in_bytes(factor_bytes(fit.layers, fit.blocks))}"
 
-    return Ahead("fit", length(fit.data), passes, holds, lambda: eigh_seconds(fit.sides, weight.device))
+    return Ahead("fit", length(fit.data), passes, holds, lambda: eigh_seconds(fit.sides, weight.device), done)
 
 
 def check_uses(layers: dict[str, Layer]) -> None:

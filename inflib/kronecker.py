@@ -15,8 +15,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from .ahead import Ahead, in_bytes
 from .allocation import allocating, by_layer
-from .batches import Data, accumulator, double
+from .batches import Data, accumulator, double, length
 from .blocks import Blocks, Factor, whole
 from .curvature import A_TENTH, Damping, Facts, Relative, check_known, check_stacks, describe, facts_of, resolve_damping
 from .ekfac import corrected_eigenvalues, eigenbasis
@@ -227,7 +228,7 @@ def diagonal(
     """The curvature's diagonal, Λ = E[Dθ²], exact under ``labels``. One pass. Arguments as for ``ekfac``."""
     fit = Fit.of(model, objective, train, layers, labels, draws, seed, progress, checkpoint=checkpoint)
     with fit.kept:
-        squares = corrected_eigenvalues(fit, None, check=True)
+        squares = corrected_eigenvalues(fit, None, check=True, ahead=_ahead(fit))
     return _noted(Kronecker(squares.means(), {}, {}, facts_of(fit, "diagonal", squares.examples)), fit)
 
 
@@ -248,6 +249,14 @@ def identity(
         k: layer.weight.new_ones(layer.shape, dtype=accumulator(layer.weight.dtype)) for k, layer in fit.layers.items()
     }
     return Kronecker(values, {}, {}, facts_of(fit, "identity", 0), default_damping=0.0)
+
+
+def _ahead(fit: Fit) -> Ahead:
+    """What a fit without factors has before it."""
+    held = sum(
+        o * i * accumulator(layer.weight.dtype).itemsize for layer in fit.layers.values() for o, i in [layer.shape]
+    )
+    return Ahead("fit", length(fit.data), 1, lambda: f"the diagonal takes {in_bytes(held)}")
 
 
 def _noted(curvature: Kronecker, fit: Fit) -> Kronecker:

@@ -146,11 +146,7 @@ class Fit:
         """
         checked = not done.items
         walked = walk(self.data, name="train", progress=self.progress, what=what)
-        for batch in telling(walked, ahead if self.progress else None):
-            if self.data.at <= done.items:
-                if check:
-                    self.proof.see(batch)
-                continue
+        for batch in telling(self._left(walked, done, check), ahead if self.progress else None):
             if not checked:
                 self.data.check_resumed(done)
                 checked = True
@@ -172,6 +168,14 @@ class Fit:
             del recording, seeds  # or this batch would be held while the next one is recorded
         if not checked:
             self.data.check_resumed(done)
+
+    def _left(self, walked: Iterator[Batch], done: Done, check: bool) -> Iterator[Batch]:
+        """The batches that are not done; the proof sees those that are, with check."""
+        for batch in walked:
+            if self.data.at > done.items:
+                yield batch
+            elif check:
+                self.proof.see(batch)
 
     def progress_made(self, whole: bool = False) -> Done:
         """How far the present pass has come, for a checkpoint."""

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
+from .ahead import Ahead, telling
 from .allocation import allocating
 from .batches import BYTE_BUDGET, Data, length, per_row, walk
 from .contractions import Pairs, contract, join, kept, own_scorer
@@ -129,7 +130,9 @@ def self_influence(
     proof = Proof(model, layers, objective, batches=length(data))
     asking = None if measurement is None else Proof(model, layers, objective, measurement, batches=length(data))
     parts = []
-    for batch in walk(data, name="data", progress=progress, what="self-influence"):
+    ahead = Ahead("self-influence", length(data), 1, lambda: "a number an example and layer is kept")
+    walked = walk(data, name="data", progress=progress, what="self-influence")
+    for batch in telling(walked, ahead if progress else None):
         found, asked = proof.pairs(batch), None if asking is None else asking.pairs(batch)
         if not isinstance(curvature, Kronecker):  # whose solve would speak of its solution, not of what went in
             check_pairs(found, batch.index)

@@ -10,7 +10,7 @@ import pytest
 from networks import Case, make
 
 import inflib.ahead
-from inflib import TrainIndex, ekfac, influence, kfac
+from inflib import TrainIndex, diagonal, ekfac, influence, kfac, self_influence
 from inflib.ahead import Ahead, telling
 from inflib.batches import Batch
 
@@ -45,6 +45,11 @@ def test_it_is_told_from_the_batches_after_the_first_once_they_took_some_seconds
     assert said.err.count("\n") == 1
 
 
+def test_what_is_behind_it_is_not_counted(now: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+    walked(now, Ahead("fit", 50, 2, lambda: "it holds much", done=40), 1, 2, 2, 2)
+    assert "fit: 2 passes over 50 batches, about 2 min;" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("batches", [None, 10])
 def test_what_is_short_or_of_unknown_length_is_not_told(
     now: list[float], capsys: pytest.CaptureFixture[str], batches: int | None
@@ -74,6 +79,10 @@ def calls(case: Case, folder: Path) -> dict[str, Callable[[bool], Any]]:
         f"index: 1 pass over 5 batches|takes {held / 1000:.3g} kB": lambda p: TrainIndex.build(*about, C, progress=p),
         f"store: 1 pass over 5 batches|takes {stored / 1000:.3g} kB on disk": lambda p: TrainIndex.build(
             *about, C, path=folder / f"store {p}", axes=0.5, bits=1, progress=p
+        ),
+        f"fit: 1 pass over 5 batches|diagonal takes {queries / 6000:.3g} kB": lambda p: diagonal(*about, progress=p),
+        "self-influence: 1 pass over 5 batches|a number an example and layer is kept": lambda p: self_influence(
+            *about, C, progress=p
         ),
         f"influence: 1 pass over 5 batches|take {queries / 1000:.3g} kB": lambda p: influence(
             *about, case.queries, C, progress=p

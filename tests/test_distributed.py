@@ -20,6 +20,7 @@ from oracle import assert_close
 from torch.distributed.fsdp import fully_shard
 from torch.utils.data import DataLoader, TensorDataset
 
+import inflib.ahead
 from inflib import TrainIndex, distributed, ekfac, influence, self_influence
 from inflib.distributed import RankError, Ranks, deal, processes, share
 from inflib.index import building
@@ -123,6 +124,29 @@ def test_all_processes_hold_the_same_bits(tmp_path: Path) -> None:
     case = case_of("perceptron")
     one, *others = run(3, lambda ranks: answers(case, "sampled", ranks), tmp_path)
     assert all(torch.equal(x, y) for other in others for x, y in zip(one, other, strict=True))
+
+
+def test_the_first_process_tells_once_what_its_share_of_a_long_call_will_take(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.delenv("TQDM_DISABLE", raising=False)
+    for name, value in (("LOOKED", 0.0), ("LONG", 0.0), ("write", said.append)):
+        monkeypatch.setattr(inflib.ahead, name, value)
+    case = make(widths=(3, 5, 4), n=12, splits=[2, 4, 6, 8, 10])  # 6 batches: 3 for each of two processes
+
+    def work(ranks: Ranks) -> list[str]:
+        about = case.model, case.objective, case.train
+        C = distributed.ekfac(ranks, *about)
+        distributed.influence(ranks, *about, case.queries, C)
+        distributed.self_influence(ranks, *about, C)
+        distributed.build_store(ranks, *about, C, tmp_path / "store", shard=2)
+        return [line.split(", about")[0] for line in said]
+
+    first, second = run(2, work, tmp_path / "said")
+    passes = ["fit: 2 passes", "influence: 1 pass", "self-influence: 1 pass"]
+    assert first == [*(f"{each} over 3 batches" for each in passes), "store: 1 pass over 6 batches"]
+    assert second == []
 
 
 def test_sequences_of_many_lengths_are_put_side_by_side(tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def ekfac(
         _own_folder(checkpoint, ranks), part.start, blocks,
     )  # fmt: skip
     with fit.kept as kept:
-        moments = _all_moments(ranks, fit, accumulate_moments(fit) if part.batches else no_moments(fit))
+        moments = _all_moments(ranks, fit, accumulate_moments(fit, passes=2) if part.batches else no_moments(fit))
         basis = _dealt_out(ranks, moments, kept)
         squares = corrected_eigenvalues(fit, basis) if part.batches else no_squares(fit)
         found = ranks.total("the sums of Λ", [squares.sums[k] for k in fit.layers])

@@ -169,7 +169,8 @@ def _filled(
     of_batch = np.searchsorted([shard.start for shard in shards], starts[:-1], side="right") - 1
     skip = {index for index, n in enumerate(of_batch) if n not in set(wanted)}
     records = np.zeros(0, each)
-    ahead = Ahead("store", len(known.sizes), 1, lambda: f"it takes {in_bytes(known.examples * each.itemsize)} on disk")
+    size = in_bytes(known.examples * each.itemsize)
+    ahead = Ahead("store", len(known.sizes), 1, lambda: f"it takes {size} on disk", done=len(skip))
     for batch, found in captured(model, objective, train, "train", curvature, None, progress, skip, ahead):
         n = int(of_batch[batch.index])
         at = batch.start - shards[n].start

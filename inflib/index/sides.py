@@ -43,12 +43,12 @@ def captured(
     """Every batch not in ``skip`` with its pairs (a, g), finite and shown to be its examples'."""
     proof = Proof(model, layers_of(model, curvature), objective, measurement, length(data))
     walked = walk(data, name=name, progress=progress, what="index" if name == "train" else name)
-    for batch in telling(walked, ahead if progress else None):
-        if batch.index not in skip:
-            found = proof.pairs(batch)
-            check_pairs(found, batch.index)
-            yield batch, found
-            del found  # or it would be held while the next batch is recorded
+    wanted = (batch for batch in walked if batch.index not in skip)
+    for batch in telling(wanted, ahead if progress else None):
+        found = proof.pairs(batch)
+        check_pairs(found, batch.index)
+        yield batch, found
+        del found  # or it would be held while the next batch is recorded
 
 
 def rotated(
