@@ -121,13 +121,18 @@ def added_up(queries: list[Pairs], sets: Sets) -> list[Pairs]:
     at = set_numbers(sets, sum(examples_in(found) for found in queries))
     found: list[Pairs] = []
     for s in range(int(at.max()) + 1):
-        rows, start = (at == s).nonzero()[:, 0], 0
-        members = []
-        for some in queries:
-            own = rows[(rows >= start) & (rows < start + examples_in(some))] - start
-            members.append({k: Pair(p.a[own.to(p.a.device)], p.g[own.to(p.g.device)]) for k, p in some.items()})
-            start += examples_in(some)
+        members = picked(queries, (at == s).nonzero()[:, 0])
         found.append({k: Pair(*(_one_row([m[k][side] for m in members]) for side in (0, 1))) for k in members[0]})
+    return found
+
+
+def picked(queries: list[Pairs], rows: Tensor) -> list[Pairs]:
+    """The queries of these numbers, ascending, in the groups they came in; some may be empty."""
+    found, start = [], 0
+    for some in queries:
+        own = rows[(rows >= start) & (rows < start + examples_in(some))] - start
+        found.append({k: Pair(p.a[own.to(p.a.device)], p.g[own.to(p.g.device)]) for k, p in some.items()})
+        start += examples_in(some)
     return found
 
 

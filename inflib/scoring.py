@@ -65,8 +65,10 @@ def influence(
     relative:       "loss" divides each column by √(∇ℓ_nᵀ (C + λ)⁻¹ ∇ℓ_n), how much the example moves its own loss,
                     "weights" by ‖(C + λ)⁻¹ ∇ℓ_n‖, how far it moves the weights: what is left is said of this query
                     rather than of all (ℓ- and θ-RelatIF, Barshan et al. 2020). No longer dm/dε, hence no contribution.
-    low_rank:       for layers applied once an example: 1/(Λ + λ) by so many products of vectors, or as many as leave
-                    that share of it out (low_rank.py). Faster where pairs are many; a LowRankNote says how exact.
+    low_rank:       each query by r products of vectors, or as many as leave that share out: of 1/(Λ + λ) in layers
+                    applied once an example, of the preconditioned query in others (Grosse et al. 2023, 3.2.2). All
+                    queries take one pass, a training example Q · r · T · (o + i) multiplications a layer in place of
+                    (Q + T) · o · i, or Q · o · i where T = 1. A LowRankNote says how exact it was, and what it saved.
     max_bytes:      the largest temporary array; only speed depends on it. Queries whose preconditioned gradients take
                     more than four times that come in groups, each with a pass of its own over the training side.
 
@@ -85,8 +87,8 @@ def influence(
         asked = gather(model, layers, objective, queries, "queries", measurement or "log_likelihood", progress)
         asked = added_up(asked, sets)
         if low_rank is not None:
-            terms = LowRankQueries.of(asked, curvature, damping, low_rank)
-            return terms.scores(Proof(model, layers, objective, batches=length(train)), train, axes.layer, progress)
+            short = LowRankQueries.of(asked, curvature, damping, low_rank, max_bytes)
+            return short.scores(Proof(model, layers, objective, batches=length(train)), train, axes.layer, progress)
         groups = Preconditioned(asked, curvature, damping, max_bytes)
     scores: list[Tensor] = []
     proof = Proof(model, layers, objective, batches=length(train))

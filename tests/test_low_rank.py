@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from networks import Case, make, zoo
+from networks import Case, make
 from oracle import assert_close
 
 from inflib import CrossEntropy, LowRankNote, ekfac, gauss_newton, identity, influence, kfac, precondition
@@ -39,7 +39,7 @@ def test_full_rank_is_exact(fit: type) -> None:
 def test_an_identity_needs_one_term() -> None:
     case = wide()
     C = identity(case.model, case.objective, case.train, progress=False)
-    assert {t.rank for t in LowRankQueries(asked(case), C, 0.3, 5).terms.values()} == {1}
+    assert {x.ranks for x in LowRankQueries(asked(case), C, 0.3, 5, 2**20).folded.values()} == {(1,) * 6}
 
 
 def asked(case: Case) -> list:
@@ -59,7 +59,6 @@ def test_terms_are_the_weighted_matrix_s_best_of_their_rank() -> None:
             missed = w * (inverse - t.U @ t.V.T)
             assert torch.linalg.matrix_norm(missed) == pytest.approx(float(σ[r:].norm()), rel=1e-5)
             assert torch.linalg.matrix_norm(missed, 2) == pytest.approx(float(σ[r]), rel=1e-5)
-            assert t.left == pytest.approx(float(σ[r]), rel=1e-5)
 
 
 @pytest.mark.parametrize("tolerance", [0.3, 0.1, 0.01])
@@ -90,13 +89,19 @@ def test_no_pair_s_error_exceeds_its_bound() -> None:
     C = ekfac(case.model, case.objective, case.train, progress=False)
     found = capture(case.model, case.objective, case.x, case.y)
     q, n = (x.flatten() for x in torch.meshgrid(torch.arange(6), torch.arange(40), indexing="ij"))
+    (query,) = asked(case)
     for rank in (1, 2, 3):
-        queries = LowRankQueries(asked(case), C, 0.01, rank)
-        came = queries.contract(found, True)[q, n]  # (240, L)
-        for at, name in enumerate(queries.terms):
-            exact, bound = queries._exact(name, found[name], q, n)
-            error = (came[:, at] - exact).abs()
-            assert bool((error <= bound * (1 + 1e-6) + 1e-12).all())
+        came = LowRankQueries([query], C, 0.01, rank, 2**20).contract(found, True)[q, n]  # (240, L)
+        for at, (name, Λ) in enumerate(C.eigenvalues.items()):
+            g, a = (  # g̃_q ⊙ g̃_n and ã_q ⊙ ã_n
+                (getattr(query[name], side)[:, 0] @ Q)[q] * (getattr(found[name], side)[:, 0] @ Q)[n]
+                for side, Q in (("g", C.Q_S[name]), ("a", C.Q_A[name]))
+            )
+            w_S, w_A = Λ.sum(1).clamp_min(1e-6 * Λ.sum(1).max()), Λ.sum(0).clamp_min(1e-6 * Λ.sum(0).max())
+            σ = torch.linalg.svdvals(torch.outer(w_S, w_A) / (Λ + 0.01))
+            error = (came[:, at] - torch.einsum("no,oi,ni->n", g, 1 / (Λ + 0.01), a)).abs()
+            bound = (float(σ[rank]) if rank < len(σ) else 0.0) * (g / w_S).norm(dim=1) * (a / w_A).norm(dim=1)
+            assert bool((error <= bound * (1 + 1e-6) + 1e-10).all())
             if name == "fc0":  # a bound that says something
                 assert float(error.max()) > 0.001 * float(bound.max())
 
@@ -114,9 +119,9 @@ def test_the_note_says_how_far_scores_are_from_exact_ones() -> None:
     assert said[-1].filename == __file__
     error = float(re.search(r"the error is ([\d.e-]+) of", note)[1])  # type: ignore[index]
     correlation = float(re.search(r"exact ones ([\d.]+\d)", note)[1])  # type: ignore[index]
-    assert error == pytest.approx(float((found - exact).norm() / exact.norm()), rel=0.3)  # 1,002 pairs of 240
-    assert correlation == pytest.approx(float(torch.corrcoef(torch.stack([found, exact]).flatten(1))[0, 1]), abs=0.01)
-    assert "On 1,002 pairs" in note
+    assert error == pytest.approx(float((found - exact).norm() / exact.norm()), rel=0.05)
+    assert correlation == pytest.approx(float(torch.corrcoef(torch.stack([found, exact]).flatten(1))[0, 1]), abs=1e-5)
+    assert "On 240 pairs" in note  # of 6 queries and 40 examples, all there are
 
 
 def test_what_low_rank_cannot_be_is_said() -> None:
@@ -134,16 +139,6 @@ def test_what_low_rank_cannot_be_is_said() -> None:
         influence(*about[:3], solved, C, low_rank=2, progress=False)
     with pytest.raises(TypeError, match=r"low_rank= with a Dense curvature; expected one with eigenvalues"):
         influence(*about, gauss_newton(*about[:3], progress=False), 0.1, low_rank=2, progress=False)
-    with pytest.raises(ValueError, match=r"layer 'fc0' has 6 positions in a query \(or a set of queries\)"):
-        influence(*about, C, low_rank=2, sets="all", progress=False)
-
-
-def test_layers_of_many_positions_are_refused_by_name() -> None:
-    case = zoo("tokens")
-    about = case.model, case.objective, case.train
-    C = ekfac(*about, progress=False)
-    with pytest.raises(ValueError, match=r"low_rank=: layer 'up' has \d+ positions"):
-        influence(*about, case.train, C, low_rank=2, progress=False)
 
 
 def test_scores_that_are_not_finite_are_refused_by_layer_and_batch() -> None:
