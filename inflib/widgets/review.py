@@ -20,17 +20,15 @@ from ..curvature import Damping
 from ..index import TrainIndex
 from ..objectives import Objective
 from .base import InputError, Panel, csv_link
-from .review_case import Case, card, places_of, still_of
+from .review_case import Case, card, still_of
 from .review_decisions import KEEP, RELABEL, REMOVE, Decisions, Read, whole
 from .review_desk import Desk
 from .review_effects import Judged, Repair, Retrain, check_worth, judge, repair
 from .review_examples import batches, check_fits, few, outputs_of
 from .review_file import DecisionFile, text_of, write_whole
+from .review_order import ANY, ANY_LABEL, DECIDED, UNDECIDED, Queue
 from .review_signals import suspicion
 from .review_view import progress_html, progress_text, repair_html, repair_lines, repair_note
-
-ANY, UNDECIDED, DECIDED = "all", "the undecided", "the decided"
-ANY_LABEL = "any label"
 
 
 class Review(Panel):
@@ -71,8 +69,8 @@ class Review(Panel):
         names = tuple(map(str, range(self._probabilities.shape[1]))) if classes is None else tuple(classes)
         self.signals = dict(signals or suspicion(model, objective, index, train, clean, damping=damping))
         check_fits(self.signals, train.labels, names, self._probabilities.shape[1], len(index))
-        self._places = places_of({name: torch.as_tensor(x).cpu() for name, x in self.signals.items()})
         self.decisions = Decisions(train.inputs, train.labels, names)
+        self._queue = Queue(self.signals, self.decisions)
         self.repair: Repair | None = None
         self._before: Judged | None = None
         self._file = DecisionFile(path, self.decisions)
@@ -80,7 +78,7 @@ class Review(Panel):
         self._make_controls(names)
         self._watch_controls()
         self._match()
-        self._go(self._first())
+        self._go(self._queue.first())
 
     # --- from Python --------------------------------------------------------------------------------------------
 
@@ -93,7 +91,7 @@ class Review(Panel):
         """Decide about many examples, {example: (what, label)}, all or none of them; one undo takes all of it back."""
         with self.working():
             self.decisions.decide_all(decisions)
-            self._changed(self._first)
+            self._changed(self._queue.first)
 
     def undo(self) -> None:
         """Take the last decision back, and show the example it was about."""
@@ -107,8 +105,7 @@ class Review(Panel):
 
     def order(self) -> list[int]:
         """The examples in the order of the signal chosen, whatever the filters."""
-        place = self._places[self.signal.value]
-        return [int(n) for n in place.argsort(stable=True)]
+        return self._queue.order(self.signal.value)
 
     def to_csv(self, path: str | Path) -> Path:
         """Write the decisions as a CSV file, whole or not at all."""
@@ -122,7 +119,7 @@ class Review(Panel):
         """The same of the contents of a file."""
         with self.working():
             found = self.decisions.read(text)
-            self._changed(self._first)
+            self._changed(self._queue.first)
             return found
 
     def retrain(self) -> Repair:
@@ -164,7 +161,7 @@ class Review(Panel):
         self.signal = W.Dropdown(options=list(self.signals), description="Order by", **_FORM)
         self.filter = W.Dropdown(options=[ANY, UNDECIDED, DECIDED], description="Show", **_FORM)
         there = sorted(set(self.decisions.given.tolist()))
-        options = [(ANY_LABEL, -1), *((classes[c], c) for c in there)]
+        options = [("any label", ANY_LABEL), *((classes[c], c) for c in there)]
         self.label_filter = W.Dropdown(options=options, description="Label", **_FORM)
         self.place = W.IntSlider(min=1, max=len(self.decisions.given), description="Place", **_WIDE)
         self.where, self.progress, self.outcome, self.csv = W.HTML(), W.HTML(), W.HTML(), W.HTML()
@@ -180,7 +177,7 @@ class Review(Panel):
     def _watch_controls(self) -> None:
         for control in (self.signal, self.filter, self.label_filter):
             self.watch(control, self._refilter)
-        self.watch(self.place, lambda: self._go(self._matching[self.place.value - 1] if self._matching else None))
+        self.watch(self.place, self._go_to_place)
         self.watch(self.upload, self._uploaded)
         self.watch(self.again, self.retrain)
         self.desk.on_act(lambda *what: self.attempt(lambda: self._act(*what)))
@@ -198,7 +195,7 @@ class Review(Panel):
     def _decide(self, example: int, what: str, label: int | str | None) -> None:
         example = whole(example, "example")
         shown = self.case is not None and self.case.n == example
-        following = self._following(example) if shown else None
+        following = self._queue.following(example) if shown else None
         new = self.decisions.decide(example, what, label)
         self._match()
         if shown:
@@ -208,17 +205,9 @@ class Review(Panel):
         if new:
             self._file.keep()
 
-    def _following(self, example: int) -> int | None:
-        """The next undecided example after this one, of those that match; else the first before it; else none."""
-        at = self._matching.index(example)
-        for n in (*self._matching[at + 1 :], *self._matching[:at]):
-            if n not in self.decisions.of:
-                return n
-        return example if self.filter.value != UNDECIDED else None
-
     def _undo(self) -> None:
         n = self.decisions.undo()
-        self._changed(lambda: self._first() if n is None else n)
+        self._changed(lambda: self._queue.first() if n is None else n)
 
     def _changed(self, shown: Callable[[], int | None]) -> None:
         """Many decisions changed: draw them, whether or not they can be kept."""
@@ -227,9 +216,12 @@ class Review(Panel):
         self._file.keep()
 
     def _step(self, steps: int) -> None:
-        if self.case is not None and self._matching:
-            at = self._matching.index(self.case.n) + steps
-            self._go(self._matching[min(max(at, 0), len(self._matching) - 1)])
+        if self.case is not None and self._queue.matching:
+            self._go(self._queue.step(self.case.n, steps))
+
+    def _go_to_place(self) -> None:
+        there = self._queue.matching
+        self._go(there[self.place.value - 1] if there else None)
 
     def _uploaded(self) -> None:
         files, self.upload.value = self.upload.value, ()
@@ -248,31 +240,20 @@ class Review(Panel):
     # --- what is shown ------------------------------------------------------------------------------------------
 
     def _match(self) -> None:
-        wanted, label = self.filter.value, self.label_filter.value
-        self._matching = [
-            n
-            for n in self.order()
-            if wanted == ANY or (n in self.decisions.of) == (wanted == DECIDED)
-            if label in (-1, int(self.decisions.given[n]))
-        ]
+        self._queue.match(self.signal.value, self.filter.value, self.label_filter.value)
 
     def _refilter(self) -> None:
         self._match()
-        there = self.case is not None and self.case.n in self._matching
-        self._go(self.case.n if there and self.case is not None else self._first())
-
-    def _first(self) -> int | None:
-        """The first undecided example that matches, else the first."""
-        undecided = [n for n in self._matching if n not in self.decisions.of]
-        return next(iter(undecided or self._matching), None)
+        n = None if self.case is None else self.case.n
+        self._go(n if n in self._queue.matching else self._queue.first())
 
     def _go(self, n: int | None) -> None:
         """Show an example."""
         n = None if n is None else whole(n, "example")
         if n is not None and not 0 <= n < len(self.decisions.given):
             raise ValueError(f"example {n}; expected one from 0 to {len(self.decisions.given) - 1}.")
-        if n is not None and n not in self._matching:
-            self.filter.value, self.label_filter.value = ANY, -1
+        if n is not None and n not in self._queue.matching:
+            self.filter.value, self.label_filter.value = ANY, ANY_LABEL
             self._match()
         if n is None or self.case is None or self.case.n != n:
             self.case = None if n is None else self._look(n)
@@ -282,11 +263,11 @@ class Review(Panel):
         one = batches(self._model, few(self._train.inputs, [n]), self._train.labels[[n]])
         how: dict[str, Any] = {"damping": self._damping, "measurement": "margin", "relative": "loss"}
         scores = self._index.influence(self._model, self._objective, one, **how)[0].double().cpu()
-        places = {name: int(place[n]) for name, place in self._places.items()}
+        places = {name: int(place[n]) for name, place in self._queue.places.items()}
         return Case.of(n, self._train, self._probabilities[n], scores, places, self._count)
 
     def _draw(self) -> None:
-        case, total = self.case, len(self._matching)
+        case, total = self.case, len(self._queue.matching)
         said = f"{total:,} by {self.signal.value}"
         if case is None:
             found = {"key": -1, "empty": "No example matches: all of these are decided, or none is.", "can_undo": True}
@@ -295,7 +276,7 @@ class Review(Panel):
         self.desk.card = found
         self.place.disabled = total < 2
         if case is not None:
-            at = self._matching.index(case.n) + 1
+            at = self._queue.matching.index(case.n) + 1
             self.place.max = max(self.place.max, at)
             self.place.value, self.place.max = at, total
             said = f"{at:,} of {said}"

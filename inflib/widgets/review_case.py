@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from .review_decisions import RELABEL, Decision, Decisions
@@ -111,17 +110,6 @@ def _opponent(k: int, share: float, train: Any, classes: Sequence[str]) -> dict[
         "share": share,
         "spoken": f"opponent {name}, label {label}; shows it",
     }
-
-
-def places_of(signals: dict[str, Tensor]) -> dict[str, Tensor]:
-    """{signal: (N,) place of every example from 1}, ties by number."""
-    found = {}
-    for name, values in signals.items():
-        order = values.argsort(descending=True, stable=True)
-        place = torch.empty_like(order)
-        place[order] = torch.arange(1, len(order) + 1)
-        found[name] = place
-    return found
 
 
 def still_of(case: Case | None, train: Any, decisions: Decisions) -> str:

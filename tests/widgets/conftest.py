@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
+from reviewed import N, reviewing
 
 from inflib import CrossEntropy, Kronecker, NextToken, Objective, TrainIndex, ekfac, load
 from inflib.lab import (
@@ -20,7 +21,8 @@ from inflib.lab import (
     train,
     transformer,
 )
-from inflib.widgets import ImageBrowser, TextBrowser, TextInfluence, three_methods
+from inflib.validation import flip_labels
+from inflib.widgets import ImageBrowser, Review, TextBrowser, TextInfluence, suspicion, three_methods
 
 
 @dataclass(frozen=True)
@@ -106,3 +108,23 @@ def letters() -> Talk:
         "=1+1, @SUM(A1)",
     ]
     return Talk.about(Corpus.of(texts, characters("".join(texts))), [("<scr", "ipt>"), ("tab", "\tline\n")], epochs=5)
+
+
+@pytest.fixture(scope="session")
+def made():
+    """300 digits, 30 of them flipped, a small network that has learned them, its index, and 42 clean digits."""
+    digits, objective = mnist_5k(), CrossEntropy()
+    labels, wrong = flip_labels(digits.train.labels[:N], 0.1)
+    noisy = replace(digits.train[:N], labels=labels)
+    model = mlp((784, 12, 10), dtype=torch.float64)
+    inputs = noisy.inputs.double()
+    train(model, objective, inputs, labels, epochs=25, batch_size=50, lr=3e-3, progress=False)
+    data = [(inputs, labels)]
+    index = TrainIndex.build(model, objective, data, ekfac(model, objective, data, progress=False), progress=False)
+    clean = digits.queries[::12]
+    return model, objective, index, noisy, clean, wrong, suspicion(model, objective, index, noisy, clean)
+
+
+@pytest.fixture
+def review(made) -> Review:
+    return reviewing(made)
