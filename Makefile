@@ -68,7 +68,7 @@ bank: $(VENV)/.course ## retrain a network hundreds of times, and keep what it s
 study: $(VENV)/.course ## how far to believe a score: what is missing of benchmarks/results/study.json (ITEMS="decay")
 	$(BIN)/python benchmarks/study.py $(ITEMS)
 
-conformance: $(VENV)/.course $(PEERS)/.installed ## put the conformance suite to inflib and to other libraries; the table
+conformance: $(VENV)/.llm $(PEERS)/.installed build/conformance/.installed ## put the conformance suite to inflib and to other libraries; the table
 	$(BIN)/python benchmarks/conformance.py
 
 peers: $(PEERS)/.installed ## set up .venv-peers, the environment of the libraries compared with
@@ -115,4 +115,9 @@ $(VENV)/.dev: requirements-dev.txt requirements-llm.txt $(VENV)/.course
 $(PEERS)/.installed: benchmarks/requirements-peers.txt
 	$(call python_env,$(PEERS))
 	$(PEERS)/bin/pip install -r benchmarks/requirements-peers.txt
+	@touch $@
+
+build/conformance/.installed: benchmarks/requirements-conformance.txt $(VENV)/.course
+	rm -rf $(@D)
+	$(BIN)/pip install --no-deps --target $(@D) -r $<
 	@touch $@

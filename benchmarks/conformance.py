@@ -3,12 +3,9 @@
     python benchmarks/conformance.py                                  # all; writes results/conformance.md and .json
     python benchmarks/conformance.py --library kronfluence --check scores_are_symmetric
 
-A library runs in the interpreter that has it: ``--python`` names that of the peers (``make peers``). One that is not
-there is said so, and keeps what the results file has of it. dattri is not among the peers' requirements, since it wants
-packages it does not use here; a folder beside them is enough:
-
-    .venv-peers/bin/pip install --no-deps --target build/dattri dattri==0.3.0
-    PYTHONPATH=build/dattri python benchmarks/conformance.py
+A library runs in the interpreter that has it: the course's, or that of the peers (``make peers``), which ``--python``
+names. bergson and dattri ask for packages that nothing here uses: without those they lie in a folder beside both
+(``make conformance``). One that is not there is said so, and keeps what the results file has of it.
 """
 
 from __future__ import annotations
@@ -19,6 +16,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,19 +26,44 @@ from inflib.conformance import CHECKS, FAILED, RAISED, Library, Outcome, as_data
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-ADAPTERS = {  # library: (module, class, what it is asked for)
-    "inflib": ("inflib.conformance.ours", "Inflib", "ekfac and influence, as they are"),
-    "kronfluence": (
+BESIDE = ROOT / "build" / "conformance"  # what requirements-conformance.txt holds
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """Where a library's adapter is, what it asks it for, and the environment that it runs in."""
+
+    module: str
+    kind: str
+    settings: str
+    environment: str = ".venv-peers"
+
+    def again(self, library: str) -> str:
+        """The line, from the repository's root, that runs one check on it; ``{check}`` is left open."""
+        line = f"{self.environment}/bin/python benchmarks/conformance.py --library {library} --check {{check}}"
+        return f"PYTHONPATH=.:{BESIDE.relative_to(ROOT)} {line}"
+
+
+ADAPTERS = {
+    "inflib": Adapter("inflib.conformance.ours", "Inflib", "ekfac and influence, as they are", ".venv"),
+    "kronfluence": Adapter(
         "conforming_kronfluence",
         "Kronfluence",
         "strategy ekfac, use_empirical_fisher for observed labels, every dtype float64",
     ),
-    "curvlinops": (
+    "curvlinops": Adapter(
         "conforming_curvlinops",
         "Curvlinops",
         "EKFACLinearOperator, its exact inverse, between gradients by torch.func",
     ),
-    "dattri": ("conforming_dattri", "Dattri", "IFAttributorEKFAC, torch's default dtype float64"),
+    "dattri": Adapter("conforming_dattri", "Dattri", "IFAttributorEKFAC, torch's default dtype float64"),
+    "bergson": Adapter(
+        "conforming_bergson",
+        "Bergson",
+        "method kfac with ev_correction, use_dataset_labels for observed labels, hessian_dtype fp64, include_bias, "
+        "inversion absolute_damped_inverse; a classifier's example is a sequence with one label",
+        ".venv",
+    ),
 }
 REMARKS = """\
 Every failure of another library was traced in its source. In dattri 0.3.0's `IFAttributorEKFAC` there are three
@@ -49,10 +72,12 @@ eigenvalues are fitted and when a query is solved. Weights (o × i) and biases (
 read as an o × (i + 1) matrix, so that the biases are not in the column that the factor A has for them. With both put
 right, one example is exact to 1e-15 and renumbered units change nothing; with either alone both checks still fail. And
 output gradients come from `retain_grad` on the layer's own output, over which an activation in place has then written.
+Its documentation offers sequences; an activation of three axes meets a name that is set for two alone.
+
+bergson reads its factors in float32 and solves in it, so an equality is asked of it to 1e-5. Its full backward hooks
+make a layer's output a view, over which torch lets nothing be written: an activation in place meets that error, and
+no wrong number.
 """
-LINE = (
-    "PYTHONPATH=.:build/dattri .venv-peers/bin/python benchmarks/conformance.py --library {library} --check {{check}}"
-)
 
 
 def main() -> int:
@@ -77,10 +102,10 @@ def main() -> int:
 
 
 def table(answers: dict[str, dict[str, Any]]) -> str:
-    """The results file as it is read: versions and settings, who passes what, and the failures."""
+    """The results file as it is read: versions and settings, who passes what, the failures, and what is not offered."""
     found = {name: [Outcome(**outcome) for outcome in answer["outcomes"]] for name, answer in answers.items()}
-    lines = {name: LINE.format(library=name) for name in found}
-    return f"{heading(answers)}\n{markdown(found, lines).rstrip()}\n"
+    lines = {name: ADAPTERS[name].again(name) for name in found}
+    return f"{heading(answers)}\n{markdown(found, lines).rstrip()}\n\n{not_offered(answers)}\n"
 
 
 def heading(about: dict[str, dict[str, Any]]) -> str:
@@ -89,12 +114,23 @@ def heading(about: dict[str, dict[str, Any]]) -> str:
     return "\n".join(["# Who passes what", "", *said, "", REMARKS])
 
 
+def not_offered(about: dict[str, dict[str, Any]]) -> str:
+    """Why the table has a – where it has one."""
+    said = [
+        f"- **{name}**: {', '.join(f'{what} ({why})' for what, why in facts['lacks'].items())}"
+        for name, facts in about.items()
+        if facts["lacks"]
+    ]
+    return "\n".join(["What is not offered, and so was not asked (–):", "", *said])
+
+
 def everyone(only: list[str], peers: Path, kept: Path) -> dict[str, dict[str, Any]]:
     """What each library answered, in a process of its own; of those not asked or not there, in an earlier run."""
     answers = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else {}
-    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    path = os.pathsep.join([str(ROOT), str(BESIDE), *filter(None, [os.environ.get("PYTHONPATH")])])
     for name in only:
-        command = [sys.executable if name == "inflib" else str(peers), __file__, "--library", name, "--json"]
+        python = peers if ADAPTERS[name].environment == ".venv-peers" else sys.executable
+        command = [str(python), __file__, "--library", name, "--json"]
         environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
         try:
             done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
@@ -106,12 +142,13 @@ def everyone(only: list[str], peers: Path, kept: Path) -> dict[str, dict[str, An
 
 def one(name: str, checks: list[str] | None, as_json: bool) -> int:
     """Run a library here; 1 where it fails something, 0 otherwise."""
-    module, kind, settings = ADAPTERS[name]
-    library: Library = getattr(importlib.import_module(module), kind)()
+    adapter = ADAPTERS[name]
+    library: Library = getattr(importlib.import_module(adapter.module), adapter.kind)()
     outcomes = run(library, checks)
     if as_json:
-        facts = {"version": library.version, "settings": settings, "torch": torch.__version__}
-        print(json.dumps(as_data({name: outcomes}, {name: facts})[name]))
+        facts = {"version": library.version, "settings": adapter.settings, "torch": torch.__version__}
+        about = {name: facts | {"lacks": dict(library.lacks)}}
+        print(json.dumps(as_data({name: outcomes}, about)[name]))
     else:
         for o in outcomes:
             error = "" if o.error is None else f"error {o.error:.2g}, bound {o.bound:.0e}"

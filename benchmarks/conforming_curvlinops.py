@@ -2,7 +2,7 @@
 
 The library scores nothing; what is checked is its curvature. Its mean squared error is 2 / C of the suite's
 ½‖f − y‖², C outputs, which the adapter puts right in the matrix and in the damping. Damping is a number, exact, the
-same for all layers. Sequences with masks are not among its losses. Frozen parameters are left to its user.
+same for all layers.
 """
 
 from __future__ import annotations
@@ -15,17 +15,27 @@ from curvlinops import EKFACLinearOperator, FisherType, KFACInverseLinearOperato
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from inflib.conformance import Case, oracle
+from inflib.conformance import OFFERS, ROUNDING, Case, oracle
 
 FISHER = {"sampled": FisherType.MC, "expected": FisherType.TYPE2, "observed": FisherType.EMPIRICAL}
 LOSSES = {"cross-entropy": nn.CrossEntropyLoss, "squared error": nn.MSELoss}
+LACKS = {
+    "next token": "its EK-FAC refuses outputs of more than two axes, by a ValueError where its K-FAC takes them",
+    "padding": "as sequences",
+    "layers": "its user picks parameters; no check that gives a number for damping needs a choice",
+    "trainable layers": "its user picks parameters",
+    "layer scores": "it scores nothing, and inverts all layers together",
+    "self-influence": "it scores nothing",
+    "default damping": "its user gives the number",
+    "own streams": "one generator draws for all examples",
+}
 
 
 class Curvlinops:
     """``EKFACLinearOperator`` and ``KFACInverseLinearOperator``, weight and bias together."""
 
-    name, version = "curvlinops", version("curvlinops-for-pytorch")
-    offers = frozenset({"expected labels", "sampled labels", "observed labels", "squared error", "draws", "damping"})
+    name, version, rounding = "curvlinops", version("curvlinops-for-pytorch"), ROUNDING
+    offers, lacks = frozenset(OFFERS) - LACKS.keys(), LACKS
 
     def fit(self, case: Case) -> EKFACLinearOperator:
         data = TensorDataset(case.train.inputs, case.train.targets)

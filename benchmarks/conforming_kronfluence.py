@@ -2,8 +2,7 @@
 
 Its conventions, translated or declared here: the loss is summed over a batch; scores are +g_qᵀ (·)⁻¹ g_n with the
 query's loss for measurement, which is the suite's sign; damping None is 0.1 · mean Λ of each layer. It wraps a model's
-layers in place, so it is given a copy. Labels are drawn by torch's global generator, hence no streams of an example's
-own, and one draw an example; frozen layers count unless they are not named, hence no choice of trainable ones.
+layers in place, so it is given a copy.
 """
 
 from __future__ import annotations
@@ -11,10 +10,10 @@ from __future__ import annotations
 import copy
 import tempfile
 import warnings
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import kronfluence
 import torch
 import torch.nn.functional as F
 from kronfluence.analyzer import Analyzer, prepare_model
@@ -23,11 +22,17 @@ from kronfluence.task import Task
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from inflib.conformance import PAD, Case, Examples
+from inflib.conformance import OFFERS, PAD, ROUNDING, Case, Examples
 
 warnings.filterwarnings("ignore", category=FutureWarning, module="kronfluence")  # of torch's, on its autocast
 DOUBLE = torch.float64
 FACTORS, SCORES = "factors", "scores"
+LACKS = {
+    "expected labels": "labels are drawn, or the data's",
+    "trainable layers": "frozen layers count unless others are named",
+    "own streams": "labels are drawn by torch's global generator",
+    "draws": "one draw for each example",
+}
 
 
 class Losses(Task):
@@ -64,21 +69,8 @@ class Losses(Task):
 class Kronfluence:
     """EK-FAC from ``fit_all_factors``, scores from ``compute_pairwise_scores`` and ``compute_self_scores``."""
 
-    name, version = "kronfluence", kronfluence.__version__ if hasattr(kronfluence, "__version__") else "1.0.1"
-    offers = frozenset(
-        {
-            "sampled labels",
-            "observed labels",
-            "squared error",
-            "next token",
-            "padding",
-            "layers",
-            "layer scores",
-            "self-influence",
-            "damping",
-            "default damping",
-        }
-    )
+    name, version, rounding = "kronfluence", version("kronfluence"), ROUNDING
+    offers, lacks = frozenset(OFFERS) - LACKS.keys(), LACKS
 
     def fit(self, case: Case) -> tempfile.TemporaryDirectory[str]:
         """The folder in which the library keeps its factors."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -39,6 +40,7 @@ MORE = [
     Mistake("repeated draws", "100 * draw", "0 * draw", "more_draws_come_nearer"),
     Mistake("padding counted", "* there[..., None]", "", "padding_changes_nothing"),
 ]
+SINGLE = 1e-5  # what a library without float64 says of its rounding; no mistake may hide behind it
 PLANTED = {mistake.name: mistake for mistake in MISTAKES + MORE}
 
 
@@ -61,7 +63,7 @@ def test_the_check_named_for_a_mistake_sees_it_by_a_number(mistake: Mistake) -> 
     (found,) = run(broken(mistake), [mistake.seen_by])
     assert found.status == FAILED, found
     assert found.error is not None
-    assert found.error > min(10 * found.bound, 1 - found.bound)
+    assert found.error > min(10 * max(found.bound, SINGLE), 1 - found.bound)
 
 
 def test_every_check_is_the_one_named_for_some_mistake() -> None:
@@ -115,6 +117,21 @@ def test_scores_of_another_shape_or_that_are_no_numbers_fail() -> None:
         assert found.status in (FAILED, RAISED)
 
 
+def test_a_library_without_float64_is_asked_for_what_its_own_rounding_leaves() -> None:
+    class Single(Inflib):
+        rounding = SINGLE
+
+        def scores(self, fitted, case, damping):
+            return super().scores(fitted, case, damping).float() * (1 + 3e-7 * torch.rand(len(case.train)))
+
+    class Coarse(Single):
+        rounding = Inflib.rounding
+
+    passed, failed = (run(library, ["batches_may_be_cut_anywhere"])[0] for library in (Single(), Coarse()))
+    assert (passed.status, passed.bound) == (PASSED, SINGLE)
+    assert (failed.status, failed.bound) == (FAILED, 1e-8)
+
+
 def test_every_check_says_which_mistake_it_sees_and_needs_what_can_be_offered() -> None:
     for check in CHECKS.values():
         assert "Sees " in check.sees
@@ -151,6 +168,14 @@ def test_the_table_that_is_kept_is_made_from_the_outcomes_that_are_kept() -> Non
     assert (conformance.RESULTS / "conformance.md").read_text(encoding="utf-8") == conformance.table(answers)
     assert list(answers) == list(conformance.ADAPTERS)
     assert all([o["check"] for o in answer["outcomes"]] == list(CHECKS) for answer in answers.values())
+
+
+def test_the_table_says_why_of_everything_that_was_not_asked() -> None:
+    answers = json.loads((conformance.RESULTS / "conformance.json").read_text(encoding="utf-8"))
+    for answer in answers.values():
+        reasons = [o["why"] for o in answer["outcomes"] if o["status"] == NOT_OFFERED]
+        missing = {what for why in reasons for what in re.split(", | \\| ", why)}
+        assert missing <= answer["lacks"].keys() <= OFFERS.keys()
 
 
 @pytest.mark.peers

@@ -71,7 +71,8 @@ def test_importing_inflib_loads_nothing_but_its_two_dependencies() -> None:
 
 
 def test_every_requirement_of_the_course_is_an_exact_pin() -> None:
-    for name in ("requirements.txt", "requirements-dev.txt", "benchmarks/requirements-peers.txt"):
+    for path in [*ROOT.glob("requirements*.txt"), *ROOT.glob("benchmarks/requirements*.txt")]:
+        name = path.relative_to(ROOT)
         lines = [line for line in (ROOT / name).read_text().splitlines() if line and line[0] not in "#-"]
         assert lines, f"{name} pins nothing"
         for line in lines:

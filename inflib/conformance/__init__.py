@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from . import changes, scores, tokens  # noqa: F401 - their checks are entered as they are imported
 from .checking import CHECKS, FAILED, NOT_OFFERED, PASSED, RAISED, Check, Outcome, run
-from .library import OFFERS, PAD, Case, Examples, Library
+from .library import OFFERS, PAD, ROUNDING, Case, Examples, Library
 from .table import as_data, markdown
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "PAD",
     "PASSED",
     "RAISED",
+    "ROUNDING",
     "Case",
     "Check",
     "Examples",

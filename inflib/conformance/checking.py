@@ -9,15 +9,14 @@ from typing import Any
 
 from torch import Tensor
 
-from .library import Library
+from .library import ROUNDING, Library
 
-ROUNDING = 1e-8  # what float64 may leave of an equality, relative
 PASSED, FAILED, RAISED, NOT_OFFERED = "passed", "failed", "raised", "not offered"
 
 
 @dataclass(frozen=True)
 class Check:
-    """A named property. ``measure`` gives its error, to be below ``bound``."""
+    """A named property. ``measure`` gives its error, to be below ``bound``, or below the library's own rounding."""
 
     name: str
     needs: tuple[str, ...]
@@ -31,14 +30,15 @@ class Check:
 
     def run(self, library: Library) -> Outcome:
         missing = [what for what in self.needs if not _offered(what, library)]
+        bound = max(self.bound, library.rounding)
         if missing:
-            return Outcome(self.name, NOT_OFFERED, None, self.bound, ", ".join(missing))
+            return Outcome(self.name, NOT_OFFERED, None, bound, ", ".join(missing))
         try:
             error = float(self.measure(library))
         except Exception as problem:
             first = " ".join(str(problem).split())
-            return Outcome(self.name, RAISED, None, self.bound, f"{type(problem).__name__}: {first}")
-        return Outcome(self.name, PASSED if error < self.bound else FAILED, error, self.bound, "")
+            return Outcome(self.name, RAISED, None, bound, f"{type(problem).__name__}: {first}")
+        return Outcome(self.name, PASSED if error < bound else FAILED, error, bound, "")
 
 
 @dataclass(frozen=True)

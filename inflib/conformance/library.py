@@ -8,16 +8,18 @@ An adapter brings a library's answers into the conventions that every check spea
     damping    a number added to it, the same for every layer; None is the library's own choice for each layer
 
 Another sign, scale or order of axes is a convention, and the adapter's to translate. What a library cannot do at all
-is left out of ``offers``: a check that needs it is then "not offered", which is no failure.
+is left out of ``offers``, and ``lacks`` says why: a check that needs it is then "not offered", which is no failure.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+ROUNDING = 1e-8  # what float64 may leave of an equality, relative
 PAD = 0  # the token that fills a sequence up; real tokens are 1 and more
 
 OFFERS = {
@@ -80,6 +82,8 @@ class Library(Protocol):
     name: str
     version: str
     offers: frozenset[str]  # keys of OFFERS
+    lacks: Mapping[str, str]  # the others, each with why
+    rounding: float  # what its arithmetic may leave of an equality, relative: ROUNDING, more where it has no float64
 
     def fit(self, case: Case) -> Any:
         """The curvature of ``case.train``, in whatever form the library keeps it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from ..kronecker import Kronecker, ekfac
 from ..objectives import CrossEntropy, Objective, SquaredError
 from ..scoring import influence, self_influence
 from ..sequences import IGNORED, NextToken
-from .library import OFFERS, PAD, Case, Examples
+from .library import OFFERS, PAD, ROUNDING, Case, Examples
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "cross-entropy": CrossEntropy,
@@ -25,7 +26,9 @@ OBJECTIVES: dict[str, type[Objective]] = {
 class Inflib:
     """EK-FAC by ``ekfac``, scores by ``influence``, nothing translated but tokens into shifted targets."""
 
-    name, version, offers = "inflib", "0.1.0", frozenset(OFFERS)
+    name, version, rounding = "inflib", "0.1.0", ROUNDING
+    offers: frozenset[str] = frozenset(OFFERS)
+    lacks: Mapping[str, str] = {}
 
     def fit(self, case: Case) -> Kronecker:
         model, objective, train = self._asked(case, case.train)

@@ -10,7 +10,7 @@ It answers the checks of ``inflib.conformance``; ``mistakes`` changes one line o
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from inflib.conformance import OFFERS, PAD, Case, Examples
+from inflib.conformance import OFFERS, PAD, ROUNDING, Case, Examples
 
 Pairs = dict[str, tuple[Tensor, Tensor]]  # layer: a (B, T, i) and g (B, T, o)
 Matrices = dict[str, Tensor]
@@ -38,7 +38,9 @@ class Fitted:
 class Plain:
     """The library of this file."""
 
-    name, version, offers = "plain", "1", frozenset(OFFERS)
+    name, version, rounding = "plain", "1", ROUNDING
+    offers: frozenset[str] = frozenset(OFFERS)
+    lacks: Mapping[str, str] = {}
 
     def fit(self, case: Case) -> Fitted:
         kept = earlier.setdefault(case.model, {})
