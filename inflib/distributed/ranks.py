@@ -195,4 +195,6 @@ def processes(timeout: float = 120.0) -> Iterator[Ranks]:
     finally:
         ranks._over.set()
         beating.join()
+        # torch 2.6 ends gloo's threads with Python's lock held, which one that was busy may still need to let go
+        time.sleep(POLL)
         dist.destroy_process_group()
