@@ -1,10 +1,10 @@
 """Can the damping be chosen without retraining? Candidates beside the best of twelve values, on seven settings.
 
-    python benchmarks/damping_choice.py               # all settings, about 5 CPU-minutes; goes on where it was
+    python benchmarks/damping_choice.py               # all settings, about 7 CPU-minutes; goes on where it was
     python benchmarks/damping_choice.py --seconds 30  # some pieces of it
 
 For each setting, the LDS (margins of 40 queries, 100 half-subsets × 2 seeds) of one network's EK-FAC scores at twelve
-dampings, λ_layer = f · mean Λ_layer, of its refined ones (10 steps) at four, where each candidate would have gone, and
+dampings, λ_layer = f · mean Λ_layer, of its refined ones (10 steps) at six, where each candidate would have gone, and
 how much less LDS it has than the best (paired by query, with an interval over the queries):
 
     default      f = 0.1
@@ -35,7 +35,7 @@ from inflib.validation import Bank, BankRecipe, Training, bootstrap
 from inflib.validation.datamodeling import lds as summed_scores
 
 FACTORS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
-REFINED = (0.1, 0.3, 1.0, 3.0)
+REFINED = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 QUERIES, SEEDS, FEW, STEPS = 40, 2, 10, 10
 
 

@@ -122,7 +122,7 @@ def refine(
                these examples' own, and they are kept in memory.
 
     The default damping of 0.1 · mean Λ suits EK-FAC and is too small here: at it refined scores predicted retraining
-    worse than at their best, by 0.10 to 0.21 of LDS in seven settings (``benchmarks/damping_choice.py``). Give one of
+    worse than at their best, by 0.10 to 0.25 of LDS in seven settings (``benchmarks/damping_choice.py``). Give one of
     the mean's size, or ``doubt.damping_by_training(...)``. The model and the data are kept, not copied: ``solve``
     raises ValueError once the weights have changed.
     """
