@@ -19,6 +19,7 @@ from torch.utils import checkpoint as checkpoints
 
 from .batches import accumulator, say, tensors
 from .randomness import preserved_rng
+from .texts import check_ids, context_of
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -28,7 +29,7 @@ def call(model: nn.Module, inputs: Any, parameters: dict[str, Tensor] | None = N
     """The model's output on a batch, as one tensor (B, ...); ``parameters``, if given, stand in for the model's own.
 
     In float32 at least, so that the loss and its derivatives are. Buffers that the forward pass changes are put back.
-    Raises RuntimeError for a model that draws random numbers.
+    Raises RuntimeError for a model that draws random numbers, ValueError for tokens that it has no rows for.
     """
     args: tuple = (inputs,)
     kwargs: Mapping[str, Any] = {}
@@ -39,6 +40,7 @@ def call(model: nn.Module, inputs: Any, parameters: dict[str, Tensor] | None = N
     with _as_found(model), _users_autocast(), _without_checkpoints(), _uncompiled(model):
         check_placement(model, inputs)
         if parameters is None:
+            check_tokens(model, inputs)
             outputs = model(*args, **kwargs)
         else:
             outputs = functional_call(model, parameters, args, dict(kwargs))
@@ -91,6 +93,24 @@ def check_placement(model: nn.Module, inputs: Any) -> None:
                 f"the inputs are {x.dtype}, the model is {weight.dtype}; expected one dtype. "
                 f"Convert one of them: x.to({weight.dtype}) or model.to({x.dtype})."
             )
+
+
+def check_tokens(model: nn.Module, inputs: Any) -> None:
+    """Raise ValueError for token ids, or positions, that a Hugging Face model's embeddings have no row for.
+
+    On a GPU the look-up itself would end the process's use of it, on a CPU it says no more than "out of range".
+    """
+    ids = inputs.get("input_ids") if isinstance(inputs, Mapping) else next(tensors(inputs), None)
+    if not isinstance(ids, Tensor) or ids.is_floating_point() or ids.ndim < 2 or ids.numel() == 0:
+        return
+    check_ids(model, [int(ids.max())])
+    most, T, words = context_of(model), ids.shape[1], getattr(model, "get_input_embeddings", lambda: None)()
+    learnt = [m.num_embeddings for m in model.modules() if isinstance(m, nn.Embedding) and m is not words]
+    if most is not None and most < T and any(most <= rows < T for rows in learnt):
+        raise ValueError(
+            f"a sequence of {T} positions came, and the model has learned {most}; expected no longer ones. Cut them: "
+            f"[ids[:{most + 1}] for ids in sequences] (the last token of each is only predicted)."
+        )
 
 
 # --- autocast and checkpoints -------------------------------------------------------------------------------------

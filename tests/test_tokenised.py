@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from inflib import NextToken, capture, hugging_face_batches, token_batches
+from inflib import NextToken, capture, ekfac, hugging_face_batches, token_batches
 
 TEXTS = ["a b c d", "b c", "d a b a c a", "c c a"]
 IDS = [[1, 2, 3, 4], [2, 3], [4, 1, 2, 1, 3, 1], [3, 3, 1]]
@@ -198,3 +198,37 @@ def test_a_prompts_tokens_give_no_gradient_in_the_head() -> None:
     inputs, targets = token_batches(IDS, targets=LABELS)[0]
     pair = capture(model, NextToken(), inputs, targets, layers="head")["head"]
     assert torch.equal((pair.g != 0).any(-1), targets != -100)
+
+
+# --- ids and positions that the model does not have -------------------------------------------------------------------------
+
+
+def causal(kind: type) -> nn.Module:
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 5, "max_position_embeddings": 4, "hidden_size": 4, "num_hidden_layers": 1}
+    ends = {"bos_token_id": 0, "eos_token_id": 0, "num_attention_heads": 2}
+    more = {"intermediate_size": 6} if kind is transformers.LlamaConfig else {}
+    return transformers.AutoModelForCausalLM.from_config(kind(**sizes, **ends, **more)).eval()
+
+
+@pytest.mark.filterwarnings("ignore::inflib.CoverageNote")
+@pytest.mark.parametrize("kind", [transformers.GPT2Config, transformers.LlamaConfig])
+def test_ids_of_another_tokenizer_are_refused_before_the_model_runs(kind: type) -> None:
+    model, mine = causal(kind), token_batches([[1, 2, 3], [4, 1]])
+    ran: list[Any] = []
+    model.register_forward_pre_hook(lambda *_: ran.append(None))
+    with pytest.raises(ValueError, match=r"the token id 5 came with a model of 5; expected the model's own tokenizer"):
+        ekfac(model, NextToken(), token_batches([[1, 2, 3], [1, 5, 2]]), progress=False)
+    assert not ran
+    ekfac(model, NextToken(), mine, progress=False)
+    assert ran
+
+
+@pytest.mark.filterwarnings("ignore::inflib.CoverageNote")
+def test_a_sequence_longer_than_the_learned_positions_is_refused_and_rotary_ones_have_no_end() -> None:
+    fits, longer = (token_batches([[1, 2, 3, 4, 1, 2][:n]]) for n in (5, 6))
+    learned, rotary = causal(transformers.GPT2Config), causal(transformers.LlamaConfig)
+    with pytest.raises(ValueError, match=r"5 positions came, and the model has learned 4; .*ids\[:5\] for ids in"):
+        ekfac(learned, NextToken(), longer, progress=False)
+    for model, train in ((learned, fits), (rotary, longer)):
+        ekfac(model, NextToken(), train, progress=False)
