@@ -1,4 +1,6 @@
-"""The text browser on a Hugging Face model in a real JupyterLab: its tokenizer's pieces, any text typed, a long document."""
+"""Notebook 12's text browser in a real JupyterLab, its own cell on a tiny Hugging Face model: its tokenizer's pieces, any
+text typed, a long document.
+"""
 
 from __future__ import annotations
 
@@ -6,20 +8,21 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from build import KERNELSPEC
+from build import KERNELSPEC, SOURCES, read_source
 from nbformat.v4 import new_code_cell, new_notebook
 from playwright.sync_api import expect
 from test_browser_08 import Page
 
 MAKE = """
 import sys
+from types import SimpleNamespace
 
 sys.path.append({tests!r})
 import torch
 from own_tokenizers import TEXTS, byte_level
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from inflib import NextToken, TrainIndex, ekfac, token_batches
+from inflib import NextToken, TrainIndex, ekfac, identity, token_batches
 from inflib.widgets import TextBrowser, Texts
 
 torch.manual_seed(0)
@@ -28,14 +31,13 @@ sizes = dict(hidden_size=8, intermediate_size=12, num_hidden_layers=2, num_atten
 config = LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=400, initializer_range=0.4, **sizes)
 model = LlamaForCausalLM(config).eval()
 long = "A bad day, a lodger. " * 12 + "Gosen shares the house with a tame badger. " * 2 + "A day, a day. " * 12
-corpus = Texts([long, *TEXTS], tokenizer, context=390, begin="A")
+corpus, objective = Texts([long, *TEXTS], tokenizer, context=390, begin="A"), NextToken()
 train = token_batches(corpus.sequences)
-curvature = ekfac(model, NextToken(), train, "*mlp.down_proj", progress=False)
-index = TrainIndex.build(model, NextToken(), train, curvature, progress=False)
-"""
-SHOW = """
-browser = TextBrowser(model, NextToken(), index, corpus, [("the house with a tame", " badger")], count=4)
-browser
+curvature = ekfac(model, objective, train, "*mlp.down_proj", progress=False)
+index = TrainIndex.build(model, objective, train, curvature, progress=False)
+methods = {"EK-FAC": curvature, "gradient dot product": identity(model, objective, layers=curvature.layers)}
+fact = SimpleNamespace(prompt="the house with a tame", completion=" badger")
+data, asked, backward, best = SimpleNamespace(texts=corpus.texts, facts=[fact] * 8), range(6), range(6, 8), 0.1
 """
 
 
@@ -43,7 +45,9 @@ browser
 def page(notebook, lab, pixels):
     book = new_notebook(metadata={"kernelspec": KERNELSPEC})
     tests = str(Path(__file__).resolve().parents[1])
-    book.cells = [new_code_cell(MAKE.replace("{tests!r}", repr(tests))), new_code_cell(SHOW)]
+    cells = read_source(SOURCES / "12_your_own_model.py").cells
+    (show,) = (cell.source for cell in cells if cell.cell_type == "code" and "= TextBrowser(" in cell.source)
+    book.cells = [new_code_cell(MAKE.replace("{tests!r}", repr(tests))), new_code_cell(show)]
     nbformat.write(book, lab.notebooks / "documents.ipynb")
     notebook.page.set_viewport_size({"width": 1280, "height": 1500})
     nb = notebook.open("documents.ipynb")
