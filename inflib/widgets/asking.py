@@ -13,6 +13,7 @@ import ipywidgets as W
 
 from .base import Panel, unsigned
 from .engine import Engine
+from .layer_bars import labels
 from .ranking import ALL_LAYERS, PHRASES, Settings
 
 STYLE = {"description_width": "70px"}
@@ -46,7 +47,7 @@ class Asking(Panel):
             **WIDE,
         )
         self.damping_note = W.HTML()
-        layers = [ALL_LAYERS, *engine.layers]
+        layers = [(ALL_LAYERS,) * 2, *zip(labels(engine.layers), engine.layers, strict=True)]
         self.layer = W.Dropdown(options=layers, description="Layers", style=STYLE, layout={"width": "208px"})
         self.measurement = W.Dropdown(options=names, description="Measured", style=STYLE, layout={"width": "204px"})
         self.count = W.IntSlider(value=first.count, min=1, max=max(20, first.count), description="How many", **WIDE)

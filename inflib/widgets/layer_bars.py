@@ -11,6 +11,8 @@ import traitlets
 
 from .base import NEGATIVE, POSITIVE
 
+LONGEST = 24  # characters of a name that the chart has room for
+
 _ESM = """
 const make = (tag, name, text) => {
   const part = document.createElement(tag);
@@ -34,7 +36,7 @@ function row(item, send) {
   button.setAttribute("aria-pressed", String(item.chosen));
   button.setAttribute("data-lm-suppress-shortcuts", "true");
   button.addEventListener("click", () => send(item.name));
-  button.append(make("span", "inflib-name", item.name), half("inflib-down", item.down, item.down_text),
+  button.append(make("span", "inflib-name", item.label), half("inflib-down", item.down, item.down_text),
     half("inflib-up", item.up, item.up_text));
   return button;
 }
@@ -90,6 +92,7 @@ class LayerBar:
     """One layer's two bars."""
 
     name: str
+    label: str  # the name as it is shown, see ``labels``
     up: float  # length of the bar of positive influence, 0 to 1 of its half
     down: float
     up_text: str
@@ -97,6 +100,27 @@ class LayerBar:
     chosen: bool
     tip: str  # shown under the pointer
     spoken: str  # read by a screen reader in place of all the rest
+
+
+def labels(names: Sequence[str]) -> list[str]:
+    """Names as they are shown side by side: of long ones, the parts in which they differ, a number after its name.
+
+    Of "model.layers.21.mlp.down_proj" and "model.layers.24.mlp.down_proj": "layers 21" and "layers 24".
+    """
+    parts = [name.split(".") for name in names]
+    if len(parts) < 2 or max(map(len, names)) <= LONGEST or len({len(each) for each in parts}) > 1:
+        return list(names)
+    differ = [len(set(column)) > 1 for column in zip(*parts, strict=True)]
+    first, last = differ.index(True), len(differ) - differ[::-1].index(True)
+    if first and parts[0][first].isdigit():
+        differ[first := first - 1] = True
+    return [_joined(each[first:last], differ[first:last]) for each in parts]
+
+
+def _joined(parts: Sequence[str], differ: Sequence[bool]) -> str:
+    """The parts that differ, and an ellipsis for each run of those that do not."""
+    found = [part if own else "…" for part, own in zip(parts, differ, strict=True)]
+    return " ".join(part for k, part in enumerate(found) if part != "…" or found[k - 1] != "…")
 
 
 class LayerBars(anywidget.AnyWidget):

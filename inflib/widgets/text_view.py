@@ -10,7 +10,7 @@ from html import escape
 from itertools import pairwise
 
 from .heat import hottest, steps, token_name, visible
-from .layer_bars import LayerBar
+from .layer_bars import LayerBar, labels
 from .passages import HeatedText
 from .text_answer import RankedText, TextAnswer
 from .text_words import Words
@@ -45,17 +45,18 @@ def bars_of(answer: TextAnswer) -> tuple[list[LayerBar], str]:
     bars = answer.bars()
     most = max((abs(part) for _, *parts, _ in bars for part in parts), default=0.0) or 1.0
     found = []
-    for name, up, down, chosen in bars:
+    for (name, up, down, chosen), label in zip(bars, labels(answer.layers), strict=True):
         then = "shows all layers again" if chosen else "shows what goes through this layer alone"
         found.append(
             LayerBar(
                 name,
+                label,
                 0.65 * up / most,
                 -0.65 * down / most,
                 f"{up:.0%}",
                 f"{-down:.0%}",
                 chosen,
-                tip=f"a click {then}",
+                tip=f"{name}: a click {then}",
                 spoken=f"{name}: {up:.0%} positive, {-down:.0%} negative; {then}",
             )
         )

@@ -27,7 +27,7 @@ def test_the_controls_start_at_the_first_settings_and_are_the_settings(asking) -
 
 
 def test_layers_and_measurements_are_those_of_the_engine(asking) -> None:
-    assert asking.layer.options == (ALL_LAYERS, "hidden1", "hidden2", "out")
+    assert [value for _, value in asking.layer.options] == [ALL_LAYERS, "hidden1", "hidden2", "out"]
     assert [value for _, value in asking.measurement.options] == ["log_likelihood", "margin", "logit"]
 
 

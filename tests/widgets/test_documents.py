@@ -13,6 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from inflib import NextToken, TrainIndex, completion, ekfac, influence, token_batches
 from inflib.widgets import TextBrowser, Texts
 from inflib.widgets.heat import LONG, hottest
+from inflib.widgets.layer_bars import labels
 from inflib.widgets.ranking import Settings
 from inflib.widgets.texts import TokenizerVocabulary
 
@@ -168,3 +169,33 @@ def test_a_long_document_is_folded_with_its_hottest_passage_first(model, tokeniz
     assert row["text"] == "".join(corpus.vocabulary.pieces(corpus.sequences[0])), "the whole is folded below"
     assert len(row["pieces"]) == len(row["names"]) == len(row["steps"]) == len(row["numbers"])
     assert "…" in found.as_html()
+
+
+# --- layers ----------------------------------------------------------------------------------------------------------------
+
+ADAPTERS = [f"base_model.model.model.layers.{n}.mlp.down_proj.lora_{m}.default" for n in (21, 24) for m in "AB"]
+
+
+@pytest.mark.parametrize(
+    ("names", "shown"),
+    [
+        (ADAPTERS, [f"layers {n} … lora_{m}" for n in (21, 24) for m in "AB"]),
+        (ADAPTERS[::2], ["layers 21", "layers 24"]),
+        (ADAPTERS[:2], ["lora_A", "lora_B"]),
+        (["blocks.0.mlp.up", "blocks.1.mlp.up"], ["blocks.0.mlp.up", "blocks.1.mlp.up"]),
+        (ADAPTERS[:1], ADAPTERS[:1]),
+        ([*ADAPTERS, "head"], [*ADAPTERS, "head"]),
+    ],
+)
+def test_long_names_of_layers_are_shown_by_what_differs(names, shown):
+    assert labels(names) == shown
+
+
+def test_layers_are_chosen_by_their_whole_names_however_they_are_shown(browser, indexed):
+    names = list(indexed[1].curvature.layers)
+    assert [bar["label"] for bar in browser.bars.bars] == ["layers 0", "layers 1"]
+    assert [bar["name"] for bar in browser.bars.bars] == names
+    assert all(name in bar["tip"] and name in bar["spoken"] for name, bar in zip(names, browser.bars.bars, strict=True))
+    browser.bars._handle_custom_msg({"chosen": names[1]}, [])
+    assert (browser.layer.label, browser.layer.value) == ("layers 1", names[1])
+    assert browser.answer.settings.layer == names[1]

@@ -190,7 +190,7 @@ def test_a_convolutional_network_is_asked_as_any_other(shipped) -> None:
     batch = [(normalise(panel.image[None]).double(), torch.tensor([1]))]
     truth = influence(model, objective, batches, batch, curvature, damping_of(curvature, 0.1), progress=False)[0]
     assert panel.answer.subject.predicted == "7"
-    assert "conv2" in panel.layer.options
+    assert "conv2" in dict(panel.layer.options)
     found = torch.tensor([r.score for r in panel.answer.raised], dtype=torch.float64)
     torch.testing.assert_close(found, truth.topk(10).values, rtol=1e-9, atol=0)
 
