@@ -174,6 +174,19 @@ def speed() -> str:
     return table(["sequences", "1 query", "10 queries"], [[f"{n:,}", of[n, 1], of[n, 10]] for n in sizes], "rrr")
 
 
+def low_rank() -> str:
+    """Queries of sequences at low rank beside exact ones: CPU-seconds of meeting the examples, correlations."""
+    rows = json.loads((RESULTS / "low_rank.json").read_text())["rows"]
+    shown = []
+    for row in rows:
+        kept = (row.get(f"{metric}_{what}") for metric in ("weighted", "plain") for what in ("mean", "least"))
+        seconds = (f"{row[count]:.2f}" for count in ("1", "10", "40"))
+        name = "exact" if row.get("exact") else f"{row['rank']}"
+        shown.append([name, *("" if x is None else _nines(x) for x in kept), *seconds])
+    head = ["products a query", "weighted, mean", "least", "plain, mean", "least", "1 query", "10 queries", "40 queries"]
+    return table(head, shown, "rrrrrrrr")
+
+
 # --- precision -----------------------------------------------------------------------------------------------------
 
 
@@ -228,6 +241,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "growth": growth,
     "precision": precision,
     "a store's speed": speed,
+    "queries at low rank": low_rank,
     "an audit": audit,
 }
 

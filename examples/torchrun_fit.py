@@ -39,7 +39,8 @@ def main() -> None:
         scores = distributed.influence(ranks, model, objective, train, queries, curvature, progress=False)
         if options.store:
             about = model, objective, train, curvature, options.store
-            store = distributed.build_store(ranks, *about, shard=200, progress=False)
+            share = -(-options.examples // ranks.size)  # a shard for each process
+            store = distributed.build_store(ranks, *about, shard=share, progress=False)
             kept = store.influence(model, objective, queries)
         if ranks.rank == 0 and options.store:
             print(f"a store of {len(store)} examples in {len(store.manifest.shards)} shards, {store.nbytes:,} bytes")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from importlib import import_module
@@ -14,7 +15,7 @@ from networks import Case, batches, make, zoo
 from torch.utils.flop_counter import FlopCounterMode
 
 import inflib.memory
-from inflib import TrainIndex, ekfac, influence, plan
+from inflib import TrainIndex, ekfac, influence, kfac, plan
 from inflib.ahead import in_bytes, in_time
 from inflib.blocks import BlockDiagonal
 from inflib.plan.probe import Few, Measured, Probe, Units, run_over, surveyed
@@ -107,6 +108,19 @@ def test_the_peak_of_a_fit_is_the_one_then_measured() -> None:
     came = run_over(lambda _: ekfac(*about, labels="sampled", progress=False), [], CPU)
     assert found["fit"].peak == pytest.approx(came.peak, rel=0.05)
     assert found["fit"].peak > 3 * 8 * (901**2 + 500**2)
+
+
+@pytest.mark.usefixtures("pages_go_back")
+def test_a_later_batch_s_look_is_part_of_an_index_s_peak_and_of_the_scores() -> None:
+    case = make(widths=(700, 400, 4), n=64, splits=[16, 32, 48])
+    found = plan(case.model, case.objective, case.train, queries=case.queries, labels="sampled")
+    C = kfac(case.model, case.objective, case.train, labels="sampled", progress=False)
+    for stage, call in (("index", TrainIndex.build), ("scores", influence)):
+        other = copy.deepcopy(case.model)  # whose rows nobody has looked at
+        asked = (case.queries,) if stage == "scores" else ()
+        call(other, case.objective, case.train[:1], *asked, C, progress=False)  # type: ignore[operator]
+        work: Callable[[Any], Any] = lambda _: call(other, case.objective, case.train, *asked, C, progress=False)  # noqa: B023, E731
+        assert found[stage].peak == pytest.approx(run_over(work, [], CPU).peak, rel=0.1), stage
 
 
 def test_what_is_taken_between_batches_is_carried_on_by_the_numbers_in_them(monkeypatch: pytest.MonkeyPatch) -> None:

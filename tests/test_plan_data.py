@@ -10,6 +10,7 @@ import torch
 from networks import batches, make
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.flop_counter import FlopCounterMode
 
 from inflib import CrossEntropy, TrainIndex, ekfac, everything, influence, plan, untied, without_biases
 from inflib.plan.probe import run_over, surveyed
@@ -68,6 +69,17 @@ def test_a_late_large_batch_is_in_every_peak(late: tuple[int, int], monkeypatch:
     monkeypatch.setattr(STAGES, "LONG", 0.0)  # so that the queries tried end before the large batch, or within it
     queries = plan(*about, few, queries=train)["scores"].peak
     assert queries >= run_over(lambda _: influence(*about, few, train, C, 1.0, progress=False), [], CPU).peak / 2
+
+
+def test_long_queries_that_come_late_are_in_the_operations(monkeypatch: pytest.MonkeyPatch) -> None:
+    about, train, queries = (Sequences().eval(), CrossEntropy()), sequences((4, 4)), sequences((16, 2), *[(4, 512)] * 4)
+    C = ekfac(*about, train, progress=False)
+    monkeypatch.setattr(STAGES, "LONG", 0.0)  # so that the short ones alone are tried
+    found = plan(*about, train, queries=queries)["scores"].operations
+    influence(*about, train, queries, C, 1.0, progress=False)  # which proves the queries' rows, once a session
+    with FlopCounterMode(display=False) as counter:
+        influence(*about, train, queries, C, 1.0, progress=False)
+    assert found == pytest.approx(counter.get_total_flops(), rel=0.1)
 
 
 class Tied(nn.Module):

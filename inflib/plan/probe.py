@@ -7,7 +7,7 @@ grows with the numbers in it; all else is done once, however much data there is:
 
 and operations likewise. Memory does not grow with the number of batches but with the largest, which is among the few.
 Proving a batch's rows (proof.py) is apart: a session has it behind it for the first batch, and does it once more, for a
-later one.
+later one, whose memory comes on top of what the stage holds by then.
 """
 
 from __future__ import annotations
@@ -124,6 +124,11 @@ class Probe:
         took = Measured(timed.seconds, timed.peak, counted.ended[1])
         return cls(some, units, took, device)
 
+    @property
+    def later(self) -> Measured:
+        """The look at a later batch, where there is one."""
+        return self.look if self.units.whole > sum(self.units.first[:1]) else Measured(0.0, 0, 0)
+
     def warm(self, stage: Callable[[Few], object]) -> None:
         """Run a stage on the first batch, so that what a session does once is behind it."""
         with _quietly():
@@ -135,7 +140,7 @@ class Probe:
             counted = run_over(stage, self.some, self.device, counting=True)  # what is done once a process, is done now
             again = 2 if counted.seconds < SHORT else 1 if counted.seconds < LONG else 0
             timed = [run_over(stage, self.some, self.device) for _ in range(again)] or [counted]
-        later = self.look if looks and self.units.whole > sum(self.units.first[:1]) else Measured(0.0, 0, 0)
+        later = self.later if looks else Measured(0.0, 0, 0)
         seconds = min(run.carried_on(self.units, 0) for run in timed) + later.seconds
         operations = counted.carried_on(self.units, 1) + later.operations
         return Measured(seconds, max(run.peak for run in timed), round(operations))

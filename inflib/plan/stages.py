@@ -9,6 +9,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from ..batches import Batch, Data, accumulator, rows_of, walk
 from ..blocks import numbers
 from ..curvature import facts_of
 from ..ekfac import Eigenbasis, corrected_eigenvalues, parts_of, put_together
+from ..hooks import Pair
 from ..index import TrainIndex
 from ..index.building import SHARD_BYTES
 from ..kfac import Moments, accumulate_moments
@@ -29,7 +31,7 @@ from ..memory import WORK, factor_bytes, say_bytes
 from ..objectives import Measurement
 from ..order import Same
 from ..passes import Fit
-from ..queries import HELD, gather
+from ..queries import HELD, examples_in, gather
 from ..scoring import influence
 from .probe import Few, Measured, Probe, clock, numbers_in, run_over
 from .table import Stage
@@ -65,6 +67,7 @@ def fit_stage(fit: Fit, probe: Probe, counted: Stage) -> tuple[Kronecker, Stage]
     one = probe.carried_on(first)
     proved, moments = made.pop()
     basis = _axes(moments)
+    looking = _bytes_of(moments) + probe.later.peak
     del moments
 
     def second(batches: Few) -> None:
@@ -74,13 +77,17 @@ def fit_stage(fit: Fit, probe: Probe, counted: Stage) -> tuple[Kronecker, Stage]
     decomposing = eigh_seconds(fit.sides, probe.device)
     every = [numbers(Q) for part in (basis.Q_S, basis.Q_A) for Q in part.values()]
     held = sum(Q.numel() * Q.element_size() for Q in every)
-    peak = max(one.peak, counted.peak, held + two.peak)
+    peak = max(one.peak, counted.peak, held + two.peak, looking)
     if decomposing < LONG:  # then all of it can be tried
-        peak = run_over(lambda batches: _fitted(fit, batches), probe.some, probe.device).peak
+        peak = max(run_over(lambda batches: _fitted(fit, batches), probe.some, probe.device).peak, looking)
     operations = one.operations + two.operations + 9 * sum(d**3 for d in fit.sides)
     curvature = Kronecker({k: _ones(fit, k) for k in fit.layers}, basis.Q_S, basis.Q_A, facts_of(fit, "EK-FAC", 1))
     seconds = one.seconds + two.seconds + decomposing
     return curvature, replace(counted, operations=operations, seconds=seconds, peak=peak)
+
+
+def _bytes_of(moments: Moments) -> int:
+    return sum(numbers(x).nbytes for side in (moments.A_sum, moments.S_sum) for x in side.values())
 
 
 def _again(fit: Fit, batches: Few) -> Fit:
@@ -128,7 +135,7 @@ def index_stage(curvature: Kronecker, fit: Fit, probe: Probe, train: Data, store
 
         took = probe.carried_on(run, looks=False)
     at_once = held if store is None else min(held, SHARD_BYTES)
-    peak = max(took.peak - few, 0) + at_once
+    peak = max(took.peak - few, probe.later.peak) + at_once
     most = "a store keeps few bits of each number on disk: TrainIndex.build(path=, axes=0.25, bits=1). Or fewer layers."
     return Stage("index", 1, took.operations, took.seconds, peak, held, most)
 
@@ -178,32 +185,47 @@ def score_stage(
         return probe.carried_on(run, looks=False)
 
     line, groups = _line(tried, at_once), -(-count // at_once)
+    gathered, beyond = _gathered(fit, probe, max(every, key=numbers_in), measurement), _beyond(every, line.counts[1])
     solving = (
         4 * min(at_once, max_bytes // (4 * one)),
         4 * min(line.counts[1], max_bytes // (4 * one)),
     )  # see queries.py
     more = (at_once - line.counts[1]) * one + max(solving[0] - solving[1], 0) * one
     joined = at_once * (one + max(sizes) * item)  # one layer's queries are copied when their groups are put together
-    gathering = _gathering(fit, probe, max(every, key=numbers_in), measurement)
-    peak = max(line.took[1].peak + more, joined, gathering) + 3 * count * probe.units.examples * item
+    looking = at_once * one + probe.later.peak
+    peak = max(line.took[1].peak + more, joined, gathered.peak, looking) + 3 * count * probe.units.examples * item
     most = (
         f"a preconditioned query has {say_bytes(one)}, {at_once} are held at once. Turn max_bytes= down, ask "
         "fewer at a time, or use fewer layers."
     )
-    found = {what: line.at(what, groups, count) for what in ("operations", "seconds")}
+    found = {
+        what: line.at(what, groups, count) + beyond * getattr(gathered, what) for what in ("operations", "seconds")
+    }
     return Stage(
         "scores", groups, found["operations"], found["seconds"], round(peak), count * probe.units.examples * item, most
     )
 
 
-def _gathering(fit: Fit, probe: Probe, largest: Batch, measurement: Measurement | None) -> int:
-    """Bytes that the largest batch of queries takes, whole, which those that are tried may end before."""
+def _gathered(fit: Fit, probe: Probe, largest: Batch, measurement: Measurement | None) -> Measured:
+    """What the largest batch of queries takes, whole, and their gradients: those that are tried may end before it."""
 
     def run(batches: Few) -> None:
         asked = measurement or "log_likelihood"
-        gather(fit.model, fit.layers, fit.objective, batches, "queries", asked, progress=False)
+        for found in gather(fit.model, fit.layers, fit.objective, batches, "queries", asked, progress=False):
+            for name, n in product(found, range(examples_in(found))):
+                Pair(*(side[n : n + 1] for side in found[name])).matrices()
 
-    return run_over(run, [(largest.inputs, largest.targets)], probe.device).peak
+    one = [(largest.inputs, largest.targets)]
+    with_look = run_over(run, one, probe.device)
+    counted, timed = run_over(run, one, probe.device, counting=True), run_over(run, one, probe.device)
+    return Measured(timed.seconds, with_look.peak, counted.ended[1])
+
+
+def _beyond(every: list[Batch], tried: int) -> float:
+    """How many largest batches' numbers all queries have beyond as many queries as long as those tried."""
+    count, of_tried = sum(batch.size for batch in every), walk(_first(every, tried), name="queries", progress=False)
+    whole, some = (sum(map(numbers_in, batches)) for batches in (every, of_tried))
+    return (whole - count * some / tried) / max(map(numbers_in, every))
 
 
 def _line(tried: Callable[[int], Measured], most: int) -> Line:
