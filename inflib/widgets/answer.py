@@ -138,7 +138,8 @@ class Answer(Ranking[Ranked]):
 
     def remarks(self) -> tuple[str, ...]:
         """What stands beneath both lists, each a paragraph."""
-        return tuple(text for text in (self.explanation(), self.doubt(), self.warning()) if text)
+        said = self.explanation(), self.by_bits(), self.doubt(), self.warning()
+        return tuple(text for text in said if text)
 
     def warning(self) -> str:
         """A remark where the picture would mislead, else empty: the longest bar is as long however small its number."""

@@ -203,6 +203,7 @@ class ImageInfluence(Engine):
             settings=settings,
             calibrated=self.calibrated(settings.method),
             n_train=self.n_train,
+            computed=None if among is None else len(among),
         )
 
     def picture(self, side: str, position: int) -> Picture:

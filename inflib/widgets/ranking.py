@@ -152,6 +152,7 @@ class Ranking(Generic[Row]):
     settings: Settings
     calibrated: bool  # False: the scores have no unit
     n_train: int
+    computed: int | None = None  # over a store: the candidates, whose scores are exact; None where all are
 
     @property
     def lists(self) -> tuple[tuple[Row, ...], tuple[Row, ...]]:
@@ -202,6 +203,16 @@ class Ranking(Generic[Row]):
             f"{UNDECIDED} ({count} of {len(rows)}): cannot be told from zero, for its 90% interval over networks from "
             "other seeds and dampings from a third to three times this one holds 0. The error of "
             f"{self.settings.method} itself is not in it."
+        )
+
+    def by_bits(self) -> str:
+        """What of an answer over a store is exact and what is not; empty where all is."""
+        if self.computed is None:
+            return ""
+        return (
+            f"Found in a store: its few bits named {self.computed:,} candidates, and the scores shown were then "
+            "computed exactly. How many there are of each sign, and whose part of all influence is how large, is told by "
+            "the bits."
         )
 
     def placed(self, names: tuple[str, str]) -> Iterator[tuple[str, int, Row]]:

@@ -127,7 +127,7 @@ class TextAnswer(Ranking[RankedText]):
 
     def remarks(self) -> tuple[str, ...]:
         """What stands beneath the lists, each a paragraph."""
-        return tuple(text for text in (self.explanation(), self.doubt()) if text)
+        return tuple(text for text in (self.explanation(), self.by_bits(), self.doubt()) if text)
 
     def legend(self) -> str:
         """What the colours mean, in words."""

@@ -287,6 +287,7 @@ class TextInfluence(Engine):
             settings=settings,
             calibrated=self.calibrated(settings.method),
             n_train=self.n_train,
+            computed=None if among is None else len(among),
         )
 
     def _tokens(self, rows: Sequence[int], prompt: str, completion: str, settings: Settings) -> list[np.ndarray]:

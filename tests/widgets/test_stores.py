@@ -44,6 +44,7 @@ def test_every_text_shown_has_its_exact_score_and_they_are_ranked_by_it(talk, as
     answer = asked.ask(*talk.queries[0], settings)
     rows = [*answer.raised, *answer.lowered]
     assert len(answer.raised) == 3
+    assert f"few bits named {len(asked._exact):,} candidates" in " ".join(answer.remarks())
     for row in rows:
         assert row.score == pytest.approx(parts[row.passage.position, layers].sum(), rel=1e-6)
         np.testing.assert_allclose(row.layers, parts[row.passage.position], rtol=1e-5, atol=1e-9 * np.abs(parts).max())
@@ -102,6 +103,9 @@ def test_images_over_a_store_are_answered_as_by_the_exact_index(tmp_path, monkey
                 assert all(a.picture.index == b.picture.index and a.score == pytest.approx(b.score) for a, b in pairs)
         drawn = np.zeros((28, 28), np.uint8), queries.inputs[:1].double()
         raised = [one.ask_about(*drawn, settings).raised for one in (exact, near)]
+        said = [" ".join(one.ask(2, settings).remarks()) for one in (exact, near)]
+        assert ["few bits" in text for text in said] == [False, True]
+        assert "few bits named 14 candidates" in said[1]  # 7 of each sign
         assert [row.picture.index for row in raised[0]] == [row.picture.index for row in raised[1]]
 
 
