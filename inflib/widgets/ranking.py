@@ -211,8 +211,7 @@ class Ranking(Generic[Row]):
             return ""
         return (
             f"Found in a store: its few bits named {self.computed:,} candidates, and the scores shown were then "
-            "computed exactly. How many there are of each sign, and whose part of all influence is how large, is told by "
-            "the bits."
+            "computed exactly. How many there are of each sign, and the parts of all influence, are told by the bits."
         )
 
     def placed(self, names: tuple[str, str]) -> Iterator[tuple[str, int, Row]]:

@@ -421,6 +421,97 @@ assert apart < 0.1, "eight terms should leave a few per cent"
 # %% [markdown]
 # The note is part of the answer: whoever takes the short way knows what it cost.
 #
+# ## Few directions
+#
+# Sequences have no such terms: their gradients are sums over tokens. But queries are few, and the query's side of a score is one matrix a layer, $(\Lambda+\lambda)^{-1}$ times its gradient. Suppose that matrix were a sum of a few products $uv^\top$. Then it
+# meets a sequence token by token, $\sum_t\langle u,g_t\rangle\langle v,a_t\rangle$, and the gradient of the sequence is never built. Grosse et al. do that (section 3.2.2). Count again, for one layer, one sequence and all queries: a built gradient takes $T\,oi$ and meets each query at $oi$;
+# at few products each query takes $T(o+i)$ for each of them.
+
+# %%
+print("multiplications a sequence and layer, built and met : 16 products a query")
+for name, (rows, columns) in {"this notebook, up": (o, i), "52 billion, wide layer": (32768, 8193)}.items():
+    for asking in (1, 10, 100):
+        built, few = (128 + asking) * rows * columns, asking * 16 * 128 * (rows + columns)
+        print(f"{name:24}{asking:4} queries at T = 128: {built / 1e6:12,.1f} : {few / 1e6:12,.1f} million")
+assert 16 * (o + i) < o * i, "for one query, sixteen products should cost less than the matrix"
+
+# %% [markdown]
+# The wider the layer and the fewer the queries, the more it saves. In our narrow layers ten queries with sixteen products each cost more than they save; in the wide layer of the largest model a hundred of them save six parts in seven.
+#
+# Which products? The leading singular vectors are nearest to the matrix. But nearness to the matrix is not what is asked: an error counts as training gradients meet it, and these are large along some axes and small along most. As with the few terms, weigh
+# each axis by what gradients have there: by the roots of the row sums and the column sums of $\Lambda$. Both ways, for `up`, with what the index and the store's question have in the eigenbasis already:
+
+# %%
+met = index.held[up].double()  # rotated gradients of the sequences, (67, o, i)
+of_up = prepared[up].double() / (Λ_up + λ_up)  # the queries' side, (10, o, i)
+scores_of_up = torch.einsum("qoi,noi->qn", of_up, met)
+roots = torch.outer(Λ_up.sum(1), Λ_up.sum(0)).sqrt()
+assert scores_of_up.shape == (len(queries), len(passages)), "a score for each query and sequence, but for its sign"
+
+# %%
+
+
+def worst_cut(counts, weight):
+    """The worst query's correlation with its exact scores in `up`, by the number of products."""
+    left_side, values, right_side = torch.linalg.svd(weight * of_up, full_matrices=False)
+    result = []
+    for count in counts:
+        cut = (left_side[:, :, :count] * values[:, None, :count]) @ right_side[:, :count] / weight
+        near_ones = torch.einsum("qoi,noi->qn", cut, met)
+        pairs = zip(near_ones, scores_of_up, strict=True)
+        result.append(min(float(torch.corrcoef(torch.stack(both))[0, 1]) for both in pairs))
+    return result
+
+
+# %%
+cuts = {"weighted": worst_cut(ranks, roots), "plain": worst_cut(ranks, torch.ones_like(roots))}
+print({name: [f"{value:.3f}" for value in values] for name, values in cuts.items()})
+figure, ax = plt.subplots()
+for (name, values), colour in zip(cuts.items(), (plots.BLUE, plots.ORANGE), strict=True):
+    ax.semilogx(ranks, values, "o-", base=2, color=colour, label=name)
+ax.axhline(1, color=plots.GREY, linewidth=0.8, linestyle="--", label="exact")
+ax.set(xlabel="products a query", ylabel="worst query's correlation with exact")
+ax.legend()
+assert all(one > other for one, other in zip(cuts["weighted"][2:5], cuts["plain"][2:5], strict=True)), "weights help"
+
+# %% [markdown]
+# Sixteen products leave the worst query at 0.993 if they are chosen by what gradients meet, and at 0.824 if they are nearest to the matrix. The weights cost two sums over $\Lambda$.
+#
+# For sequences `low_rank=` means this, with the weights, and its note says what it saved as well:
+
+# %%
+with warnings.catch_warnings(record=True) as notes:
+    warnings.simplefilter("always")
+    short = influence(reader, reading_objective, reading, queries[:3], curvature, damping, low_rank=16)
+print(str(notes[-1].message))
+off = float((short - exact[:3]).norm() / exact[:3].norm())
+print(f"over all {short.numel()} pairs the error is {off:.2g} of the scores' root mean square")
+assert off < 0.2, "sixteen products a query should leave the scores nearly as they are"
+
+# %% [markdown]
+# There is a second saving, of memory. A query's matrices have as many numbers as the layers have weights. So for a large model only a few queries fit in memory at once, and each handful costs a pass of its own over the training data: those passes, not the products, are most of the price. Short queries
+# fit all together. Count how often the model reads the training sequences for three queries: with room for one whole query at a time, for all three, and short.
+
+# %%
+ways = {"whole, one at a time": {"max_bytes": 8 * numbers // 4}, "whole, together": {}, "short": {"low_rank": 16}}
+read, visits = [], {}
+hook = reader.register_forward_hook(lambda _, __, logits: read.append(len(logits)))
+influence(reader, reading_objective, reading, queries[:1], curvature, damping)  # proves the hooked model's rows
+for way, options in ways.items():
+    read.clear()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        influence(reader, reading_objective, reading, queries[:3], curvature, damping, **options)
+    visits[way] = sum(count for count in read if count > 1) / len(passages)
+hook.remove()
+bytes_of_query = {way: 8 * (16 * (o + i) * 4 if way == "short" else numbers) for way in ways}
+for way, count in visits.items():
+    print(f"{way}: passes: {count:.0f}, a query: {bytes_of_query[way] / 1e3:,.0f} kB")
+assert list(visits.values()) == [3, 1, 1], "a pass for each group of queries that fits"
+
+# %% [markdown]
+# Three queries share one pass as they are, since memory is no matter here. For a model of 135 million parameters a query's MLP matrices take hundreds of megabytes, in single precision. Sixteen products take a twentieth of that or less.
+#
 # ## Half precision
 #
 # The model may run in `bfloat16`, at half the bytes. Of a number's digits it keeps eight bits. Activations and gradients come in that precision; the sums over examples must not, or small terms would be lost in large sums. So
@@ -507,15 +598,17 @@ for part in ("Q_A", "Q_S", "eigenvalues"):
 # ## Several processes
 #
 # What can be stopped can be shared out. Each process sums over its own stretch of the data, one addition makes the whole, and each decomposes some of the factors. `torchrun` starts the processes, on one machine or on many; `examples/torchrun_fit.py` is
-# the fit and the scores of notebook 00. Here it runs on two processes, and compares its scores with those of one:
+# the fit and the scores of notebook 00, and a store, of which each process writes a shard. Here it runs on two processes, and compares its scores with those of one:
 
 # %%
 script = Path("..") / "examples" / "torchrun_fit.py"
 command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script), "--check"]
+command += ["--store", str(folder / "shared")]
 run = subprocess.run(command, capture_output=True, text=True)
 print(run.stdout)
 assert run.returncode == 0, run.stderr
 assert "the same scores as one process" in run.stdout, "two processes must give one process's scores"
+assert "in 2 shards" in run.stdout, "a shard from each process"
 
 # %% [markdown]
 # A process that dies does not leave the others waiting. They end with an error that names its rank, and with `checkpoint=` the same command goes on from the sums that were saved. `tests/test_distributed.py` kills one and looks.
@@ -586,7 +679,7 @@ for name, shape in sizes.items():
 # ## Summary
 #
 # The price of a question can be counted before it is asked: bytes from the shapes of the layers, operations from their products. Rotating before the sum or after it is chosen by a count, and so is the form in which gradients are held. A store
-# of one bit a coordinate took a hundredth of the bytes and nearly kept the order of 67 sequences. It proposes, and exact scores of the candidates decide. Layers applied once have a cheaper way, a few weighted terms of $1/(\Lambda+\lambda)$. Sums can be stopped, resumed and shared out, to
+# of one bit a coordinate took a hundredth of the bytes and nearly kept the order of 67 sequences. It proposes, and exact scores of the candidates decide. Layers applied once have a cheaper way, a few weighted terms of $1/(\Lambda+\lambda)$, and for sequences a query can be a few weighted products. Sums can be stopped, resumed and shared out, to
 # the same bits or to rounding.
 #
 # ## Exercises
