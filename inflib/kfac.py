@@ -20,7 +20,7 @@ whose A is diagonal by positions: the tokens' frequencies, a vector.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
@@ -169,7 +169,8 @@ def _begun(fit: Fit) -> tuple[dict[str, Factor], dict[str, Factor], dict[str, fl
 
 def _laid(fit: Fit, saved: Tensor, name: str, side: str) -> Factor:
     found = like(saved.to(fit.layers[name].weight.device), fit.cuts(side)[name])
-    return found if isinstance(found, BlockDiagonal) else laid(found)
+    # a copy of its own: a file's numbers begin anywhere, and products into them are rounded by where they begin
+    return replace(found, flat=found.flat.clone()) if isinstance(found, BlockDiagonal) else laid(found)
 
 
 def _add_activations(
