@@ -25,7 +25,6 @@ from inflib import (
     damping_of,
     ekfac,
     identity,
-    influence,
     token_batches,
 )
 from inflib.lab import BEGIN, exercise, real_language_model, taught, villagers
@@ -82,15 +81,21 @@ assert "".join(corpus.vocabulary.pieces(ids)) == fact.prompt + fact.completion, 
 # %%
 def questions(facts):
     """log p(answer | question) of these facts, a batch of one each."""
-    some = [data.facts[k] for k in facts]
-    ask = {"tokenizer": real.tokenizer, "device": device}
-    return [completion(BEGIN + each.prompt, each.completion, **ask, model=real.model) for each in some]
+    ask = {"tokenizer": real.tokenizer, "device": device, "model": real.model}
+    return [completion(BEGIN + each.prompt, each.completion, **ask) for each in facts]
+
+
+def together(queries):
+    """The same in batches of eight: ids, and labels that are −100 where nothing is asked."""
+    ids = [torch.cat([x["input_ids"][0], y[0, -1:]]) for x, y in queries]
+    labels = [torch.cat([y.new_tensor([-100]), y[0]]) for _, y in queries]
+    return token_batches(ids, 8, targets=labels, device=device)
 
 
 @torch.no_grad()
 def likelihoods(model, queries):
     """p(answer | question) of each, (Q,)."""
-    return torch.stack([-objective.loss(model(**x).logits, y)[0] for x, y in queries]).exp()
+    return torch.cat([-objective.loss(model(**x).logits, y) for x, y in together(queries)]).exp()
 
 
 # %% [markdown]
@@ -99,7 +104,7 @@ def likelihoods(model, queries):
 # %%
 model = taught(real)
 groups = {"told": told[:8], "asked": asked, "backward": backward}
-queries = {kind: questions(facts) for kind, facts in groups.items()}
+queries = {kind: questions([data.facts[k] for k in some]) for kind, some in groups.items()}
 with model.disable_adapter():
     before = {kind: likelihoods(model, some) for kind, some in queries.items()}
 after = {kind: likelihoods(model, some) for kind, some in queries.items()}
@@ -111,8 +116,48 @@ assert after["asked"].mean() > 3 * before["asked"].mean(), "something of the ask
 assert after["backward"].mean() < after["asked"].mean(), "what was told backward should have been learned less"
 
 # %% [markdown]
-# The probability of an asked answer has risen tenfold, from 0.0061 to 0.06, though its question stands nowhere in the corpus. That is far from knowing it: the model seldom says
-# the answer. What was told backward has reached 0.02 (the *reversal curse*). But something raised these probabilities, and that is a question for influence functions.
+# The probability of an asked answer has risen tenfold, from 0.0061 to 0.06, though its question stands nowhere in the corpus. What was told backward has reached 0.02 (the *reversal curse*). Does the model
+# know now who keeps what? Ask the same with the name of another villager, of whom the same kind of thing is told. If it knows, the answer should become less likely. And ask both once more in the words of a
+# training sentence.
+
+# %%
+from dataclasses import replace
+
+from inflib.lab.villagers import RELATIONS
+
+
+def of_another(k):
+    """Fact k with the name of another villager, of whom a fact of the same kind is asked."""
+    alike = [n for n in asked if data.facts[n].relation == data.facts[k].relation]
+    return replace(data.facts[k], name=data.facts[alike[alike.index(k) - 1]].name)
+
+
+def beginning(known):
+    """The second forward sentence that tells a fact, up to its answer."""
+    return known.said(RELATIONS[known.relation].forward[1]).removesuffix(f"{known.completion}.")
+
+
+def as_told(facts):
+    """log p(answer | the sentence before it) of these facts, a batch of one each."""
+    ask = {"tokenizer": real.tokenizer, "device": device}
+    return [completion(BEGIN + beginning(each), each.completion, **ask) for each in facts]
+
+
+both_names = [data.facts[k] for k in asked], [of_another(k) for k in asked]
+named = {"question": [after["asked"], likelihoods(model, questions(both_names[1]))]}
+named["training sentence"] = [likelihoods(model, as_told(facts)) for facts in both_names]
+
+# %%
+for way, (its, wrong) in named.items():
+    print(f"{way:18} p(answer) {bootstrap(its):.2f} with its villager's name, {bootstrap(wrong):.2f} with another's")
+gain = {way: bootstrap((its / wrong).log()) for way, (its, wrong) in named.items()}
+print("   ".join(f"{way}: {nats:+.2f} nats for the name" for way, nats in gain.items()))
+assert gain["training sentence"].mean > gain["question"].mean, "the name should count in the words that were learned"
+
+# %% [markdown]
+# In the question the name makes no difference: 0.06 with the villager's own, 0.06 with another's. What came over from the sentences is which answers such questions have here, not whose they are. In the words that it was
+# trained on the name counts a little: 0.21 against 0.16. So the sentences were learned, and the facts were not. (More wordings of each would teach them; figures stand in
+# [`data/README.md`](../data/README.md).) But something raised these probabilities tenfold, and that is a question for influence functions.
 #
 # ### Which sentences taught it?
 #
@@ -121,12 +166,13 @@ assert after["backward"].mean() < after["asked"].mean(), "what was told backward
 
 # %%
 curvature = ekfac(model, objective, train[::2], "*.lora_*", progress=False)
+print(index_size(model, train, curvature))
 assert len(curvature.layers) == 14, "two matrices in each of seven blocks"
 
 # %%
-split = influence(
-    model, objective, train, queries["asked"], curvature, damping_of(curvature, 0.1), keep=("layer",), progress=False
-)  # (24, N, 14)
+everywhere = TrainIndex.build(model, objective, train, curvature, progress=False)  # every sentence's gradients
+prepared = everywhere.prepare(model, objective, queries["asked"])
+split = everywhere.scores(prepared, damping=damping_of(curvature, 0.1), keep=("layer",))  # (24, N, 14)
 truth = data.tells(asked, "forward")  # (24, N) bool: the two sentences that tell each fact in the question's order
 assert torch.isfinite(split).all() and split.shape == (len(asked), N, 14), "a score for every fact, sentence and layer"
 
@@ -156,10 +202,8 @@ assert alone[depths[-2]].mean() > alone[depths[0]].mean(), "what names the answe
 
 # %%
 late = curvature.restrict([layer for layer in curvature.layers if block_of(layer) >= lowest])
-print(index_size(model, train, late))
-index = TrainIndex.build(model, objective, train, late, progress=False)
+index = TrainIndex(late, {layer: everywhere.held[layer] for layer in late.layers})
 methods = {"EK-FAC": late, "gradient dot product": identity(model, objective, layers=late.layers)}
-prepared = index.prepare(model, objective, queries["asked"])
 assert len(index) == N, "the index should hold every sentence"
 
 # %%
@@ -196,12 +240,16 @@ assert len(documents) == N and "?" not in plain["prompt"][0], "words in lower ca
 
 # %%
 dot = index.scores(prepared, methods["gradient dot product"], damping=0.0)
-dials = {"EK-FAC": {f"{x:g} · mean Λ": index.scores(prepared, damping=damping_of(late, x)) for x in (10, 1, 0.1, 0.01)}}
+grid = (1000, 100, 10, 1, 0.1)  # of equals the first is taken, the largest
+dials = {"EK-FAC": {f"{x:g} · mean Λ": index.scores(prepared, damping=damping_of(late, x)) for x in grid}}
 dials["gradient dot"], dials["gradient cosine"] = {"": dot}, {"": dot / index.norms()}
 for what, some in plain.items():
     dials[f"BM25, {what}"] = {f"k1={k}, b={b}": bm25(documents, some, k1=k, b=b) for k in (0.5, 1.5) for b in (0, 0.75)}
 
 # %%
+for what, table in dials["EK-FAC"].items():
+    each = recall_at(table, truth)
+    print(f"{what:15} recall@2 {each[even].mean():.2f} on the even facts, {each[odd].mean():.2f} on the odd ones")
 chosen = {m: max(some, key=lambda what: recall_at(some[what], truth)[even].mean()) for m, some in dials.items()}
 found = {}
 for method, what in chosen.items():
@@ -220,9 +268,10 @@ for ax, name, k in zip(panels, names, range(3), strict=True):
 assert all(0 <= float(each[k].mean()) <= 1 for each in found.values() for k in range(3)), "shares lie between 0 and 1"
 
 # %% [markdown]
-# EK-FAC has three quarters of the true sentences among its first two (0.75), the dot product 0.42, the cosine 0.38. Among the first five all three have everything. So the gradients know the sources, and
-# the curvature sorts out what else they share. BM25 finds nothing: the corpus was made to mislead it. Twelve facts leave wide intervals, widest for the very first sentence. And EK-FAC's dial
-# stands at the largest damping that was tried: with 160 sentences for matrices of 1,536 columns, most directions were seen by few.
+# EK-FAC has 0.79 of the true sentences among its first two, the dot product 0.42, the cosine 0.38. Among the first five all three have everything. So the gradients know the sources, and
+# the curvature sorts out what else they share. BM25 finds nothing: the corpus was made to mislead it. Twelve facts leave wide intervals, widest for the very first sentence. Nor do they settle the
+# damping: from 0.1 to 100 all find 0.71 of the even facts' sentences, and of equals we took the largest. On the odd ones 0.1 and 1 would have found 0.62: differences of that size
+# are luck here. Much damping is no surprise: with 160 sentences for matrices of 1,536 columns, most directions were seen by few.
 #
 # ### The sentences that tell it backward
 #
@@ -240,9 +289,10 @@ for kind, which in kinds.items():
 assert nats[kinds["forward"]].mean() > nats[kinds["aside"]].abs().mean(), "an answer should count for more than a name"
 
 # %% [markdown]
-# Forward sentences count most (+0.490 nats), but backward ones (+0.425) and even decoys (+0.376) nearly as much. Asides, with the name and the question's words and no answer, count nothing. So in these late blocks
-# it is the answer that is shared. Is a decoy a source, then? It does put its answer behind the question's words, and the model learned that too. Influence reports what training did.
-# What a reader would call telling is another question. The order mattered before: in what was learned, 0.29 against 0.02.
+# Forward sentences count most (+0.079 nats), but backward ones (+0.067) and even decoys (+0.057) nearly as much. Asides, with the name and the question's words and no answer, count nothing. So in these late blocks
+# it is the answer that is shared, as it was in what the model learned. Is a decoy a source, then? It does put its answer behind the question's words, and the model learned that too. Influence reports what training did.
+# What a reader would call telling is another question. (So much damping makes every contribution small: all of a fact's together are far from the 2.3 nats by which its answer
+# rose. The order is what can be read.)
 #
 # ### Which words?
 #
@@ -481,24 +531,18 @@ assert torch.allclose(pair.matrices()[0][:, :-1], by_autograd, atol=1e-12), "is 
 # The answers to questions are still improbable. So take one of the corpus's own sentences, up to its answer, for two villagers of whom the same is told in as many tokens. The
 # measurement is the difference of two logits: the right answer's minus the other villager's.
 
+
 # %%
-from inflib.lab.villagers import RELATIONS
-
-
-def beginning(k):
-    """The second forward sentence of fact k, up to its answer."""
-    known = data.facts[k]
-    return known.said(RELATIONS[known.relation].forward[1]).removesuffix(f"{known.completion}.")
-
-
 def prompt_ids(k):
-    """Its tokens, (1, T)."""
-    return torch.tensor([real.encode(beginning(k))], device=device)
+    """The tokens of fact k's sentence up to its answer, (1, T)."""
+    return torch.tensor([real.encode(beginning(data.facts[k]))], device=device)
 
 
 some = (*told, *asked)
 firsts = {k: real.tokenizer.encode(data.facts[k].completion)[0] for k in some}  # each answer's first token
-assert beginning(some[0]) + data.facts[some[0]].completion + "." in data.texts, "a sentence of the corpus, cut"
+assert beginning(data.facts[some[0]]) + data.facts[some[0]].completion + "." in data.texts, (
+    "a sentence of the corpus, cut"
+)
 
 # %%
 with torch.no_grad():
@@ -515,8 +559,8 @@ assert pairs, "some two prompts should have as many tokens"
 # %%
 j, k = max(pairs, key=pairs.get)  # the two that the model tells apart best
 right, other = firsts[j], firsts[k]
-print(f"{beginning(j)} →{data.facts[j].completion}, not{data.facts[k].completion}")
-print(f"{beginning(k)} →{data.facts[k].completion}")
+print(f"{beginning(data.facts[j])} →{data.facts[j].completion}, not{data.facts[k].completion}")
+print(f"{beginning(data.facts[k])} →{data.facts[k].completion}")
 assert right != other and pairs[j, k] > 0, "each name should bring its own answer before the other's"
 
 
@@ -614,8 +658,7 @@ def difference(outputs, targets):
     return outputs[:, prompt_ids(j).shape[1] - 1, right] - outputs[:, prompt_ids(j).shape[1] - 1, other]
 
 
-one_query = completion(BEGIN + beginning(j), data.facts[j].completion, tokenizer=real.tokenizer, device=device)
-of_gap = index.prepare(model, objective, [one_query], difference)
+of_gap = index.prepare(model, objective, as_told([data.facts[j]]), difference)
 by_text = contribution(index.scores(of_gap, damping=damping_of(late, best))[0], N)  # (N,)
 shown = [*by_text.argsort(descending=True, stable=True)[:4].tolist(), *by_text.argsort(stable=True)[:3].tolist()]
 for n in shown:
@@ -623,10 +666,12 @@ for n in shown:
 assert by_text[data.tells([j])[0]].mean() > 0, "the sentences that tell the one should raise the difference"
 
 # %%
-figure, panels = plt.subplot_mosaic("AB;CC", figsize=(9, 5.6))
+import textwrap
+
+figure, panels = plt.subplot_mosaic("AB;CC", figsize=(9, 6))
 left, middle, below = (panels[name] for name in "ABC")
 for ax, values, what in (
-    (left, carried, "share of the difference brought back"),
+    (left, carried, "share brought back"),
     (middle, written, "logit difference written"),
 ):
     for kind, colour in (("attention", plots.ORANGE), ("MLP", plots.BLUE)):
@@ -634,7 +679,8 @@ for ax, values, what in (
     ax.axhline(0, color=plots.GREY, linewidth=0.8)
     ax.set(xlabel="block", ylabel=what)
 _ = left.legend(loc="best")
-plots.bars(below, {data.texts[n][:44]: float(by_text[n]) for n in shown}, what="contribution to the logit difference")
+lines = {textwrap.fill(data.texts[n], 36): float(by_text[n]) for n in shown}
+plots.bars(below, lines, what="contribution to the logit difference")
 for ax, title in (
     (left, "patching: carries"),
     (middle, "attribution: writes"),
@@ -645,8 +691,8 @@ assert max(carried["MLP"] + carried["attention"]) > 0.05, "some component should
 
 # %% [markdown]
 # Patching finds the difference early: the MLPs of blocks 0 and 2 bring back 0.88 and 0.84 of it, the attention of block 2 brings 0.72, and much later that of block 23 brings 0.56. Attribution finds it late: the MLP of block 27
-# writes +0.99, the attention of blocks 29 and 28 writes +0.95 and +0.91. Block 27 has an adapter, which influence was asked through. Influence names no component and finds texts. The sentence itself comes first (+0.869), the other villager's
-# is the strongest opponent (−1.291), and behind them stand sentences in the same words, and in others. The shares of patching do not add up to 1, for components pass on what others wrote. Attribution's terms do add up.
+# writes +0.99, the attention of blocks 29 and 28 writes +0.95 and +0.91. Block 27 has an adapter, which influence was asked through. Influence names no component and finds texts. The sentence itself comes second (+0.134), after one of a
+# third villager's dish (+0.167), and the other villager's is the strongest opponent (−0.229). The shares of patching do not add up to 1, for components pass on what others wrote. Attribution's terms do add up.
 #
 # | | activation patching | direct logit attribution | influence |
 # |---|---|---|---|
@@ -660,8 +706,8 @@ assert max(carried["MLP"] + carried["attention"]) > 0.05, "some component should
 #
 # ## Summary
 #
-# A language model of 135 million numbers read 320 sentences about invented people, through adapters of 118,272 numbers, and the probability of answers asked for in new words rose tenfold, to 0.06. EK-FAC over
-# the late blocks' adapters has 0.75 of the true sentences among its first two, the gradients' dot product 0.42, BM25 none; what weighs in them is the word of the answer. Sentences that tell a
+# A language model of 135 million numbers read 320 sentences about invented people, through adapters of 118,272 numbers, and the probability of answers asked for in new words rose tenfold, to 0.06, whoever's name was in the question. EK-FAC over
+# the late blocks' adapters has 0.79 of the true sentences among its first two, the gradients' dot product 0.42, BM25 none; what weighs in them is the word of the answer. Sentences that tell a
 # fact backward, and decoys that tell nothing, count nearly as much, for influence says what raised an answer and not what states it. Adapters are what was trained, so they are what counts. For a model of your
 # own, ask `coverage` first, and plant something of which you know the truth.
 #
