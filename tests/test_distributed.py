@@ -399,4 +399,4 @@ def test_the_worked_script_runs_under_torchrun_and_gives_one_process_s_scores(tm
     assert done.returncode == 0, done.stderr
     assert "2 processes" in done.stdout
     assert "as one process" in done.stdout
-    assert "a store of 1000 examples in 5 shards" in done.stdout and "the store's scores are the same" in done.stdout
+    assert "a store of 1000 examples in 2 shards" in done.stdout and "the store's scores are the same" in done.stdout
