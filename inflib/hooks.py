@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from .batches import Batch
+from .idle import check_idle
 from .inside import watching_inside
 from .layers import Layer
 from .objectives import Objective, output_gradient
@@ -105,6 +106,7 @@ def forward(model: nn.Module, layers: dict[str, Layer], inputs: Any, size: int, 
         )
     with watching(layers, size, raw=raw) as recording, frozen(model), torch.enable_grad():
         recording.outputs = call(model, inputs)
+    check_idle(recording)
     if missing := [name for name in layers if name not in recording.calls]:
         raise ValueError(_unused(missing, layers))
     if recording.outputs.shape[:1] != (size,):

@@ -78,7 +78,7 @@ class Recording:
     lengths: dict[str, list[int]] = field(default_factory=dict)  # positions of each call
     inputs: dict[str, list[Tensor]] = field(default_factory=dict)  # of each call, where raw
     calls: dict[str, list[Call]] = field(default_factory=dict)
-    counts: dict[str, int] = field(default_factory=dict)  # calls so far, idle ones included
+    edges: dict[str, list[GradientEdge]] = field(default_factory=dict)  # of all calls so far, idle ones included
     rows: int = 0  # of the last call's first axis, where that is the examples' or a multiple of them
 
     def gradients(self, seed: Tensor, *, last: bool = False) -> dict[str, Tensor]:
@@ -140,9 +140,9 @@ class Recording:
         self, uses: Uses, module: nn.Module, args: tuple, kwargs: Any, output: Tensor, *, looks_up: bool = False
     ) -> Tensor | None:
         """One call of layers (each with its cut of the output) → the output to go on with; None where it is left."""
-        uses = [(layer, cut) for layer, cut in uses if not self._is_idle(layer)]
+        every, uses = uses, [(layer, cut) for layer, cut in uses if not self._is_idle(layer)]
         if not uses:
-            return None
+            return self._went_on(every, output)[0]
         x = (args[0] if args else next(iter(kwargs.values()))).detach()
         if looks_up:
             x, output = _ids(module, x, output, self.rows or self.size)
@@ -154,22 +154,27 @@ class Recording:
             if layer.kind.scales
         }
         ids = self._record(uses, module, x, output.detach(), looks_up)
+        output, edge = self._went_on(every, output)
+        for layer, cut in uses:
+            own = slopes.get(layer.kind.weight) if layer.kind.scales else None
+            self.calls.setdefault(layer.name, []).append(Call(module, edge, cut, own, ids.get(layer.name)))
+        return output
+
+    def _went_on(self, every: Uses, output: Tensor) -> tuple[Tensor, GradientEdge]:
+        """The output to go on with, and the way back to it, which is kept as one more call of its layers."""
         if not output.requires_grad:  # nothing below needs a gradient: the graph starts at a leaf of our own
             output = output.detach().requires_grad_()
         edge = get_gradient_edge(output)
         if output.is_leaf or output._is_view():
             # an in-place operation is refused on a leaf, and rewrites a view's history: the same numbers as neither
             output = torch.ops.aten._unsafe_view(output, output.shape)
-        for layer, cut in uses:
-            own = slopes.get(layer.kind.weight) if layer.kind.scales else None
-            self.calls.setdefault(layer.name, []).append(Call(module, edge, cut, own, ids.get(layer.name)))
-        return output
+        for layer, _ in every:
+            self.edges.setdefault(layer.name, []).append(edge)
+        return output, edge
 
     def _is_idle(self, layer: Layer) -> bool:
-        """Whether this call of the layer is one that nothing depends on; counts it."""
-        at = self.counts.get(layer.name, 0)
-        self.counts[layer.name] = at + 1
-        return not self.raw and at in layer.idle
+        """Whether this call of the layer is one that nothing depends on, as was seen."""
+        return not self.raw and len(self.edges.get(layer.name, ())) in layer.idle
 
     def _record(self, uses: Uses, module: nn.Module, x: Tensor, output: Tensor, looks_up: bool) -> dict[str, Tensor]:
         """Keep what a module was given (an elementwise one: what it gave) as the activations of its layers.

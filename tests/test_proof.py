@@ -272,3 +272,55 @@ def test_the_number_of_a_layers_calls_may_change_from_batch_to_batch() -> None:
     split = influence(model, SquaredError(), batches, batches[:1], plain, keep=("token",), progress=False)
     assert split.shape == (2, 6, 2)
     assert_close(split.sum(2), whole, 1e-12)
+
+
+class CutOff(nn.Module):
+    """A recurrent network whose history is cut off before its last two steps; or which of two calls counts changes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.back, self.read = nn.Linear(2, 2), nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.zeros(len(x), 2)
+        for t in range(x.shape[1]):
+            h = (self.read(x[:, t]) + self.back(h)).tanh()
+            h = h.detach() if t < x.shape[1] - 2 else h
+        return h
+
+
+class Either(CutOff):
+    """Two calls, of which the first counts in texts of three tokens, the second in others."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = [self.read(x[:, 0]), self.read(x[:, 1].sin())]
+        out = len(parts) - 1 if x.shape[1] == 3 else 0
+        parts[out] = parts[out].detach()
+        return parts[0] * parts[1]
+
+
+@pytest.mark.parametrize("model", [CutOff, Either])
+@pytest.mark.parametrize("lengths", [(4, 3), (3, 4), (4, 4, 4, 3), (4, 4, 3, 4), (4, 5, 4, 4), (4, 4, 5, 4), (5, 2, 3)])
+def test_which_calls_nothing_depends_on_may_change_from_batch_to_batch(lengths: tuple[int, ...], model: Any) -> None:
+    batches = texts(*((3, T) for T in lengths))
+    network = model().eval()
+    gradients, squares = [], 0.0
+    for x, y in batches:
+        f = network(x)
+        for n in range(len(x)):
+            loss = 0.5 * (f[n] - y[n]).square().sum()
+            weight, bias = torch.autograd.grad(loss, (network.read.weight, network.read.bias), retain_graph=True)
+            gradients.append(torch.cat([weight, bias[:, None]], dim=1).flatten())
+            squares += sum(
+                sum(
+                    p.square().sum() for p in torch.autograd.grad(c, list(network.read.parameters()), retain_graph=True)
+                )
+                for c in f[n]
+            )
+    rows = torch.stack(gradients)
+    plain = identity(network, SquaredError(), layers="read")
+    assert_close(influence(network, SquaredError(), batches, batches, plain, progress=False), rows @ rows.T, 1e-12)
+    assert_close(self_influence(network, SquaredError(), batches, plain, progress=False), rows.square().sum(1), 1e-12)
+    fit = ekfac(network, SquaredError(), batches, "read", progress=False)
+    assert_close(fit.eigenvalues["read"].sum(), torch.as_tensor(squares / len(rows)), 1e-12)
