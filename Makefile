@@ -9,7 +9,6 @@ DEMO_ARGS ?=
 TEST_ARGS ?=
 BENCH_ARGS ?=
 ONLY ?=
-TORCH ?= 2.6.0
 RECIPE ?= decay
 ITEMS ?=
 
@@ -24,7 +23,7 @@ AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help lab demo test notebooks oldest site format bench bank study conformance peers data smollm2 clean
+.PHONY: help lab demo test notebooks oldest newest site format bench bank study conformance peers data smollm2 clean
 
 help: ## list these commands
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
@@ -46,11 +45,11 @@ test: $(VENV)/.dev ## set up .venv, run every check, one summary at the end (TES
 notebooks: $(VENV)/.dev ## run and save the notebooks from notebooks/src (ONLY="00_start_here" for some of them)
 	$(BIN)/python notebooks/build.py $(if $(ONLY),--only $(ONLY))
 
-oldest: ## the unit tests on other versions (PYTHON=python3.10 TORCH=2.6.0, both the oldest; TORCH= for the newest)
-	rm -rf build/oldest
-	$(PYTHON) -m venv build/oldest
-	build/oldest/bin/pip install $(if $(TORCH),torch==$(TORCH),torch) -e '.[course]' pytest pytest-xdist hypothesis
-	build/oldest/bin/python -m pytest tests -q -n2 -p no:cacheprovider --ignore=tests/notebooks --ignore=tests/browser --ignore=tests/site
+oldest: ## the unit tests on the oldest versions that inflib works with (PYTHON=python3.10 for the oldest Python)
+	$(call unit_tests_with,-c requirements-oldest.txt 'pyarrow<20')
+
+newest: ## the unit tests on the newest versions there are (PYTHON=python3.14)
+	$(call unit_tests_with,--upgrade)
 
 site: $(VENV)/.dev ## build the course and the reference as a static site in build/site, look for dead links
 	$(BIN)/python docs/make_site.py
@@ -93,6 +92,13 @@ define python_env
     rm -rf $(1); \
     echo "$(PYTHON) cannot make an environment; on Debian and Ubuntu: apt-get install python3-venv" >&2; \
     exit 1; }
+endef
+
+define unit_tests_with
+rm -rf build/$@
+$(PYTHON) -m venv build/$@
+build/$@/bin/pip install $(1) -e '.[course,llm]' pytest pytest-xdist hypothesis jupytext datasets
+build/$@/bin/python -m pytest tests -q -n2 -p no:cacheprovider --ignore=tests/notebooks --ignore=tests/browser --ignore=tests/site
 endef
 
 $(VENV)/.runtime: requirements.txt

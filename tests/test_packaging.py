@@ -77,3 +77,18 @@ def test_every_requirement_of_the_course_is_an_exact_pin() -> None:
         assert lines, f"{name} pins nothing"
         for line in lines:
             assert re.fullmatch(r"[A-Za-z0-9_.-]+==[0-9][0-9A-Za-z.]*", line), f"{name}: {line!r} is not name==version"
+
+
+def version(written: str) -> tuple[int, ...]:
+    """1.0 and 1 and 1.0.0 are one version."""
+    return tuple(map(int, re.sub(r"(\.0)+$", "", written).split(".")))
+
+
+def test_the_oldest_versions_that_are_tried_are_those_that_are_promised() -> None:
+    tomllib = pytest.importorskip("tomllib")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    promised = dict(bound.split(">=") for bound in project["dependencies"] + extras["course"] + extras["llm"])
+    lines = (ROOT / "requirements-oldest.txt").read_text().splitlines()
+    tried = dict(line.split("==") for line in lines if not line.startswith("#"))
+    assert {name: version(v) for name, v in tried.items()} == {name: version(v) for name, v in promised.items()}
