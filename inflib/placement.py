@@ -55,7 +55,12 @@ def call(model: nn.Module, inputs: Any, parameters: dict[str, Tensor] | None = N
 
 @contextmanager
 def _as_found(model: nn.Module) -> Iterator[None]:
-    """Put back what a forward pass changes (running statistics, the random generator); raise if it drew numbers."""
+    """Put back what a forward pass changes (running statistics, the random generator); raise if it drew numbers.
+
+    Parameters too: torch's functional_call puts those of a module that has two names, and whose weight another module
+    has too, back as the tensors that stood in for them.
+    """
+    parameters = [(m._parameters, k, p) for m in model.modules() for k, p in m._parameters.items()]
     held = [(m, k, b, b.clone(), b._version) for m in model.modules() for k, b in m._buffers.items() if b is not None]
     generators = _generators(model)
     states = [generator.get_state() for generator in generators]
@@ -70,6 +75,8 @@ def _as_found(model: nn.Module) -> Iterator[None]:
                 with torch.no_grad():
                     buffer.copy_(before)
             module._buffers[key] = buffer
+        for own, key, parameter in parameters:
+            own[key] = parameter
     if drew:
         raise RuntimeError(
             "the model draws random numbers in its forward pass (a functional dropout?); expected the same output "

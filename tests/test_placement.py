@@ -156,3 +156,44 @@ def test_a_named_module_without_a_single_matrix_says_what_to_do(module: nn.Modul
     model = nn.ModuleDict({"odd": module, "fine": nn.Linear(2, 2)})
     with pytest.raises(ValueError, match=message):
         inflib.coverage(model, ["odd", "fine"])
+
+
+class TwiceNamed(nn.Module):
+    """A module under two names, whose weight a third has too, as in older T5s: an embedding read twice and tied."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.shared, self.encoder = nn.Embedding(9, 5), nn.Module()
+        self.encoder.tokens = self.shared
+        self.middle, self.head = nn.Linear(5, 5), nn.Linear(5, 9, bias=False)
+        self.head.weight = self.shared.weight
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.head(self.middle(self.shared(ids) + self.encoder.tokens(ids.flip(1))).tanh().mean(1))
+
+
+def test_a_module_that_has_two_names_and_a_tied_weight_is_left_as_it_was_found() -> None:
+    model, objective = TwiceNamed().double().eval(), CrossEntropy()
+    g = torch.Generator().manual_seed(1)
+    train = [(torch.randint(0, 9, (6, 4), generator=g), torch.randint(0, 9, (6,), generator=g)) for _ in range(2)]
+    weight, layers = model.shared.weight, ["middle"]
+    options: dict[str, Any] = dict(progress=False)
+    C = ekfac(model, objective, train, layers=layers, **options)
+    calls = {
+        "ekfac": lambda: ekfac(model, objective, train, layers="all", **options),
+        "kfac": lambda: kfac(model, objective, train, layers=layers, **options),
+        "gauss_newton": lambda: gauss_newton(model, objective, train, layers=layers, **options),
+        "hessian": lambda: hessian(model, objective, train, layers=layers, **options),
+        "influence": lambda: influence(model, objective, train, train[:1], C, **options),
+        "self_influence": lambda: self_influence(model, objective, train, C, **options),
+        "index": lambda: TrainIndex.build(model, objective, train, C, **options),
+        "refined": lambda: inflib.precondition(
+            model, objective, train[:1], refine(C, model, objective, train, steps=2), **options
+        ),
+    }
+    for name, run in calls.items():
+        run()
+        held = (model.shared.weight, model.encoder.tokens.weight, model.head.weight)
+        assert all(each is weight for each in held), f"{name} changed the model"
+        assert isinstance(weight, nn.Parameter) and weight.requires_grad, name
