@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import torch
 from torch import Tensor
 
 try:
@@ -58,7 +59,8 @@ def write_safetensors(tensors: dict[str, Tensor], metadata: dict[str, Any], path
             temporary.touch(exist_ok=False)
             mode = temporary.stat().st_mode  # what the umask asks for; safetensors makes files for their owner only
             # one entry, because safetensors writes several in an order that changes from call to call
-            save_file(tensors, temporary, {"inflib": json.dumps(metadata, sort_keys=True)})
+            with torch.device("cpu"):  # safetensors makes tensors of its own
+                save_file(tensors, temporary, {"inflib": json.dumps(metadata, sort_keys=True)})
             temporary.chmod(mode)
             os.replace(temporary, path)
     except (OSError, SafetensorError) as error:
@@ -125,7 +127,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         what = "is a folder" if path.is_dir() else "does not exist"
         raise FileNotFoundError(f"{path} {what}; expected a file written by inflib.save. Check the path.")
     try:
-        with safe_open(str(path), framework="pt") as file:
+        with torch.device("cpu"), safe_open(str(path), framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         found = json.loads(metadata["inflib"]) if "inflib" in metadata else metadata

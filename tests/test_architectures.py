@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from importlib.metadata import version
 
 import pytest
 from alone import QUIET, as_told, examine
@@ -23,13 +24,15 @@ pytestmark = [
     ),
 ]
 
+# before transformers 5 Mixtral's experts were modules, which are refused, and Mamba called its convolution, which counts
+NEW = int(version("transformers").split(".")[0]) >= 5
 TRIED = [
-    "BERT", "ALBERT", "multiple choice", "GPT-2", "OPT", "Gemma", "Llama, checkpointed", "Mixtral", "LoRA, int8 base",
-    "DoRA", "T5", "CLIP", "Swin", "ConvNext", "Segformer",
+    "BERT", "ALBERT", "multiple choice", "GPT-2", "OPT", "Gemma", "Llama, checkpointed", "LoRA, int8 base", "DoRA",
+    "T5", "CLIP", "Swin", "ConvNext", "Segformer",
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", TRIED)
+@pytest.mark.parametrize("name", [*TRIED, "Mixtral" if NEW else "Mamba"])
 def test_gradients_and_their_products_are_those_of_each_example_alone(name: str) -> None:
     found = examine(CATALOGUE[name]())
     assert not found.refusal
@@ -73,7 +76,8 @@ def test_mixed_examples_are_refused_in_one_breath_that_names_what_mixes(name: st
     assert "expected" in refusal and len(refusal) < 700
 
 
-SHARED = ["DeBERTa-v2", "DeBERTa-v2, one key", "Mamba"]  # layers with one row for all examples, or not called at all
+# layers with one row for all examples, or not called at all
+SHARED = ["DeBERTa-v2", "DeBERTa-v2, one key", "Mamba" if NEW else "Mixtral"]
 
 
 @pytest.mark.parametrize("name", [*SHARED, "sorted by length inside forward", "packed sequences", "routed experts"])
