@@ -14,7 +14,6 @@ What is back-propagated is each ℓ_n's slope at the outputs, scaled to 1: examp
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -22,22 +21,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .batches import Batch, batch_size, mapped, per_row
+from .batches import Batch, batch_size, per_row
 from .comparison import compared, weighted_sums
 from .finite import check_finite
 from .hooks import Captured, Pair, Recording, RowsChangedError, forward, leave_out, pairs, values_of
+from .independence import check_independence
 from .layers import Layer, LayerSpec, positions_last
 from .layers.elementwise import features_last
 from .notes import note
 from .objectives import Objective, per_example
-from .placement import call, plain_numbers
+from .placement import plain_numbers
 from .positions import check_batch
 from .proven import proven
 from .rows import FIRST, Layout, candidates
 from .selection import select
-
-# how far an output may move, relative to its largest entry, when other examples are replaced
-_ALONE = {torch.float64: 1e-5, torch.float32: 1e-3}  # float64 too: norms that round to float32 inside
 
 
 @plain_numbers
@@ -108,7 +105,8 @@ class Proof:
     def _look(self, batch: Batch) -> None:
         before = self.layers if self._most > 1 else {}
         asked = (self.model, self.layers, self.objective, batch, self.measurement)
-        found = proven(*asked, lambda: prove(*asked, self._draw))
+        crowded = batch.size > self._most
+        found = proven(*asked, crowded, lambda: prove(*asked, self._draw, crowded=crowded))
         self.layers = {name: _agreed(before.get(name, layer), layer, batch.index) for name, layer in found.items()}
         if self.say and self._most < 2 <= batch.size:
             _say_where(self.layers)
@@ -153,8 +151,13 @@ def prove(
     batch: Batch,
     measurement: Any,
     draw: np.random.Generator,
+    *,
+    crowded: bool = True,
 ) -> dict[str, Layer]:
-    """The layers with their layouts, or a ValueError that names those whose rows are not examples, and why."""
+    """The layers with their layouts, or a ValueError that names those whose rows are not examples, and why.
+
+    crowded=False in a pass that has seen a batch of this size: see ``independence``.
+    """
     check_batch(objective, batch.inputs, batch.targets)
     recording = forward(model, layers, batch.inputs, batch.size, raw=True)
     _check_recorded(recording, batch)
@@ -164,7 +167,7 @@ def prove(
     some = _some_examples(batch.size, draw)
     seed = _slopes(objective, measurement, recording.outputs, batch.targets, some, draw)
     allowed = _allowed(recording, layers, batch.size, seed, some)
-    _check_alone(model, batch, recording.outputs.detach(), draw)
+    check_independence(model, batch, recording.outputs.detach(), draw, crowded=crowded)
     # powers of two: a model that rounds inside (norms in float32, gradients that are nothing but rounding) then rounds
     # alike in both sums
     weights = torch.from_numpy(2.0 ** draw.integers(-3, 4, batch.size) * draw.choice([-1.0, 1.0], batch.size))  # (B,)
@@ -176,32 +179,6 @@ def prove(
 def _check_recorded(recording: Recording, batch: Batch) -> None:
     for at in range(max(len(inputs) for inputs in recording.inputs.values())):
         check_finite("activations", {k: x[at] for k, x in recording.inputs.items() if len(x) > at}, batch.index)
-
-
-def _check_alone(model: nn.Module, batch: Batch, outputs: Tensor, draw: np.random.Generator) -> None:
-    """Raise ValueError where an example's output changes once all others are replaced by copies of it."""
-    if batch.size == 1 or not bool(outputs.isfinite().all()):
-        return
-    for n in (0, int(draw.integers(1, batch.size))):
-        with torch.no_grad():
-            again = call(model, _everywhere(n, batch.inputs, batch.size))
-        apart = float((again[n] - outputs[n]).abs().max()) if again.shape == outputs.shape else math.inf
-        if not apart <= _ALONE.get(outputs.dtype, 1e-2) * float(outputs[n].abs().max().clamp_min(1e-30)):  # NaN too
-            raise ValueError(
-                f"the output of example {n} changes by {apart:.2g} when the others of its batch are replaced by copies "
-                "of it; expected it to depend on its own input alone. Statistics over the batch, ranks, routing with "
-                "limited room do so: use running statistics (model.eval()), or give batches of one example. An input "
-                f"that has {batch.size} rows by chance is taken for examples: give prototypes or positions as x[None]."
-            )
-
-
-def _everywhere(n: int, inputs: Any, size: int) -> Any:
-    """Inputs in which every example is the n-th, where they have examples on their first axis."""
-
-    def copies(x: Tensor) -> Tensor:
-        return x[n : n + 1].expand_as(x).contiguous() if x.ndim and len(x) == size else x
-
-    return mapped(inputs, copies)
 
 
 # --- 1: whose rows a loss arrives at -------------------------------------------------------------------------------

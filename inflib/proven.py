@@ -4,7 +4,7 @@ A fit, its scores, an index and self-influence each look at the same first batch
 passes. What it found, each layer's layout and its idle calls, is kept with the model for as long as nothing that could
 change it has changed: the weights and settings (fingerprints.py), the forward functions and hooks of its modules, the
 layers and how they are read, the objective and what is measured, autocast, and every number of the batch. A refusal is
-not kept.
+not kept; nor does a look at a later batch, which is without one of its questions, stand for one at a first.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from .rows import Layout
 MOST = 32  # looks that are kept for a model
 Found = dict[str, tuple[Layout, frozenset[int]]]  # layer → where its examples are, its idle calls
 
-_PROVEN: WeakKeyDictionary[nn.Module, dict[tuple, tuple[Any, Found]]] = WeakKeyDictionary()
+_PROVEN: WeakKeyDictionary[nn.Module, dict[tuple, tuple[Any, bool, Found]]] = WeakKeyDictionary()
 
 
 def proven(
@@ -37,19 +37,20 @@ def proven(
     objective: Objective,
     batch: Batch,
     measurement: Any,
+    crowded: bool,
     prove: Callable[[], dict[str, Layer]],
 ) -> dict[str, Layer]:
-    """What ``prove`` finds, or found before where all that it depends on is the same."""
+    """What ``prove`` finds, or found before where all that it depends on is the same; ``crowded``: as asked of it."""
     key = _key(model, layers, objective, batch, measurement)
     held = _PROVEN.setdefault(model, {})
-    if key in held:
-        return {name: replace(layers[name], layout=at, idle=idle) for name, (at, idle) in held[key][1].items()}
+    if key in held and held[key][1] >= crowded:
+        return {name: replace(layers[name], layout=at, idle=idle) for name, (at, idle) in held[key][2].items()}
     found = prove()
     while len(held) >= MOST:
         held.pop(next(iter(held)))
     # what the key names by its address is kept, so that no other can come to lie there
     alive = (objective, measurement)
-    held[key] = alive, {name: (layer.layout, layer.idle) for name, layer in found.items()}
+    held[key] = alive, crowded, {name: (layer.layout, layer.idle) for name, layer in found.items()}
     return found
 
 

@@ -23,9 +23,9 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     seen: list[int] = []
     prove = inflib.proof.prove
 
-    def counted(model: Any, layers: Any, objective: Any, batch: Any, *rest: Any) -> Any:
+    def counted(model: Any, layers: Any, objective: Any, batch: Any, *rest: Any, **options: Any) -> Any:
         seen.append(batch.size)
-        return prove(model, layers, objective, batch, *rest)
+        return prove(model, layers, objective, batch, *rest, **options)
 
     monkeypatch.setattr(inflib.proof, "prove", counted)
     return seen

@@ -117,7 +117,8 @@ class Probe:
         batch, device = next(walk(some, name="train", progress=False)), next(iter(fit.layers.values())).weight.device
 
         def look(_: Few) -> None:
-            prove(fit.model, fit.layers, fit.objective, batch, None, np.random.Generator(np.random.Philox(0)))
+            draw = np.random.Generator(np.random.Philox(0))
+            prove(fit.model, fit.layers, fit.objective, batch, None, draw, crowded=False)
 
         Proof(fit.model, fit.layers, fit.objective).see(batch)
         counted, timed = run_over(look, some, device, counting=True), run_over(look, some, device)
