@@ -114,6 +114,27 @@ def test_an_index_and_a_refined_curvature_are_the_cpus(which: str) -> None:
         assert_close(gpu.cpu(), cpu, tolerance)
 
 
+@pytest.mark.parametrize("which", ["perceptron", "transformer", "the course's transformer"])
+@pytest.mark.parametrize("bits", [1, 8])
+def test_a_store_and_its_search_are_the_cpus(which: str, bits: int, tmp_path: Path) -> None:
+    cpu, gpu = both(which)
+    inflib.save(cpu.fit(ekfac), tmp_path / "fit")
+    found = []
+    for task in (cpu, gpu):
+        C = inflib.load(tmp_path / "fit", task.model)  # one basis: a bit is a sign in it
+        about, folder = (task.model, task.objective, task.train, C), tmp_path / str(len(found))
+        store = TrainIndex.build(*about, path=folder, bits=bits, damping=0.3, shard=3, progress=False)
+        best = store.search(task.model, task.objective, task.queries, task.train, 2, candidates=3)
+        found.append(
+            (store.influence(task.model, task.objective, task.queries, damping=0.7), best.scores, best.examples)
+        )
+    (kept, scores, examples), (came, came_scores, came_examples) = found
+    assert on_gpu(came)
+    assert_close(came.cpu(), kept, 1e-6)  # scales are kept in half precision
+    assert_close(came_scores.cpu(), scores, 1e-10)
+    assert torch.equal(came_examples.cpu(), examples)
+
+
 @pytest.mark.parametrize("which", ["transformer", "the course's transformer"])
 def test_token_influence_is_the_cpus(which: str) -> None:
     for function in (output_tokens, input_tokens):
@@ -170,6 +191,15 @@ def test_float32_scores_correlate_with_the_cpus_float64(which: str) -> None:
             for task, curvature in ((gpu, D), (cpu, C))
         ]
         assert correlation(*own) > 0.9999
+
+
+@pytest.mark.parametrize("which", ["perceptron", "convolutions", "the course's transformer"])
+def test_bfloat16_scores_correlate_with_the_cpus_float64(which: str) -> None:
+    cpu, gpu = both(which, torch.bfloat16)
+    C, D = (task.fit(ekfac, labels="observed") for task in (cpu, gpu))
+    assert {x.dtype for x in (*D.eigenvalues.values(), *D.Q_A.values())} == {torch.float32}
+    damping = inflib.damping_of(C, 1.0)
+    assert correlation(gpu.influence(D, damping), cpu.influence(C, damping)) > 0.97
 
 
 # --- where things are -----------------------------------------------------------------------------------------------------
