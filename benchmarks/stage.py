@@ -57,7 +57,7 @@ def _warm_up(work: Workload) -> None:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("library", choices=["inflib", "kronfluence", "curvlinops"])
-    parser.add_argument("stage", choices=["fit", "pairwise", "self_influence", "index", "second_query"])
+    parser.add_argument("stage", choices=["fit", "pairwise", "low_rank", "self_influence", "index", "second_query"])
     parser.add_argument("--workload", type=Path, required=True, help="file written by workload.save")
     parser.add_argument("--folder", type=Path, required=True, help="where the library keeps factors and scores")
     parser.add_argument("--batch-size", type=int, required=True)
