@@ -20,6 +20,7 @@ from .fingerprints import difference, hash_weights
 from .hooks import Matrices
 from .layers import Exactly, Layer
 from .passes import Fit
+from .sameness import check_function, keep_example
 from .selection import select
 
 
@@ -179,6 +180,7 @@ def facts_of(fit: Fit, method: str, examples: int) -> Facts:
     """The facts of a curvature made by ``fit`` from that many examples."""
     untied = any(layer.untied for layer in fit.layers.values())
     weights, blocks = hash_weights(fit.model), say_blocks(fit.blocks)
+    keep_example(fit.model, weights, fit.data.first)
     return Facts(method, fit.labels, fit.draws, fit.seed, examples, weights, untied, fit.sharing, blocks)
 
 
@@ -207,6 +209,7 @@ def check_same_model(model: nn.Module, facts: Facts) -> None:
             f"{difference(facts.weights, now)} differ); expected the same. Load the checkpoint it was fitted at, or "
             "fit again: ekfac(model, objective, train)."
         )
+    check_function(model, facts.weights)
 
 
 def _check_wrapped(model: nn.Module, names: list[str]) -> None:

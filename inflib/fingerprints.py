@@ -147,12 +147,27 @@ def _hashed(module: nn.Module, name: str, tensor: Tensor) -> bytes:
     return digest.digest()
 
 
-def _settings(module: nn.Module) -> Iterator[str]:
-    """A module's settings as text, in the order of their names."""
-    counts = type(module).__module__.startswith("torch.nn.")  # whole numbers are settings there, and nobody's counters
+def everything_noted(model: nn.Module) -> bytes:
+    """A hash of what ``hash_weights`` leaves out because a forward pass may have left it behind: attributes that are
+    whole numbers, flags and tensors. For use within a session.
+    """
+    digest = blake2b(digest_size=16)
+    for module in model.modules():
+        for setting in _settings(module, whole=True):
+            digest.update(f"{setting}\n".encode())
+        for name in sorted(module.__dict__.keys() - _ITS_OWN):
+            if isinstance(module.__dict__[name], Tensor):
+                digest.update(checksum(module.__dict__[name]))
+    return digest.digest()
+
+
+def _settings(module: nn.Module, whole: bool = False) -> Iterator[str]:
+    """A module's settings as text, in the order of their names; ``whole``: with numbers and flags that may be notes."""
+    # whole numbers are settings in torch's own modules, and nobody's counters
+    counts = whole or type(module).__module__.startswith("torch.nn.")
     for name in sorted(module.__dict__.keys() - _ITS_OWN):
         value = module.__dict__[name]
-        noted = name.startswith("_") and isinstance(value, bool)  # by a library, the first time it runs
+        noted = not whole and name.startswith("_") and isinstance(value, bool)  # by a library, the first time it runs
         said = "" if noted else _say(value, counts)
         if said:
             yield f"{name}={said}"

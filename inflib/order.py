@@ -48,6 +48,7 @@ class Same:
     def __init__(self, data: Data, name: str, *, ordered: bool):
         self.data, self.name, self.ordered = data, name, ordered
         self.by_batch = ordered or _keeps_order(data)
+        self.first: Any = None  # the first batch that came
         self.prints: list[bytes] = []  # of the batches seen so far, where ``by_batch``
         self.whole: tuple[int, int] | None = None  # examples of a walk to the end, and the sum of their hashes
         self.at = 0  # batches of the present walk so far
@@ -65,6 +66,7 @@ class Same:
         index, examples, total = 0, 0, 0
         self.at = 0
         for item in iterate(self.data, self.name):
+            self.first = item if self.first is None else self.first
             if isinstance(item, (tuple, list)) and len(item) == 2:  # ``walk`` says what else is wrong
                 size = batch_size(item[1], self.name, index)
                 examples += size
@@ -141,8 +143,22 @@ def _shuffles(name: str, how: str) -> str:
 
 
 def fingerprint(batch: Any) -> bytes:
-    """A hash of the contents of a batch's tensors."""
-    return b"".join(map(checksum, tensors(batch)))
+    """A hash of the contents of a batch: its tensors, and what words, numbers and arrays there are beside them."""
+    beside = blake2b(b"".join(_beside(batch)), digest_size=16).digest()
+    return b"".join((*map(checksum, tensors(batch)), beside))
+
+
+def _beside(value: Any) -> Iterator[bytes]:
+    if isinstance(value, np.ndarray):
+        yield repr(value.tolist()).encode() if value.dtype == object else value.tobytes()
+    elif isinstance(value, (str, bytes, int, float, type(None))):
+        yield repr(value).encode()
+    elif isinstance(value, Mapping):
+        for key in value:
+            yield from _beside(value[key])
+    elif isinstance(value, (tuple, list)):
+        for part in value:
+            yield from _beside(part)
 
 
 def _sum_of_examples(inputs: Any, targets: Any, size: int) -> int:

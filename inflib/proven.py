@@ -2,9 +2,9 @@
 
 A fit, its scores, an index and self-influence each look at the same first batch, and a look costs a few backward
 passes. What it found, each layer's layout and its idle calls, is kept with the model for as long as nothing that could
-change it has changed: the weights and settings (fingerprints.py), the forward functions and hooks of its modules, the
-layers and how they are read, the objective and what is measured, autocast, and every number of the batch. A refusal is
-not kept; nor does a look at a later batch, which is without one of its questions, stand for one at a first.
+change it has changed: the weights, settings and attributes (fingerprints.py), the forward functions and hooks of its
+modules, the layers and how they are read, the objective and what is measured, autocast, and every number of the batch.
+A refusal is not kept; nor does a look at a later batch, without one of its questions, stand for one at a first.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from .batches import Batch, tensors
-from .fingerprints import checksum, hash_weights
+from .fingerprints import checksum, everything_noted, hash_weights
 from .layers import Layer
 from .objectives import Objective
 from .placement import autocast_in_force
@@ -61,6 +61,7 @@ def _key(
     asked = measurement if isinstance(measurement, str) else id(measurement)
     return (
         hash_weights(model),
+        everything_noted(model),
         _code(model),
         chosen,
         (id(objective), repr(objective), repr(sorted(getattr(objective, "__dict__", {}).items(), key=str))),

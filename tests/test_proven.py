@@ -11,7 +11,7 @@ from networks import Case, make
 from torch import Tensor, nn
 
 import inflib.proof
-from inflib import CrossEntropy, TrainIndex, capture, ekfac, influence, self_influence
+from inflib import CrossEntropy, SquaredError, TrainIndex, capture, ekfac, influence, self_influence
 
 pytestmark = pytest.mark.usefixtures("float64")
 QUIET: dict[str, Any] = {"progress": False}
@@ -74,8 +74,17 @@ def change_setting(case: Case) -> None:
     case.model.act0 = nn.ELU(0.5)
 
 
+def change_whole_number(case: Case) -> None:
+    case.model.act0.shift = 2
+
+
+def change_attribute(case: Case) -> None:
+    case.model.act0.order = torch.tensor([1, 0])
+
+
 CHANGES: list[Callable[[Case], None]] = [
     change_weight, change_weight_unseen, change_input, change_target, change_forward, change_hook, change_setting,
+    change_whole_number, change_attribute,
 ]  # fmt: skip
 
 
@@ -158,3 +167,29 @@ def test_what_is_kept_does_not_keep_a_model_alive() -> None:
     del case
     gc.collect()
     assert gone() is None
+
+
+class Turned(nn.Module):
+    """Rows that are moved by as many places as an attribute says, and put back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.places, self.order = nn.Linear(3, 3).double(), 0, torch.arange(4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(x.roll(self.places, 0)[self.order])[self.order.argsort()].roll(-self.places, 0)
+
+
+@pytest.mark.parametrize("change", ["a whole number", "a tensor", "in place"])
+def test_rows_that_an_attribute_moves_are_not_taken_for_those_proved_before(change: str) -> None:
+    model, objective = Turned().eval(), SquaredError()
+    x, y = torch.randn(4, 3, dtype=torch.float64), torch.randn(4, 3, dtype=torch.float64)
+    capture(model, objective, x, y)
+    if change == "a whole number":
+        model.places = 1
+    elif change == "a tensor":
+        model.order = torch.tensor([1, 2, 3, 0])
+    else:
+        model.order.copy_(torch.tensor([1, 2, 3, 0]))
+    with pytest.raises(ValueError, match=r"layer 'fc'.*expected every example to have rows of its own"):
+        capture(model, objective, x, y)
