@@ -97,7 +97,7 @@ endef
 define unit_tests_with
 rm -rf build/$@
 $(PYTHON) -m venv build/$@
-build/$@/bin/pip install $(1) -e '.[course,llm]' pytest pytest-xdist hypothesis jupytext datasets
+build/$@/bin/pip install $(1) -e '.[course,llm]' pytest pytest-xdist hypothesis jupytext datasets 'setuptools>=77' wheel
 build/$@/bin/python -m pytest tests -q -n2 -p no:cacheprovider --ignore=tests/notebooks --ignore=tests/browser --ignore=tests/site
 endef
 
