@@ -51,7 +51,7 @@ from .exact import gauss_newton, hessian
 from .finite import RoundingNote
 from .hooks import Pair
 from .implicit import Implicit, refine
-from .index import Store, TrainIndex, load_index, save
+from .index import Store, StoreNote, TrainIndex, load_index, save
 from .kronecker import Kronecker, diagonal, ekfac, identity, kfac
 from .layers import everything, register, untied, without_biases
 from .low_rank import LowRankNote
@@ -102,6 +102,7 @@ __all__ = [
     "RowsNote",
     "SquaredError",
     "Store",
+    "StoreNote",
     "TokenNote",
     "TrainIndex",
     "Weighted",

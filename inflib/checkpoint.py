@@ -23,7 +23,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .files import lock, read_safetensors, seal, write_safetensors
+from .files import Lock, lock, read_safetensors, remove_strays_in, seal, write_safetensors
 
 SECONDS = 60.0  # between two saves of a pass
 SHARE = 20.0  # and so many times as long as a save takes
@@ -46,7 +46,7 @@ class Checkpoint:
 
     folder: Path | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
-    _held: int | None = None
+    _held: Lock | None = None
     _next: float = 0.0
 
     @classmethod
@@ -71,12 +71,13 @@ class Checkpoint:
                 f"checkpoint={str(self.folder)!r} is in use by another fit; expected one at a time. Wait for it, or "
                 "give each its own folder."
             )
+        remove_strays_in(self.folder)
         self._rest(0.0)
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._held is not None:
-            os.close(self._held)
+            self._held.release()
             self._held = None
 
     @property

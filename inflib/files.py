@@ -1,6 +1,7 @@
 """Files that are there whole, or not at all: written beside their place and moved there, sealed with a checksum.
 
-A process that is killed leaves a folder that nobody holds a lock on; the next writer removes it.
+A process that is killed leaves a folder that nobody holds a lock on; the next writer removes it. A lock is its
+process's alone: a loader's workers, forked while it is held, would hold it on when their parent is no more.
 """
 
 from __future__ import annotations
@@ -10,12 +11,13 @@ import glob
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
@@ -28,6 +30,8 @@ except ImportError:  # not POSIX
     LOCKS = False
 
 from .fingerprints import hash_tensor
+
+_HELD: WeakSet[Lock] = WeakSet()  # this process's locks
 
 
 def seal(tensors: dict[str, Tensor], metadata: dict[str, Any]) -> dict[str, Any]:
@@ -85,14 +89,25 @@ def folder_beside(path: Path) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        if held is not None:
-            os.close(held)
+        try:
+            shutil.rmtree(folder, ignore_errors=True)
+        finally:
+            if held is not None:
+                held.release()
 
 
 def remove_strays(path: Path) -> None:
     """Remove what processes that were killed left of writing to ``path``; those still writing hold a lock."""
-    for stray in path.parent.glob(f"{glob.escape(path.name)}.*.part"):
+    _remove_dead(path.parent.glob(f"{glob.escape(path.name)}.*.part"))
+
+
+def remove_strays_in(folder: Path) -> None:
+    """``remove_strays`` of every file in a folder."""
+    _remove_dead(folder.glob("*.part"))
+
+
+def _remove_dead(strays: Iterable[Path]) -> None:
+    for stray in strays:
         held = lock(stray)
         if held is None:
             continue
@@ -100,23 +115,52 @@ def remove_strays(path: Path) -> None:
             shutil.rmtree(stray, ignore_errors=True)
         else:
             stray.unlink(missing_ok=True)
-        os.close(held)
+        held.release()
 
 
-def lock(path: Path) -> int | None:
-    """A lock on a file or folder that ends with its process; None where another holds it, or locks are unknown."""
+class Lock:
+    """A lock on a file or folder, until ``release``, or its process's end, or until nothing knows of it any more."""
+
+    def __init__(self, descriptor: int):
+        self._descriptor: int | None = descriptor
+        _HELD.add(self)
+
+    def fileno(self) -> int:
+        assert self._descriptor is not None
+        return self._descriptor
+
+    def release(self) -> None:
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
+            os.close(descriptor)
+
+    __del__ = release  # an interrupt may come before any ``finally`` does
+
+
+def lock(path: Path) -> Lock | None:
+    """A lock on a file or folder; None where another holds it, or locks are unknown."""
     if not LOCKS:
         return None
     try:
-        descriptor = os.open(path, os.O_RDONLY)
+        held = Lock(os.open(path, os.O_RDONLY))
     except OSError:
         return None
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
-        os.close(descriptor)
+        held.release()
         return None
-    return descriptor
+    return held
+
+
+def _leave_to_parent() -> None:
+    """Close a forked process's copies of its parent's locks, which would keep them locked beyond their end."""
+    for held in list(_HELD):
+        held.release()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_to_parent)
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

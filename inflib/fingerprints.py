@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from hashlib import blake2b
-from numbers import Integral, Real
+from numbers import Integral, Number, Real
 from types import CodeType
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -84,6 +84,34 @@ def _bytes(tensor: Tensor) -> Tensor:
         flat = flat.as_strided((1,), (1,))
     flat = flat.view(torch.uint8)
     return flat.clone() if flat.storage_offset() % 8 else flat  # words begin at multiples of their size
+
+
+# --- settings of what is no model ------------------------------------------------------------------------------
+
+
+def say_settings(value: Any) -> str:
+    """An object, as an objective, by its class and all of its attributes, in the same words in every process.
+
+    Tensors are said by their hashes, functions as a model's are. What a class's methods do is no part of it.
+    """
+    if value is None or isinstance(value, (Number, np.number, np.bool_, str, torch.dtype, torch.device)):
+        return repr(value)
+    if isinstance(value, nn.Module):
+        return hash_weights(value)
+    if isinstance(value, np.ndarray):
+        return say_settings(torch.as_tensor(value) if value.dtype.kind in "biufc" else value.tolist())
+    if isinstance(value, Tensor):
+        digest = blake2b(digest_size=16)
+        hash_tensor(digest, value)
+        return digest.hexdigest()
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(sorted(f'{key!r}: {say_settings(part)}' for key, part in value.items()))}}}"
+    if isinstance(value, (tuple, list)):
+        return f"({', '.join(map(say_settings, value))})"
+    if hasattr(value, "__qualname__") or hasattr(value, "func"):
+        return _say_function(value)
+    held = getattr(value, "__dict__", {})
+    return f"{type(value).__name__}({', '.join(f'{key}={say_settings(held[key])}' for key in sorted(held))})"
 
 
 # --- models ----------------------------------------------------------------------------------------------------

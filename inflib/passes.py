@@ -19,7 +19,7 @@ from .batches import Batch, Data, length, walk
 from .blocks import Blocks, Sizes, check_blocks, cut, say_blocks
 from .checkpoint import Checkpoint, Done
 from .coverage import select_and_say
-from .fingerprints import hash_weights
+from .fingerprints import hash_weights, say_settings
 from .hooks import Recording
 from .layers import Layer, LayerSpec
 from .objectives import Objective, check_objective, label_kind, label_seeds
@@ -97,7 +97,7 @@ class Fit:
             "weights": hash_weights(self.model),
             "layers": {name: layer.shape for name, layer in self.layers.items()},
             "untied": any(layer.untied for layer in self.layers.values()),
-            "objective": repr(self.objective),
+            "objective": say_settings(self.objective),
             "labels": self.labels,
             "draws": self.draws,
             "seed": self.seed,

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from killed_builds import contents
+from killed import contents
 from languages import LanguageCase
 from oracle import assert_close
 from test_store import case_of, fit
@@ -69,11 +69,12 @@ def answers(path: Path, case: LanguageCase) -> torch.Tensor:
     return store.scores(store.prepare(case.model, case.objective, case.asked))
 
 
-def test_a_dozen_kills_end_in_the_same_bytes() -> None:
-    script = Path(__file__).with_name("killed_builds.py")
-    done = subprocess.run([sys.executable, script, "--kills", "12"], capture_output=True, text=True, check=False)
+def test_a_dozen_stops_of_each_work_end_in_the_same_bytes() -> None:
+    script = Path(__file__).with_name("killed.py")
+    done = subprocess.run([sys.executable, script, "--stops", "12"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "12 kills in" in done.stdout
+    works = [line.split(": 12 stops")[0] for line in done.stdout.splitlines()]
+    assert works == ["fit", "store", "append", "parts", "copy", "search"]
 
 
 def test_the_same_call_gives_the_same_bytes_and_a_finished_one_writes_nothing(
@@ -334,7 +335,7 @@ def test_what_another_process_removes_at_the_same_time_is_waited_for(tmp_path: P
 
     def removed() -> None:
         shutil.rmtree(dead)
-        os.close(held)
+        held.release()
 
     Timer(0.3, removed).start()
     with folder.building(tmp_path, (0, 3)) as mine:

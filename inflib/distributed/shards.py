@@ -10,7 +10,7 @@ from torch import nn
 
 from ..batches import Data
 from ..index import Store, TrainIndex
-from ..index.manifest import read_manifest, with_notes
+from ..index.manifest import with_notes
 from ..kronecker import Kronecker
 from ..objectives import Objective
 from .ranks import Ranks
@@ -40,4 +40,4 @@ def build_store(
     part = ranks.rank, ranks.size
     store = TrainIndex.build(model, objective, train, curvature, path=path, part=part, **options)
     ranks.together("the shards of the store")
-    return replace(store, manifest=with_notes(store.folder, read_manifest(store.folder)))
+    return replace(store, manifest=with_notes(store.folder))

@@ -25,6 +25,7 @@ On disk, in few bits:
     saving.py        save, load_index
 """
 
+from .building import StoreNote
 from .exact import TrainIndex
 from .saving import load_index, save
 from .search import Found, rescore
@@ -33,4 +34,16 @@ from .store import Store
 
 Index = TrainIndex | Store
 
-__all__ = ["Found", "Index", "Rotated", "Side", "Store", "TrainIndex", "load_index", "rescore", "save", "take"]
+__all__ = [
+    "Found",
+    "Index",
+    "Rotated",
+    "Side",
+    "Store",
+    "StoreNote",
+    "TrainIndex",
+    "load_index",
+    "rescore",
+    "save",
+    "take",
+]

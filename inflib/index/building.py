@@ -1,7 +1,8 @@
 """A store, written shard by shard: killed at any moment, the same call goes on and ends with the same bytes.
 
 What is there already is compared, not trusted: a folder holds a store of the same facts (weights, curvature, axes,
-bits, λ₀) and examples, or is refused. Examples that it has are not written again, others are appended.
+bits, λ₀) and examples, or is refused. Examples that it has are not written again, others are appended; until those are
+whole, the store is what it was.
 """
 
 from __future__ import annotations
@@ -17,12 +18,26 @@ from torch import nn
 
 from ..ahead import Ahead, in_bytes
 from ..kronecker import Kronecker
+from ..notes import note as say
 from ..objectives import Objective
 from ..order import Same
 from ..storage import load, save_curvature
-from .fitting import curvature_hash, fit_axes, read_axes, request
+from .fitting import check_curvature_file, curvature_hash, fit_axes, read_axes, request
 from .folder import building, free, once, put, put_text, sweep
-from .manifest import AXES, CURVATURE, MANIFEST, SHARDS, Manifest, Shard, note, read_manifest, with_notes
+from .manifest import (
+    AXES,
+    CURVATURE,
+    GROWING,
+    MANIFEST,
+    SHARDS,
+    Manifest,
+    Shard,
+    note,
+    noted,
+    read_manifest,
+    read_planned,
+    with_notes,
+)
 from .records import Kept, fill, record
 from .shards import shard_checksum
 from .sides import captured
@@ -30,6 +45,10 @@ from .store import Store
 from .survey import Survey, survey
 
 SHARD_BYTES = 2**28  # of a shard, which is what a build holds of the store
+
+
+class StoreNote(UserWarning):
+    """A store was opened that is being appended to, or was when that was stopped."""
 
 
 def build_store(
@@ -48,21 +67,24 @@ def build_store(
     """See ``TrainIndex.build``. ``chosen``: axes, bits, components, damping, sample and seed (fitting.py)."""
     _check_part(part)
     known = survey(model, train, curvature)
-    facts = request(curvature, known, **chosen)
+    facts = request(objective, curvature, known, **chosen)
     with building(folder, part) as temporary:
-        once(temporary, folder / CURVATURE, lambda path: save_curvature(curvature, path))
-        once(temporary, folder / AXES, lambda path: fit_axes(path, model, objective, train, curvature, known, facts))
-        kept, seal = read_axes(folder / AXES, curvature, facts)
+        if not once(temporary, folder / CURVATURE, lambda path: save_curvature(curvature, path)):
+            check_curvature_file(folder / CURVATURE, curvature)
+        # components are fitted to the examples that a store is begun with; the manifest knows these from then on
+        fitted = chosen["components"] is not None and not (folder / MANIFEST).exists()
+        begun = {**facts, "examples": _hash(train.prints)} if fitted else facts
+        once(temporary, folder / AXES, lambda path: fit_axes(path, model, objective, train, curvature, known, begun))
+        kept, seal = read_axes(folder / AXES, curvature, begun)
         each = record(kept, curvature.shapes, chosen["bits"], known.dtype)
         shards = _plan(train, known, shard or max(1, SHARD_BYTES // each.itemsize))
         planned = Manifest({**facts, "axes": {**facts["axes"], "checksum": seal}}, tuple(shards))
         once(temporary, folder / MANIFEST, lambda path: path.write_text(planned.text(), "utf-8"))
-        manifest, at = _placed(temporary, folder, planned, append)
-        manifest = with_notes(folder, manifest)
-        wanted = [
-            n for n in range(len(shards)) if n % part[1] == part[0] and not _is_there(folder, manifest.shards[at + n])
-        ]
+        manifest, at, there = _placed(folder, planned, append)
+        wanted = [n for n in range(len(shards)) if n % part[1] == part[0] and there.shards[at + n].checksum is None]
         _check_room(folder, sum(shards[n].examples for n in wanted) * each.itemsize)
+        if wanted and manifest != read_planned(folder):
+            put_text(temporary, folder / GROWING, manifest.text())
         for n, records in _filled(
             model, objective, train, curvature, kept, facts, known, shards, wanted, each, progress
         ):
@@ -75,9 +97,10 @@ def build_store(
 def open_store(folder: Path, model: nn.Module) -> Store:
     """The store in a folder, on the model's device; refused unless it is complete and of this model.
 
-    Shards are looked at when they are first read: a missing or damaged one is refused by its name.
+    Shards are looked at when they are first read: a missing or damaged one is refused by its name. Examples that are
+    being appended are not in it until all of them are there; a StoreNote says so.
     """
-    manifest = with_notes(folder, read_manifest(folder))
+    manifest = with_notes(folder)
     curvature = load(folder / CURVATURE, model)
     facts = {key: value for key, value in manifest.facts.items() if key != "axes"}
     if curvature_hash(curvature) != facts["curvature"]["hash"]:
@@ -90,6 +113,12 @@ def open_store(folder: Path, model: nn.Module) -> Store:
         raise ValueError(
             f"{folder} is not complete: {missing.name} was not written yet. Make the call that builds it again, it "
             "goes on from there."
+        )
+    if (more := read_planned(folder).examples - manifest.examples) > 0:
+        say(
+            f"{folder}: {more:,} examples are being appended to it, or that was stopped; these are the "
+            f"{manifest.examples:,} from before. If it was stopped, make the same call again: it goes on from there.",
+            StoreNote,
         )
     return Store(folder, curvature, kept, facts["damping"], facts["bits"], manifest)
 
@@ -110,9 +139,24 @@ def _hash(prints: Sequence[bytes]) -> str:
     return blake2b(b"".join(prints), digest_size=16).hexdigest()
 
 
-def _placed(temporary: Path, folder: Path, planned: Manifest, append: bool) -> tuple[Manifest, int]:
-    """The folder's manifest with the planned shards in it, and which of its shards is the first of them."""
-    there = read_manifest(folder)
+def _placed(folder: Path, planned: Manifest, append: bool) -> tuple[Manifest, int, Manifest]:
+    """The folder's manifest with the planned shards in it, which of its shards is the first of them, and with notes.
+
+    Read again where another process joins shards meanwhile.
+    """
+    while True:
+        before = read_planned(folder)
+        manifest, at = _with_planned(folder, before, planned, append)
+        there = noted(folder, manifest)
+        if read_planned(folder) == before:
+            return manifest, at, there
+
+
+def _with_planned(folder: Path, there: Manifest, planned: Manifest, append: bool) -> tuple[Manifest, int]:
+    """Shards that the manifest has and the folder no longer have no checksum in what is returned: made again, perhaps
+    by another number of threads, they may be rounded otherwise.
+    """
+    there = replace(there, shards=tuple(_if_there(folder, shard) for shard in there.shards))
     _check_facts(folder, there.facts, planned.facts)
     keys = [(shard.examples, shard.data) for shard in there.shards]
     wanted = [(shard.examples, shard.data) for shard in planned.shards]
@@ -125,15 +169,23 @@ def _placed(temporary: Path, folder: Path, planned: Manifest, append: bool) -> t
             "it was begun with, in the same batches: the call that was made then. New examples go in with append=True, "
             "another store into another folder."
         )
-    if not with_notes(folder, there).complete:
+    there = noted(folder, there)
+    if not there.complete:
         raise ValueError(
             f"{folder} is not complete; expected it to be, before other examples are appended. Finish the call that "
-            "was interrupted first."
+            f"was interrupted first.{_given_up(folder)}"
         )
     more = tuple(replace(shard, start=shard.start + there.examples) for shard in planned.shards)
-    grown = replace(there, shards=there.shards + more)
-    put_text(temporary, folder / MANIFEST, grown.text())
-    return grown, len(there.shards)
+    return replace(there, shards=there.shards + more), len(there.shards)
+
+
+def _given_up(folder: Path) -> str:
+    """What to do where an append that was stopped is not to be finished."""
+    before = read_manifest(folder)
+    if not (before.complete and (folder / GROWING).exists()):
+        return ""
+    first = Shard(before.examples, 0, "").name
+    return f" To give it up, remove {GROWING} and {first} and what comes after it: the examples before stay."
 
 
 def _check_facts(folder: Path, there: dict[str, Any], now: dict[str, Any]) -> None:
@@ -145,8 +197,8 @@ def _check_facts(folder: Path, there: dict[str, Any], now: dict[str, Any]) -> No
             )
 
 
-def _is_there(folder: Path, shard: Shard) -> bool:
-    return shard.checksum is not None and (folder / shard.name).is_file()
+def _if_there(folder: Path, shard: Shard) -> Shard:
+    return shard if (folder / shard.name).is_file() else replace(shard, checksum=None)
 
 
 def _filled(
@@ -189,14 +241,15 @@ def _write(temporary: Path, folder: Path, manifest: Manifest, shard: Shard, reco
 
 
 def _join(temporary: Path, folder: Path) -> Manifest:
-    """Write the checksums into the manifest and remove the notes, once every shard has one."""
-    there = read_manifest(folder)
-    manifest = with_notes(folder, there)
-    if manifest.complete:
-        if not there.complete:
-            put_text(temporary, folder / MANIFEST, manifest.text())
-        for shard in manifest.shards:
-            (folder / f"{shard.name}.json").unlink(missing_ok=True)
+    """Write the checksums into the manifest and remove the notes, once every shard has one; the manifest now."""
+    manifest = with_notes(folder, read_planned)
+    if not manifest.complete:
+        return with_notes(folder)
+    if manifest != read_manifest(folder):
+        put_text(temporary, folder / MANIFEST, manifest.text())
+    (folder / GROWING).unlink(missing_ok=True)
+    for shard in manifest.shards:
+        (folder / f"{shard.name}.json").unlink(missing_ok=True)
     return manifest
 
 

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from ..curvature import Damping, resolve_damping
-from ..fingerprints import hash_tensor
+from ..fingerprints import hash_tensor, say_settings
 from ..kronecker import Kronecker
 from ..objectives import Objective
 from ..order import Same
-from ..storage import curvature_parts, read, seal, write_safetensors
+from ..storage import FORMAT, curvature_parts, read, seal, write_safetensors
 from .axes import Axes, by_components, by_eigenvalue, largest
 from .bits import BITS
 from .records import Kept, record, whitening
@@ -27,6 +27,7 @@ AXES_FORMAT = "inflib axes 1"
 
 
 def request(
+    objective: Objective,
     curvature: Kronecker,
     known: Survey,
     *,
@@ -42,6 +43,7 @@ def request(
     curvature.inverse_eigenvalues(damping)  # says where Λ + λ₀ is 0
     facts = {
         "weights": curvature.facts.weights,
+        "objective": say_settings(objective),
         "curvature": {**curvature.facts.written(), "hash": curvature_hash(curvature)},
         "layers": {
             name: [*shape, "vectors" if known.once[name] else "codes"] for name, shape in curvature.shapes.items()
@@ -67,8 +69,20 @@ def _check(axes: float | int, bits: int, components: int | None, sample: int) ->
 
 
 def curvature_hash(curvature: Kronecker) -> str:
+    return _hash_of(curvature_parts(curvature)[0])
+
+
+def check_curvature_file(path: Path, curvature: Kronecker) -> None:
+    """Raise ValueError where the file holds another curvature, perhaps of a build that was stopped early."""
+    if _hash_of(read(path, FORMAT)[0]) != curvature_hash(curvature):
+        raise ValueError(
+            f"{path.parent} holds a store of other curvature: {path.name} is not the one that this call has; expected "
+            "the same. Use another folder, or remove this one."
+        )
+
+
+def _hash_of(tensors: dict[str, Tensor]) -> str:
     digest = blake2b(digest_size=16)
-    tensors, _ = curvature_parts(curvature)
     for name in sorted(tensors):
         digest.update(name.encode())
         hash_tensor(digest, tensors[name])

@@ -10,12 +10,12 @@ import errno
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from ..files import LOCKS, folder_beside, lock
+from ..files import LOCKS, Lock, folder_beside, lock, remove_strays
 
 WORK = "building"
 PATIENCE = 2.0  # seconds that another process may take to look at a folder, or to remove it
@@ -33,16 +33,19 @@ def building(folder: Path, part: tuple[int, int]) -> Iterator[Path]:
     for other in folder.glob(f"{WORK}-*"):
         if other == mine or not other.name.endswith(f"-of-{of}"):  # other parts of as many may work beside this one
             _remove_if_dead(other, PATIENCE)
-    held = _held(mine)
+    held = None
     try:
+        held = _held(mine)
         yield mine
     finally:
-        shutil.rmtree(mine, ignore_errors=True)
-        if held is not None:
-            os.close(held)
+        try:
+            shutil.rmtree(mine, ignore_errors=True)
+        finally:  # also where that is interrupted, or this process would be in its own way
+            if held is not None:
+                held.release()
 
 
-def _held(mine: Path) -> int | None:
+def _held(mine: Path) -> Lock | None:
     """Make a folder and lock it; BlockingIOError where another process holds it for longer than a look takes.
 
     One that looks for what killed processes left may hold it for a moment, or remove it before it is locked.
@@ -58,17 +61,17 @@ def _held(mine: Path) -> int | None:
         if not LOCKS or (held is not None and _is_still(mine, held)):
             return held
         if held is not None:
-            os.close(held)
+            held.release()
         elif time.monotonic() > until:
             raise _busy(mine.parent)
         else:
             time.sleep(0.01)
 
 
-def _is_still(path: Path, held: int) -> bool:
+def _is_still(path: Path, held: Lock) -> bool:
     """Whether what a descriptor was opened at is still there by its name."""
     try:
-        return os.path.samestat(path.stat(), os.fstat(held))
+        return os.path.samestat(path.stat(), os.fstat(held.fileno()))
     except FileNotFoundError:
         return False
 
@@ -84,8 +87,10 @@ def _remove_if_dead(work: Path, patience: float = 0.0) -> None:
             raise _busy(work.parent)
         time.sleep(0.01)
     if held is not None:
-        shutil.rmtree(work, ignore_errors=True)
-        os.close(held)
+        try:
+            shutil.rmtree(work, ignore_errors=True)
+        finally:
+            held.release()
 
 
 def _busy(folder: Path) -> BlockingIOError:
@@ -127,19 +132,22 @@ def put_text(temporary: Path, path: Path, text: str) -> None:
     put(temporary, path, len(data), lambda file: file.write(data))
 
 
-def once(temporary: Path, path: Path, write: Callable[[Path], object]) -> None:
-    """Make a file unless it is there; where several processes make it, the first one's stays."""
+def once(temporary: Path, path: Path, write: Callable[[Path], object]) -> bool:
+    """Make a file unless it is there, and whether it was made; where several processes do, the first one's stays."""
     if path.exists():
-        return
+        return False
     part = temporary / path.name
     write(part)
     try:
         os.link(part, path)
     except FileExistsError:
-        pass
+        return False
     except OSError:  # no links on this file system
         os.replace(part, path)
-    part.unlink(missing_ok=True)
+        return True
+    finally:
+        part.unlink(missing_ok=True)
+    return True
 
 
 def free(folder: Path) -> int:
@@ -147,12 +155,17 @@ def free(folder: Path) -> int:
     return shutil.disk_usage(folder).free
 
 
-def copy_folder(folder: Path, path: Path) -> None:
-    """Copy a store to a place where nothing is, all of it or nothing."""
+def copy_files(folder: Path, path: Path, names: Iterable[str], texts: Mapping[str, str]) -> None:
+    """Copy some of a folder's files to a new folder, with texts of other names, all of it or nothing."""
     if path.exists():
         raise FileExistsError(f"{path} is there already; expected a new folder to copy the store to. Name another.")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"cannot write {path}: expected its folder to exist. Create {path.parent} first.")
-    with folder_beside(path) as temporary:
-        copied = shutil.copytree(folder, temporary / "store", ignore=shutil.ignore_patterns(f"{WORK}-*"))
+    remove_strays(path)
+    with folder_beside(path) as copied:
+        for name in names:
+            (copied / name).parent.mkdir(exist_ok=True)
+            shutil.copy2(folder / name, copied / name)
+        for name, text in texts.items():
+            (copied / name).write_text(text, "utf-8")
         copied.rename(path)

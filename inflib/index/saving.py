@@ -24,7 +24,8 @@ from ..storage import (
 )
 from .building import open_store
 from .exact import TrainIndex
-from .folder import copy_folder
+from .folder import copy_files
+from .manifest import AXES, CURVATURE, MANIFEST
 from .sides import Side
 from .store import Store
 
@@ -32,7 +33,7 @@ from .store import Store
 def save(value: Kronecker | TrainIndex | Store, path: str | Path) -> None:
     """Write a Kronecker curvature or an index to ``path``; an existing file is replaced only by a complete new one.
 
-    A store's folder is copied; FileExistsError where ``path`` is there.
+    A store's folder is copied, as it was when the store was opened; FileExistsError where ``path`` is there.
     """
     if isinstance(value, TrainIndex):
         tensors, facts = curvature_parts(value.curvature)
@@ -43,12 +44,25 @@ def save(value: Kronecker | TrainIndex | Store, path: str | Path) -> None:
     elif isinstance(value, Kronecker):
         save_curvature(value, Path(path))
     elif isinstance(value, Store):
-        copy_folder(value.folder, Path(path))
+        _copy(value, Path(path))
     else:
         raise TypeError(
             f"save got a {type(value).__name__}; expected a Kronecker curvature (ekfac, kfac, diagonal, identity) or a "
             "TrainIndex or Store. An exact curvature is made anew: gauss_newton(...)."
         )
+
+
+def _copy(store: Store, path: Path) -> None:
+    """Its own files, whatever is being appended to it meanwhile."""
+    shards = store.manifest.shards
+    if not store.manifest.complete:
+        missing = next(shard for shard in shards if shard.checksum is None)
+        raise ValueError(
+            f"{store.folder} is not complete: {missing.name} was not written when this store was opened. Finish the "
+            "build, open it with load_index and save that."
+        )
+    names = [CURVATURE, AXES, *(shard.name for shard in shards)]
+    copy_files(store.folder, path, names, {MANIFEST: store.manifest.text()})
 
 
 def load_index(path: str | Path, model: nn.Module) -> TrainIndex | Store:

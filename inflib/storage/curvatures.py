@@ -73,7 +73,7 @@ def read_curvature(path: Path, tensors: dict[str, Tensor], metadata: dict[str, A
     values = {name: tensors[f"eigenvalues/{name}"].to(device) for name in shapes}
     Q_S, Q_A = (
         {
-            name: like(tensors[key].to(device), tuple(blocks.get(key, ())))
+            name: _laid(like(tensors[key].to(device), tuple(blocks.get(key, ()))))
             for name in shapes
             if (key := f"{part}/{name}") in tensors
         }
@@ -85,6 +85,11 @@ def read_curvature(path: Path, tensors: dict[str, Tensor], metadata: dict[str, A
     except ValueError as error:
         raise ValueError(f"{path} was saved for another model: {error}") from None
     return curvature
+
+
+def _laid(Q: Factor) -> Factor:
+    """Eigenvectors that lie in memory column by column, as a fit's do: products are rounded by it."""
+    return Q if isinstance(Q, BlockDiagonal) else Q.mT.contiguous().mT
 
 
 def read(path: Path, expected: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
