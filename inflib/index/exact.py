@@ -100,7 +100,7 @@ class TrainIndex:
         damping:    λ₀, at which gradients are whitened; any other can be asked for afterwards.
         shard:      how many examples a file holds; None for files of 256 MiB.
         part:       (which, of how many): this call writes every so-many-th shard, for several processes with one path.
-        append:     ``train`` are new examples, numbered on from those that the store has; it is as before until all are in.
+        append:     ``train`` are new examples, numbered on from the store's, which answers as before until all are in.
 
         A build that was killed goes on where it stopped when the same call is made again, to the same bytes. Layers
         with T = 1 keep their vectors, exact. Raises TypeError for a curvature without an eigenbasis, ValueError for
