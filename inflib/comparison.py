@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import allow_mutation_on_saved_tensors
 
-from .batches import Batch, cached_bytes, chunks, double, per_row
+from .batches import accumulator, cached_bytes, chunks, double
 from .hooks import Pair, Recording
 from .layers import Layer, OneHot
 from .placement import call
@@ -26,7 +26,7 @@ TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3, torch.bfloat16: 5e-2, tor
 
 
 class Weighted(NamedTuple):
-    """Σ_n w_n Σ_t g aᵀ of a layer in one layout, in float64."""
+    """Σ_n w_n Σ_t g aᵀ of a layer in one layout, in float32 at least."""
 
     layer: Layer
     total: Tensor  # (o, i)
@@ -43,10 +43,10 @@ def weighted_sums(
     weights: Tensor,
 ) -> dict[str, list[Weighted]]:
     """For each layer, one for each layout that is still allowed."""
-    gradients = recording.output_gradients(seed, last=True)
+    gradients = recording.output_gradients(seed)
     sums: dict[str, list[Weighted]] = {}
     for name, layer in layers.items():
-        inputs, outputs, calls = recording.inputs.pop(name), gradients.pop(name), recording.calls[name]
+        inputs, outputs, calls = recording.inputs[name], gradients.pop(name), recording.calls[name]
         for layout in allowed[name]:
             read = replace(layer, layout=layout)
             pair = _pair(read, calls, inputs, outputs, size)
@@ -60,14 +60,10 @@ def weighted_sums(
 
 def _pair(layer: Layer, calls: list[Call], inputs: list[Tensor], outputs: list[Tensor], size: int) -> Pair:
     """What a recording would have made of these calls, had it read them in the layer's layout."""
-    once, read = Recording({layer.name: layer}, size), []
-    for called, x in zip(calls, inputs, strict=True):
-        if called.ids is None:
-            once.add(layer, layer.own(layer.features(called.module, x, size)))
-            read.append(called)
-        else:
-            read.append(called._replace(ids=layer.ids(called.module, x, size)))
-    return paired(layer, once.activations[layer.name], read, outputs, size)
+    name = layer.name
+    once = Recording({name: layer}, size, raw=True, inputs={name: inputs}, calls={name: calls})
+    once.read({name: layer})
+    return paired(layer, once.activations[name], once.calls[name], outputs, size)
 
 
 def _tolerance(layer: Layer, rounded: list[Tensor]) -> float:
@@ -91,18 +87,22 @@ def _check_shapes(name: str, layer: Layer, pair: Pair) -> None:
 
 
 def _summed(pair: Pair, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Σ_n w_n Σ_t g aᵀ in float64, and the norm it would have without cancellation, Σ |w g| |a|ᵀ's: a yardstick."""
+    """Σ_n w_n Σ_t g aᵀ, and the norm it would have without cancellation, Σ |w g| |a|ᵀ's: a yardstick.
+
+    In float32 at least, as autograd's own: either's rounding is far below the tolerance.
+    """
     if isinstance(pair.a, OneHot):
         return _summed_columns(pair.a, double(pair.g), double(weights).to(pair.g.device))
     a, g = (x.flatten(0, 1) for x in pair)
-    each = double(weights).to(g.device).repeat_interleave(pair.g.shape[1])[:, None]
-    total = double(g.new_zeros(g.shape[1], a.shape[1]))
+    kept = accumulator(torch.promote_types(a.dtype, g.dtype))
+    each = weights.to(g.device, kept).repeat_interleave(pair.g.shape[1])[:, None]
+    total = g.new_zeros(g.shape[1], a.shape[1], dtype=kept)
     scale = torch.zeros_like(total)
-    for rows in chunks(len(a), 32 * (a.shape[1] + g.shape[1]), cached_bytes(a)):
-        some_a, some_g = double(a[rows]), double(g[rows]) * each[rows]
+    for rows in chunks(len(a), 4 * kept.itemsize * (a.shape[1] + g.shape[1]), cached_bytes(a)):
+        some_a, some_g = a[rows].to(kept), g[rows].to(kept) * each[rows]
         total += some_g.T @ some_a
         scale += some_g.abs().T @ some_a.abs()
-    return total, scale.norm()
+    return total, double(scale).norm()
 
 
 def _summed_columns(a: OneHot, g: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
@@ -111,20 +111,16 @@ def _summed_columns(a: OneHot, g: Tensor, weights: Tensor) -> tuple[Tensor, Tens
     return sums[0].T, sums[1].norm()
 
 
-def compared(
-    model: nn.Module,
-    layers: dict[str, Layer],
-    batch: Batch,
-    seed: Tensor,
-    weights: Tensor,
-    sums: dict[str, list[Weighted]],
-) -> dict[str, Layer]:
-    """Each layer in the first layout whose sum is autograd's; ValueError where none is."""
+def compared_weights(layers: dict[str, Layer]) -> list[str]:
+    """The names of the parameters whose gradients are compared with autograd's."""
     tied = [layer for layer in layers.values() if not layer.untied]
-    names = list(dict.fromkeys(n for layer in tied for n in (layer.weight_name, layer.bias_name) if n is not None))
-    truth: dict[str, Tensor] = {}
-    if names:
-        truth = _autograds(model, batch.inputs, names, seed * per_row(weights, seed).to(seed))
+    return list(dict.fromkeys(n for layer in tied for n in (layer.weight_name, layer.bias_name) if n is not None))
+
+
+def compared(
+    layers: dict[str, Layer], batch: int, sums: dict[str, list[Weighted]], truth: dict[str, Tensor]
+) -> dict[str, Layer]:
+    """Each layer in the first layout whose sum is autograd's, ``truth``; ValueError where none is."""
     read = {}
     for name, layer in layers.items():
         tried = sums.pop(name)
@@ -132,33 +128,26 @@ def compared(
             errors = [_apart(one, layer.join(truth)) for one in tried]
             tried = [one for one, error in zip(tried, errors, strict=True) if error <= one.tolerance]
             if not tried:
-                raise ValueError(_differs(name, min(errors), batch.index))
+                raise ValueError(_differs(name, min(errors), batch))
         read[name] = tried[0].layer
     return read
 
 
-def _autograds(model: nn.Module, inputs: Any, names: list[str], seed: Tensor) -> dict[str, Tensor]:
-    """Autograd's own gradient of Σ_n ⟨seed_n, outputs_n⟩ in the parameters named; 0 where it does not depend on one."""
+def gradients_with_copies(model: nn.Module, layers: dict[str, Layer], inputs: Any, seed: Tensor) -> dict[str, Tensor]:
+    """``Recording.weight_gradients`` by a pass of its own, for a model that changes in place what a layer has read."""
+    names = compared_weights(layers)
     every = {n: p.detach() for n, p in model.named_parameters()}
     asked = [every[n].requires_grad_() for n in names]
-
-    def found() -> tuple[Tensor | None, ...]:
-        with torch.enable_grad():
-            total = (call(model, inputs, every) * seed).sum()
-            return torch.autograd.grad(total, asked, allow_unused=True)
-
-    try:
-        gradients = found()
-    except RuntimeError as error:
-        if "inplace operation" not in str(error):
-            raise
-        with allow_mutation_on_saved_tensors():  # the model changes in place what a layer has read
-            gradients = found()
-    return {n: torch.zeros_like(p) if g is None else g for n, p, g in zip(names, asked, gradients, strict=True)}
+    if not asked:
+        return {}
+    with allow_mutation_on_saved_tensors(), torch.enable_grad():
+        total = (call(model, inputs, every) * seed).sum()
+        found = torch.autograd.grad(total, asked, allow_unused=True)
+    return {n: torch.zeros_like(p) if g is None else g for n, p, g in zip(names, asked, found, strict=True)}
 
 
 def _apart(one: Weighted, truth: Tensor) -> float:
-    return float((one.total - double(truth)).norm() / one.scale.clamp_min(1e-300))
+    return float((double(one.total) - double(truth)).norm() / one.scale.clamp_min(1e-300))
 
 
 def _differs(name: str, error: float, batch: int) -> str:

@@ -10,7 +10,7 @@ What is recorded is read by each layer's layout (rows.py), which ``proof`` has s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -22,7 +22,7 @@ from .idle import check_idle
 from .inside import watching_inside
 from .layers import Layer
 from .objectives import Objective, output_gradient
-from .placement import call, check_mode
+from .placement import call, check_mode, check_tokens
 from .positions import check_batch
 from .recording import (
     Captured,
@@ -92,9 +92,18 @@ def _hook(recording: Recording, layers: list[Layer]) -> Callable[..., Tensor | N
     return hook
 
 
-def forward(model: nn.Module, layers: dict[str, Layer], inputs: Any, size: int, *, raw: bool = False) -> Recording:
+def forward(
+    model: nn.Module,
+    layers: dict[str, Layer],
+    inputs: Any,
+    size: int,
+    *,
+    raw: bool = False,
+    weights: Iterable[str] = (),
+) -> Recording:
     """Run the model on a batch of ``size`` examples and record the chosen layers; raw=True, their inputs as they came.
 
+    ``weights`` names parameters whose gradients the recording can be asked for too: others stand in for them.
     Raises RuntimeError for a model in train mode with BatchNorm or Dropout or one that draws random numbers,
     ValueError for a layer that took no part, a batch axis that is not first, or rows that are not as they were shown.
     """
@@ -105,7 +114,13 @@ def forward(model: nn.Module, layers: dict[str, Layer], inputs: Any, size: int, 
             "Use torch.no_grad() instead, or nothing: inflib leaves no gradients behind."
         )
     with watching(layers, size, raw=raw) as recording, frozen(model), torch.enable_grad():
-        recording.outputs = call(model, inputs)
+        if names := list(weights):
+            check_tokens(model, inputs)
+            standing_in = {n: p.detach() for n, p in model.named_parameters()}
+            recording.weights = {n: standing_in[n].requires_grad_() for n in names}
+            recording.outputs = call(model, inputs, standing_in)
+        else:
+            recording.outputs = call(model, inputs)
     check_idle(recording)
     if missing := [name for name in layers if name not in recording.calls]:
         raise ValueError(_unused(missing, layers))

@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .batches import Batch, batch_size, per_row
-from .comparison import compared, weighted_sums
+from .batches import Batch, batch_size, cached_bytes, chunks, per_row
+from .comparison import compared, compared_weights, gradients_with_copies, weighted_sums
 from .finite import check_finite
 from .hooks import Captured, Pair, Recording, RowsChangedError, forward, leave_out, pairs, values_of
 from .independence import check_independence
@@ -89,28 +89,39 @@ class Proof:
     def recording(self, batch: Batch, *, look: bool = True) -> Recording:
         """A forward pass over a batch, its rows read as they were shown to be; look=False in a pass after the first."""
         check_batch(self.objective, batch.inputs, batch.targets)
-        if look and self._due(batch):
-            self._look(batch)
+        recorded = self._look(batch) if look and self._due(batch) else None
+        if recorded is not None:
+            return recorded
         try:
             return forward(self.model, self.layers, batch.inputs, batch.size)
         except RowsChangedError:  # tokens flattened into the batch, where all texts so far had one
-            self._look(batch)
-            return forward(self.model, self.layers, batch.inputs, batch.size)
+            recorded = self._look(batch)
+            return recorded or forward(self.model, self.layers, batch.inputs, batch.size)
 
     def see(self, batch: Batch) -> None:
         """Look at a batch whose turn it is, where its recording is not needed: its sums are there already."""
         if self._due(batch):
             self._look(batch)
 
-    def _look(self, batch: Batch) -> None:
+    def _look(self, batch: Batch) -> Recording | None:
+        """What was recorded for the look, read as it showed; None where the batch had been looked at before."""
         before = self.layers if self._most > 1 else {}
         asked = (self.model, self.layers, self.objective, batch, self.measurement)
-        crowded = batch.size > self._most
-        found = proven(*asked, crowded, lambda: prove(*asked, self._draw, crowded=crowded))
+        crowded, recorded = batch.size > self._most, None
+
+        def look() -> dict[str, Layer]:
+            nonlocal recorded
+            found, recorded = prove(*asked, self._draw, crowded=crowded)
+            return found
+
+        found = proven(*asked, crowded, look)
         self.layers = {name: _agreed(before.get(name, layer), layer, batch.index) for name, layer in found.items()}
         if self.say and self._most < 2 <= batch.size:
             _say_where(self.layers)
         self._most = max(self._most, batch.size)
+        if recorded is not None:
+            recorded.read(self.layers)
+        return recorded
 
     def _due(self, batch: Batch) -> bool:
         if self._most < 2 and batch.size > self._most:
@@ -153,13 +164,35 @@ def prove(
     draw: np.random.Generator,
     *,
     crowded: bool = True,
-) -> dict[str, Layer]:
+) -> tuple[dict[str, Layer], Recording]:
     """The layers with their layouts, or a ValueError that names those whose rows are not examples, and why.
 
-    crowded=False in a pass that has seen a batch of this size: see ``independence``.
+    With them the batch as it was recorded, for its own gradients. crowded=False in a pass that has seen a batch of this
+    size: see ``independence``.
     """
     check_batch(objective, batch.inputs, batch.targets)
-    recording = forward(model, layers, batch.inputs, batch.size, raw=True)
+    asked = (model, layers, objective, batch, measurement, draw, crowded)
+    try:
+        return _prove(*asked, in_place=False)
+    except RuntimeError as error:
+        if "inplace operation" not in str(error):
+            raise
+    return _prove(*asked, in_place=True)  # the model changes in place what a layer has read
+
+
+def _prove(
+    model: nn.Module,
+    layers: dict[str, Layer],
+    objective: Objective,
+    batch: Batch,
+    measurement: Any,
+    draw: np.random.Generator,
+    crowded: bool,
+    *,
+    in_place: bool,
+) -> tuple[dict[str, Layer], Recording]:
+    asked = [] if in_place else compared_weights(layers)
+    recording = forward(model, layers, batch.inputs, batch.size, raw=True, weights=asked)
     _check_recorded(recording, batch)
     objective.check(recording.outputs, batch.targets)
     idle = recording.drop_idle()
@@ -172,8 +205,9 @@ def prove(
     # alike in both sums
     weights = torch.from_numpy(2.0 ** draw.integers(-3, 4, batch.size) * draw.choice([-1.0, 1.0], batch.size))  # (B,)
     sums = weighted_sums(recording, layers, allowed, batch.size, seed, weights)
-    del recording  # before autograd's own graph is made
-    return compared(model, layers, batch, seed, weights, sums)
+    seed *= per_row(weights, seed).to(seed)
+    truth = gradients_with_copies(model, layers, batch.inputs, seed) if in_place else recording.weight_gradients(seed)
+    return compared(layers, batch.index, sums, truth), recording
 
 
 def _check_recorded(recording: Recording, batch: Batch) -> None:
@@ -200,38 +234,53 @@ def _slopes(
 
     Where a slope is 0 (a perfect fit, a probability of 1 to rounding) it is taken at outputs drawn by chance.
     """
-    value = values_of(objective, measurement)
+    value, what = values_of(objective, measurement), "loss" if measurement is None else "measurement"
 
-    def slope(at: Tensor, of: Tensor | None = None) -> Tensor:
+    def differentiable(at: Tensor) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
             f = at.detach().requires_grad_()
-            each = per_example(value(f, targets), outputs, "loss" if measurement is None else "measurement")
-            (found,) = torch.autograd.grad(each.sum() if of is None else (each * of.to(each)).sum(), f)
-        return found
+            return f, per_example(value(f, targets), outputs, what)
 
-    whole = slope(outputs)
+    f, each = differentiable(outputs)
     for alone in some:
-        elsewhere = slope(outputs, alone)[~alone.to(outputs.device)]
-        if bool((elsewhere.abs() > 0).any()):  # NaN is no evidence, and is said where the loss is taken
+        of = alone.to(each)
+        with torch.enable_grad():
+            (slope,) = torch.autograd.grad((each * of).sum(), f, retain_graph=True)
+        if bool((_nonzero_rows(slope) & (of == 0)).any()):  # NaN is no evidence, and is said where the loss is taken
             raise ValueError(
-                f"the {'loss' if measurement is None else 'measurement'} of one example depends on the outputs of "
+                f"the {what} of one example depends on the outputs of "
                 f"others in its batch (asked about {int(alone.sum())} of {len(alone)}, it has a slope at the others' "
                 "outputs too); expected a function of each example's own. Leave means over the batch and comparisons "
                 "within it out of it."
             )
-    scaled, largest = _scaled(whole)
+        del slope
+    scaled, largest = _scaled(*torch.autograd.grad(_total(each), f))
     if bool((largest == 0).any()):
         noise = torch.from_numpy(draw.standard_normal(tuple(outputs.shape))).to(outputs)
-        scaled = torch.where(per_row(largest == 0, scaled), _scaled(slope(noise))[0], scaled)
+        f, each = differentiable(noise)
+        elsewhere, _ = _scaled(*torch.autograd.grad(_total(each), f))
+        scaled = torch.where(per_row(largest == 0, scaled), elsewhere, scaled)
     return scaled
+
+
+def _total(each: Tensor) -> Tensor:
+    with torch.enable_grad():
+        return each.sum()
+
+
+def _nonzero_rows(x: Tensor) -> Tensor:
+    """Which rows of x (B, ...) have an entry that is a number other than 0, (B,)."""
+    rows = x.reshape(len(x), -1)
+    parts = chunks(len(rows), rows[:1].numel() * x.element_size(), cached_bytes(x))
+    return torch.cat([(rows[some].abs() > 0).any(1) for some in parts])
 
 
 def _scaled(slopes: Tensor) -> tuple[Tensor, Tensor]:
     """Slopes (B, ...) over their largest entries (B,); 0 where that is 0 or not finite."""
-    largest = slopes.flatten(1).abs().amax(1) if slopes.ndim > 1 else slopes.abs()
+    largest = torch.linalg.vector_norm(slopes.reshape(len(slopes), -1), torch.inf, dim=1)
     largest = largest.where(largest.isfinite(), 0)
-    over = per_row(largest.where(largest > 0, 1), slopes)
-    return torch.where(per_row(largest > 0, slopes), slopes / over, 0), largest
+    scaled = slopes / per_row(largest.where(largest > 0, 1), slopes)
+    return scaled.masked_fill_(per_row(largest == 0, slopes), 0), largest
 
 
 def _allowed(
@@ -265,7 +314,7 @@ def _candidates(layer: Layer, inputs: list[Tensor], size: int) -> list[Layout]:
 
 def _touched(layout: Layout, gradient: Tensor) -> Tensor:
     """Which indices of the layout's axis a gradient is not 0 at, (rows,)."""
-    return (gradient.movedim(layout.axis, 0).flatten(1).abs() > 0).any(1)
+    return _nonzero_rows(gradient.movedim(layout.axis, 0))
 
 
 def _own_rows(layout: Layout, gradient: Tensor, alone: Tensor) -> bool:

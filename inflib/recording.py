@@ -79,6 +79,7 @@ class Recording:
     inputs: dict[str, list[Tensor]] = field(default_factory=dict)  # of each call, where raw
     calls: dict[str, list[Call]] = field(default_factory=dict)
     edges: dict[str, list[GradientEdge]] = field(default_factory=dict)  # of all calls so far, idle ones included
+    weights: dict[str, Tensor] = field(default_factory=dict)  # parameters that a gradient can be asked for, by name
     rows: int = 0  # of the last call's first axis, where that is the examples' or a multiple of them
 
     def gradients(self, seed: Tensor, *, last: bool = False) -> dict[str, Tensor]:
@@ -103,7 +104,7 @@ class Recording:
         """The gradient at the output of each of a layer's calls, of the output's shape, as far as it is the layer's."""
         edges = [call.edge for calls in self.calls.values() for call in calls]
         with torch.enable_grad():
-            total = (self.outputs * seed).sum()  # a scalar: for a given gradient torch would first import sympy
+            total = _along(self.outputs, seed)
         found = iter(torch.autograd.grad(total, edges, retain_graph=not last, allow_unused=True))
         return {
             name: [
@@ -111,6 +112,28 @@ class Recording:
             ]
             for name, calls in self.calls.items()
         }
+
+    def weight_gradients(self, seed: Tensor) -> dict[str, Tensor]:
+        """Autograd's own gradient of Σ_b ⟨seed_b, outputs_b⟩ in ``weights``; 0 where it does not depend on one."""
+        if not self.weights:
+            return {}
+        with torch.enable_grad():
+            total = _along(self.outputs, seed)
+        found = torch.autograd.grad(total, list(self.weights.values()), retain_graph=True, allow_unused=True)
+        named = zip(self.weights.items(), found, strict=True)
+        return {name: torch.zeros_like(w) if g is None else g for (name, w), g in named}
+
+    def read(self, layers: dict[str, Layer]) -> None:
+        """From raw inputs to activations, as if the layers' layouts had been known from the start."""
+        self.layers, self.raw = layers, False
+        for name, layer in layers.items():
+            calls, self.calls[name] = self.calls[name], []
+            for call, x in zip(calls, self.inputs.pop(name), strict=True):
+                if call.ids is None:
+                    self.add(layer, layer.own(layer.features(call.module, x, self.size)))
+                else:
+                    call = call._replace(ids=layer.ids(call.module, x, self.size))
+                self.calls[name].append(call)
 
     def every_length(self) -> dict[str, tuple[int, ...]]:
         """The positions of each call that a pair is made of, embeddings' at the end."""
@@ -212,6 +235,12 @@ class Recording:
         if layer.name in self.activations:
             a = joined([self.activations[layer.name], a], dim=1)
         self.activations[layer.name] = a
+
+
+def _along(outputs: Tensor, seed: Tensor) -> Tensor:
+    """Σ_b ⟨seed_b, outputs_b⟩, a scalar: for a given gradient torch would first import sympy. Their product, as large
+    as a language model's logits, is not made."""
+    return torch.dot(outputs.flatten(), seed.flatten().to(outputs.dtype))
 
 
 def paired(

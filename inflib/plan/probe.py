@@ -7,7 +7,7 @@ grows with the numbers in it; all else is done once, however much data there is:
 
 and operations likewise. Memory does not grow with the number of batches but with the largest, which is among the few.
 Proving a batch's rows (proof.py) is apart: a session has it behind it for the first batch, and does it once more, for a
-later one, whose memory comes on top of what the stage holds by then.
+later one, whose memory comes on top of what the stage holds by then; a forward pass of it is the batch's own.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..batches import Batch, Data, tensors, walk
+from ..hooks import forward
 from ..passes import Fit
 from ..proof import Proof, prove
 
@@ -120,10 +121,13 @@ class Probe:
             draw = np.random.Generator(np.random.Philox(0))
             prove(fit.model, fit.layers, fit.objective, batch, None, draw, crowded=False)
 
+        def record(_: Few) -> None:
+            forward(fit.model, fit.layers, batch.inputs, batch.size)
+
         Proof(fit.model, fit.layers, fit.objective).see(batch)
-        counted, timed = run_over(look, some, device, counting=True), run_over(look, some, device)
-        took = Measured(timed.seconds, timed.peak, counted.ended[1])
-        return cls(some, units, took, device)
+        counted, timed = ([run_over(run, some, device, counting=c) for run in (look, record)] for c in (True, False))
+        beyond = max(timed[0].seconds - timed[1].seconds, 0.0)  # a batch's own pass is read from its look
+        return cls(some, units, Measured(beyond, timed[0].peak, counted[0].ended[1] - counted[1].ended[1]), device)
 
     @property
     def later(self) -> Measured:
