@@ -48,7 +48,7 @@ class Same:
     def __init__(self, data: Data, name: str, *, ordered: bool):
         self.data, self.name, self.ordered = data, name, ordered
         self.by_batch = ordered or _keeps_order(data)
-        self.first: Any = None  # the first batch that came
+        self.first: Any = None  # the first batch that came with an example in it
         self.prints: list[bytes] = []  # of the batches seen so far, where ``by_batch``
         self.whole: tuple[int, int] | None = None  # examples of a walk to the end, and the sum of their hashes
         self.at = 0  # batches of the present walk so far
@@ -66,10 +66,10 @@ class Same:
         index, examples, total = 0, 0, 0
         self.at = 0
         for item in iterate(self.data, self.name):
-            self.first = item if self.first is None else self.first
             if isinstance(item, (tuple, list)) and len(item) == 2:  # ``walk`` says what else is wrong
                 size = batch_size(item[1], self.name, index)
                 examples += size
+                self.first = item if self.first is None and size else self.first
                 if self.whole is not None and examples > self.whole[0]:
                     raise ValueError(self._other(f"more than the {self.whole[0]} examples of the pass before"))
                 if self.by_batch:

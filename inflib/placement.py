@@ -165,11 +165,10 @@ def _users_autocast() -> Iterator[None]:
 def _without_checkpoints() -> Iterator[None]:
     """torch.utils.checkpoint runs its function and forgets nothing: a second run of it in the backward pass would be
     one that no hook expects (reentrant ones hide their graph from autograd.grad altogether)."""
-    plain = {"CheckpointFunction": _Plain, "_checkpoint_without_reentrant_generator": _plain_generator}
-    held = {name: getattr(checkpoints, name) for name in plain}
+    held = {name: getattr(checkpoints, name) for name in _PLAIN if hasattr(checkpoints, name)}
     try:
-        for name, stand_in in plain.items():
-            setattr(checkpoints, name, stand_in)
+        for name in held:
+            setattr(checkpoints, name, _PLAIN[name])
         yield
     finally:
         for name, own in held.items():
@@ -194,6 +193,13 @@ class _Plain:
 
 def _plain_generator(*_args: Any, **_kwargs: Any) -> Iterator[None]:
     yield
+
+
+_PLAIN: dict[str, Any] = {
+    "CheckpointFunction": _Plain,
+    "_checkpoint_without_reentrant_generator": _plain_generator,
+    "_checkpoint_without_reentrant_generator_impl": _plain_generator,  # its name from torch 2.14 on
+}
 
 
 # --- modes -------------------------------------------------------------------------------------------------------
