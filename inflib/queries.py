@@ -18,7 +18,8 @@ from .allocation import allocating, by_layer
 from .batches import BYTE_BUDGET, Batch, Data, accumulator, chunks, length, walk
 from .contractions import Pairs
 from .curvature import Curvature, Damping, layers_of
-from .finite import check_finite, note_underflow
+from .ekfac import rotated_gradients
+from .finite import check_finite, check_numbers, note_underflow
 from .hooks import Matrices, Pair
 from .implicit import Implicit
 from .kronecker import Kronecker
@@ -205,8 +206,10 @@ class Preconditioned:
         return map(self._solve, self.groups)
 
     def _solve(self, parts: list[Pairs]) -> Solution:
-        stacks = (_matrices(part) for part in parts)
-        solved = [self._solve_one(v) for v in self._joined(stacks)]
+        if isinstance(self.curvature, Kronecker):
+            solved = [Solution(x, *_directly(x)) for x in self._in_eigenbasis(self.curvature, parts)]
+        else:
+            solved = [self._solve_one(v) for v in self._joined(_matrices(part) for part in parts)]
         # sequences meet P by its columns (``contract``): laid out so once, not for every batch
         once = {k: pair.a.shape[1] == 1 for k, pair in parts[0].items()}
 
@@ -221,7 +224,21 @@ class Preconditioned:
         if isinstance(self.curvature, Implicit):
             return self.curvature.solve_with_residual(v, self.damping)
         x = self.curvature.solve(v, self.damping)
-        return Solution(x, next(iter(x.values())).new_zeros(len(next(iter(x.values())))), 0)
+        return Solution(x, *_directly(x))
+
+    def _in_eigenbasis(self, curvature: Kronecker, parts: list[Pairs]) -> Iterator[Matrices]:
+        """``curvature.solve``, with a query's few positions turned into the eigenbasis in place of its matrix."""
+        inverse = curvature.inverse_eigenvalues(self.damping)
+        for part in parts:
+
+            def rotated(k: str) -> Tensor:
+                pair = Pair(part[k].a.to(inverse[k]), part[k].g.to(inverse[k]))  # noqa: B023 (called at once)
+                turned = rotated_gradients(pair, curvature.Q_S.get(k), curvature.Q_A.get(k))
+                return torch.cat(list(turned)) * inverse[k]
+
+            solved = curvature.rotate_back(by_layer(part, rotated))
+            check_numbers("solution (C + λ)⁻¹ v", solved)
+            yield solved
 
     def _joined(self, stacks: Iterator[Matrices]) -> Iterator[Matrices]:
         """The stacks as they come, or joined into as few as may be solved together."""
@@ -233,6 +250,12 @@ class Preconditioned:
         rows = len(next(iter(whole.values())))
         for some in chunks(rows, 1, self.together):
             yield {k: x[some] for k, x in whole.items()}
+
+
+def _directly(x: Matrices) -> tuple[Tensor, int]:
+    """The residuals (K,) and the steps of a solve that is none in steps."""
+    first = next(iter(x.values()))
+    return first.new_zeros(len(first)), 0
 
 
 def passes(

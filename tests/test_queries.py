@@ -12,9 +12,12 @@ from networks import ZOO, Case, Conv1D, batches, cases, drawn, make, zoo
 from oracle import assert_close
 from test_curvature import drawn_damping
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from inflib import (
+    SquaredError,
     TrainIndex,
+    capture,
     ekfac,
     gauss_newton,
     identity,
@@ -26,7 +29,7 @@ from inflib import (
 )
 from inflib.implicit import Implicit
 from inflib.layers import _KINDS, positions_last
-from inflib.queries import HELD, SOLVED
+from inflib.queries import HELD, SOLVED, Preconditioned
 
 pytestmark = pytest.mark.usefixtures("float64", "conv1d")
 
@@ -326,3 +329,20 @@ def test_a_direct_solve_has_residual_0() -> None:
     assert solved.steps == 0
     assert torch.equal(solved.residual, torch.zeros(3))
     assert_close(scored(case, fit(case), queries=solved), scored(case, fit(case), measurement="margin"), 1e-13)
+
+
+def test_a_query_of_few_positions_is_turned_into_the_eigenbasis_by_its_positions() -> None:
+    """T (o² + i²) multiplications, where its matrix would take o² i + o i²; the way back is of matrices."""
+    T, o, i, asked = 3, 48, 64, 5
+    g = torch.Generator().manual_seed(0)
+    model = torch.nn.Linear(i, o, bias=False).eval()
+    data = [(torch.randn(asked, T, i, generator=g), torch.randn(asked, T, o, generator=g))]
+    C = ekfac(model, SquaredError(), data, progress=False)
+    pairs = capture(model, SquaredError(), *data[0])
+    solver = Preconditioned([pairs], C, 0.1, 2**28)
+    with FlopCounterMode(display=False) as counter:
+        (P,) = solver
+    back = asked * (o * o * i + o * i * i)
+    there = asked * T * (o * o + i * i + o * i)
+    assert counter.get_total_flops() == 2 * (back + there) < 3 * back
+    assert_close(P[""], C.solve({"": pairs[""].matrices()}, 0.1)[""], 1e-12)
