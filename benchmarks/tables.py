@@ -168,11 +168,14 @@ def audit() -> str:
 
 
 def speed() -> str:
-    """A query against made-up shards, in CPU-seconds of all threads."""
+    """Queries against made-up shards: the clock's seconds on two threads, and CPU-seconds of both."""
     rows = json.loads((RESULTS / "store_speed.json").read_text())["rows"]
-    sizes = sorted({row["sequences"] for row in rows})
-    of = {(row["sequences"], row["queries"]): f"{row['cpu_s']:.2f}" for row in rows}
-    return table(["sequences", "1 query", "10 queries"], [[f"{n:,}", of[n, 1], of[n, 10]] for n in sizes], "rrr")
+    shown = []
+    for row in rows:
+        seconds = (f"{row[what][key]:.2f}" for what in ("1", "10", "read") for key in ("wall_s", "cpu_s"))
+        shown.append([f"{row['sequences']:,}", f"{row['bytes'] / 1e9:.2f}", *seconds])
+    kinds = [f"{what}{unit}" for what in ("1 query", "10 queries", "every byte read") for unit in (", s", ", CPU-s")]
+    return table(["sequences", "GB", *kinds], shown, "r" * 8)
 
 
 def low_rank() -> str:
