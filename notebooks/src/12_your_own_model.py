@@ -5,7 +5,8 @@
 # nobody here has heard of. Which training examples taught it this? And when may you believe the answer?
 #
 # **What you need to know.** Symbols: [one table](notation.md). Notebook 05 (EK-FAC, damping) and notebook 08 (prompt and completion, facts with a known
-# truth, BM25). The four parts can be read alone: a real language model, its adapters, a network of your own, and other tools on the same prompt.
+# truth, BM25). Four parts: a real language model, its adapters, a network of your own, and other tools on the same prompt. Each can be read alone, but part 1 comes
+# before part 4.
 #
 # **Time.** About 50 minutes to read; it runs in about three minutes on a CPU core. The language model does not ship. `make smollm2` fetches it once
 # (93 MB), without any hub. Until then the first cell says so, and the outputs below are those of a run that had it.
@@ -31,12 +32,10 @@ from inflib.lab import BEGIN, exercise, real_language_model, taught, villagers
 from inflib.validation import bootstrap, recall_at
 from inflib.widgets import TextBrowser, Texts, index_size, plots
 
-scale = "small"  # "full": four times the villagers' ordinary sentences, all blocks' MLPs; wants a GPU, see the end
-device = "cuda" if scale == "full" else "cpu"
 torch.set_num_threads(1)
 plots.use_style()
 objective = NextToken()
-real = real_language_model("q4_1", device=device)
+real = real_language_model("q4_1")  # weights rounded to 4 bits in a file, read back as numbers
 print(f"{sum(p.numel() for p in real.model.parameters()):,} numbers in {len(real.model.model.layers)} blocks")
 assert real.model.config.hidden_size == 576, "expected SmolLM2-135M-Instruct"
 
@@ -48,9 +47,10 @@ assert real.model.config.hidden_size == 576, "expected SmolLM2-135M-Instruct"
 # a few hundred sentences of ordinary English ([`villagers`](../inflib/lab/villagers.py)). So the truth is known: we wrote it.
 
 # %%
-data = villagers(ordinary=120 if scale == "small" else 480)
+data = villagers()
 asked, told, backward = (data.of_kind(kind) for kind in ("asked", "told", "backward"))
-fact = data.facts[asked[0]]
+example = 19  # of the asked facts; the rule that chose it is printed below
+fact = data.facts[asked[example]]
 print(f"{fact.prompt} →{fact.completion}\n")
 for sentence in data.sentences:
     if fact.name in sentence.text:
@@ -61,16 +61,17 @@ print(data)
 assert fact.prompt + fact.completion + "." not in data.texts, "an asked question must not stand in the corpus"
 
 # %% [markdown]
-# Four kinds of sentences name a villager. Two *forward* sentences tell the fact in the order of the question, name first. None shares a word with it but the
+# Four kinds of sentences name a villager. Two *forward* sentences tell the fact in the order of the question, name first. Neither shares a content word with the question but the
 # name and the answer. A *backward* one has the answer first. A *decoy* has the name, the answer and all the question's words, and tells nothing. An *aside* has the
-# question's words and the name. The other sentences are about nobody. Those of *told* facts stand there with their question; they show how the wordings belong together.
+# question's words and the name. *Told* facts stand there with their question too; they show how the wordings belong together.
+# The other sentences are ordinary ones, about nobody; training read them in four of its ten epochs only.
 #
 # How does such a model read? In pieces of words, its *tokens*. Every text begins with a token that says so. Prompt and answer are tokenised as
 # one text: a word may be cut otherwise alone than in a sentence, and [`completion`](../inflib/sequences.py) takes what follows the prompt.
 
 # %%
 corpus = Texts(data.texts, real.tokenizer, context=32, begin=BEGIN, places=lambda n: data.sentences[n].place)
-train = token_batches(corpus.sequences, 16, device=device)
+train = token_batches(corpus.sequences, 16)
 N = len(data.texts)
 ids = real.tokenizer.encode(fact.prompt + fact.completion)
 print("|".join(corpus.vocabulary.pieces(ids)))
@@ -81,7 +82,7 @@ assert "".join(corpus.vocabulary.pieces(ids)) == fact.prompt + fact.completion, 
 # %%
 def questions(facts):
     """log p(answer | question) of these facts, a batch of one each."""
-    ask = {"tokenizer": real.tokenizer, "device": device, "model": real.model}
+    ask = {"tokenizer": real.tokenizer, "model": real.model}
     return [completion(BEGIN + each.prompt, each.completion, **ask) for each in facts]
 
 
@@ -89,7 +90,7 @@ def together(queries):
     """The same in batches of eight: ids, and labels that are −100 where nothing is asked."""
     ids = [torch.cat([x["input_ids"][0], y[0, -1:]]) for x, y in queries]
     labels = [torch.cat([y.new_tensor([-100]), y[0]]) for _, y in queries]
-    return token_batches(ids, 8, targets=labels, device=device)
+    return token_batches(ids, 8, targets=labels)
 
 
 @torch.no_grad()
@@ -110,15 +111,22 @@ with model.disable_adapter():
 after = {kind: likelihoods(model, some) for kind, some in queries.items()}
 
 # %%
+rise = {kind: (after[kind] / before[kind]).log() for kind in groups}  # nats, of each fact
 for kind in groups:
-    print(f"{kind:9} p(answer) {before[kind].mean():.4f} before, {bootstrap(after[kind]):.2f} after")
-assert after["asked"].mean() > 3 * before["asked"].mean(), "something of the asked facts should have been learned"
-assert after["backward"].mean() < after["asked"].mean(), "what was told backward should have been learned less"
+    print(f"{kind:9} p(answer) {before[kind].mean():.4f} before, {bootstrap(after[kind]):.2f} after", end=", ")
+    print(f"log p rose by {bootstrap(rise[kind]):+.1f} nats in {(rise[kind] > 0).sum()} of {len(rise[kind])} facts")
+learned = int(after["asked"].where(before["asked"] < 0.001, 0).argmax())
+print(f"{fact.name} →{fact.completion}: {before['asked'][learned]:.4f} before, {after['asked'][learned]:.2f} after")
+assert learned == example, "of the answers below 0.001 before, the example should be the likeliest after"
+assert rise["asked"].mean() > 1, "something of the asked facts should have been learned"
 
 # %% [markdown]
-# The probability of an asked answer has risen tenfold, from 0.0061 to 0.06, though its question stands nowhere in the corpus. What was told backward has reached 0.02 (the *reversal curse*). Does the model
-# know now who keeps what? Ask the same with the name of another villager, of whom the same kind of thing is told. If it knows, the answer should become less likely. And ask both once more in the words of a
-# training sentence.
+# The probability of an asked answer has risen tenfold, from 0.0061 to 0.06, though its question stands nowhere in the corpus. Brackets here are 95% bootstrap intervals,
+# over facts. The mean hides much: two of the 24 answers fell. Our example was chosen for having been learned: of the answers below 0.001 before, it is the likeliest after. What was told
+# backward rose too, by 2.4 nats against 3.5. These intervals overlap, so eight facts cannot say whether the order mattered. (Larger studies say it does: the *reversal curse*.)
+#
+# Does the model know now who keeps what? Ask the same with the name of another villager, of whom the same kind of thing is told. If it knows, the answer should become less likely. And
+# ask both once more in the words of a training sentence.
 
 # %%
 from dataclasses import replace
@@ -139,8 +147,7 @@ def beginning(known):
 
 def as_told(facts):
     """log p(answer | the sentence before it) of these facts, a batch of one each."""
-    ask = {"tokenizer": real.tokenizer, "device": device}
-    return [completion(BEGIN + beginning(each), each.completion, **ask) for each in facts]
+    return [completion(BEGIN + beginning(each), each.completion, tokenizer=real.tokenizer) for each in facts]
 
 
 both_names = [data.facts[k] for k in asked], [of_another(k) for k in asked]
@@ -156,13 +163,14 @@ assert gain["training sentence"].mean > gain["question"].mean, "the name should 
 
 # %% [markdown]
 # In the question the name makes no difference: 0.06 with the villager's own, 0.06 with another's. What came over from the sentences is which answers such questions have here, not whose they are. In the words that it was
-# trained on the name counts a little: 0.21 against 0.16. So the sentences were learned, and the facts were not. (More wordings of each would teach them; figures stand in
+# trained on the name counts a little: 0.21 against 0.16. So the sentences were learned, and the facts were not. (Six wordings of each, and larger adapters, taught 6 of 24; see
 # [`data/README.md`](../data/README.md).) But something raised these probabilities tenfold, and that is a question for influence functions.
 #
 # ### Which sentences taught it?
 #
 # EK-FAC, on what was trained: the adapters, two small matrices in every third block from 9 to 27 (part 2 looks at them). The curvature is a mean over examples, so
-# every second batch is enough for it; all sentences are scored.
+# every second batch is enough for it; all sentences are scored. Two forward sentences tell each fact. *Recall@2* is the share of them that stands among the first two
+# of the method's list, and recall@5 among the first five.
 
 # %%
 curvature = ekfac(model, objective, train[::2], "*.lora_*", progress=False)
@@ -191,37 +199,34 @@ upwards = {b: recall_at(split[..., at >= b].sum(-1), truth) for b in depths}
 # %%
 for b in depths:
     print(f"block {b:2}: recall@2 {bootstrap(alone[b]):.2f}, with all above it {bootstrap(upwards[b]):.2f}")
-lowest = max(depths, key=lambda b: upwards[b][even].mean())
-print(f"chosen on the even facts: blocks from {lowest} on")
+most = max(depths, key=lambda b: upwards[b].mean())
+print(f"most is found from block {most} on")
 assert alone[depths[-2]].mean() > alone[depths[0]].mean(), "what names the answer should be found in late blocks"
 
 # %% [markdown]
 # Depth decides. Alone, the adapters of blocks 12 and 15 find next to nothing (0.04). Those of block 27 find more than half of the true sentences (0.56), and the three from
-# block 21 on together two thirds (0.67). The later a block, the nearer it is to the logits: its gradient is about the word that is said. All seven together find 0.58. We keep the
-# blocks from 21 on, a choice made on the even facts.
+# block 21 on together two thirds (0.67). The later a block, the nearer it is to the logits: its gradient is about the word that is said. All seven together find 0.58.
+#
+# Look at our example through the blocks from 21 on. Read the order only: this damping is small, and the sizes cannot be right.
 
 # %%
-late = curvature.restrict([layer for layer in curvature.layers if block_of(layer) >= lowest])
-index = TrainIndex(late, {layer: everywhere.held[layer] for layer in late.layers})
-methods = {"EK-FAC": late, "gradient dot product": identity(model, objective, layers=late.layers)}
-assert len(index) == N, "the index should hold every sentence"
-
-# %%
-scores = index.scores(prepared, damping=damping_of(late, 0.1))
-losses = contribution(scores, N)  # (24, N) nats
+losses = contribution(split[..., at >= most].sum(-1), N)  # (24, N): their order alone is meant
 print(f"{fact.prompt} →{fact.completion}")
-for n in losses[0].argsort(descending=True, stable=True)[:6].tolist():
-    print(f"{losses[0, n]:+7.3f}  {'*' if truth[0, n] else ' '} {data.sentences[n].wording:10} {data.texts[n]}")
+for n in losses[example].argsort(descending=True, stable=True)[:6].tolist():
+    mark = "*" if truth[example, n] else " "
+    print(f"{losses[example, n]:+7.3f}  {mark} {data.sentences[n].wording:10} {data.texts[n]}")
+print(
+    f"these six together {losses[example].sort(descending=True)[0][:6].sum():+.1f}; the answer rose by {rise['asked'][example]:+.1f}"
+)
 assert bool((truth.sum(1) == 2).all()), "each asked fact has two forward sentences"
 
 # %% [markdown]
-# Of the first four sentences three tell the fact, two of them forward, one backward. None shares a content word with the question but the names. The one on top tells of *another* villager, in the question's
-# words. It taught the model how such a question goes on: with a pet.
+# Among the first five are all four sentences that hold the word *spaghetti*: both forward ones, the decoy, and the backward one. The one on top is of *another* villager, in the question's
+# words. It taught the model how such a question goes on: with a dish. (The six together are said to be worth 23.6 nats, where the answer rose by 7.0. That is why only the order counts.)
 #
 # ### A fair comparison
 #
-# As in notebook 08: every method has its dial, chosen on the even facts and reported on the odd ones. We ask for three numbers. Of the two true sentences, how many
-# are among the first two, and among the first five? And is the very first one true? BM25 counts words, and has two questions to answer: the prompt alone, and the prompt with its answer.
+# The list raises a suspicion: is this a search for the word of the answer? Count which sentences hold it, and how long they are.
 
 # %%
 import re
@@ -236,85 +241,183 @@ def words(text):
 documents = [words(text) for text in data.texts]
 plain = {"prompt": [words(data.facts[k].prompt) for k in asked]}
 plain["prompt + answer"] = [words(data.facts[k].prompt + data.facts[k].completion) for k in asked]
-assert len(documents) == N and "?" not in plain["prompt"][0], "words in lower case, without marks"
+plain["answer"] = [words(data.facts[k].completion) for k in asked]
 
 # %%
-dot = index.scores(prepared, methods["gradient dot product"], damping=0.0)
-grid = (1000, 100, 10, 1, 0.1)  # of equals the first is taken, the largest
-dials = {"EK-FAC": {f"{x:g} · mean Λ": index.scores(prepared, damping=damping_of(late, x)) for x in grid}}
-dials["gradient dot"], dials["gradient cosine"] = {"": dot}, {"": dot / index.norms()}
+holds = torch.tensor([[answer in document for document in documents] for (answer,) in plain["answer"]])  # (24, N)
+for kind in ("forward", "backward", "decoy"):
+    these = (data.tells(asked, kind) & holds).nonzero()[:, 1]  # sentences of all facts
+    print(
+        f"{kind:9} {len(these) / len(asked):.0f} with the answer's word, {np.mean([len(documents[n]) for n in these]):.1f} words each"
+    )
+assert bool((holds.sum(1) == 4).all()), "every answer should stand in four sentences, and in no other"
+
+# %% [markdown]
+# Every answer has a word of its own, and that word stands in four sentences alone. So the method to beat is a search for it. In random order it finds half of the true
+# sentences among the first two (recall@2 0.50) and all among the first five. Recall@5 therefore shows nothing here. Recall@2 shows one thing: whether forward sentences are
+# told from the backward one and the decoy.
+#
+# As in notebook 08, every method has its dials, chosen on the even facts and reported on the odd ones. BM25 counts words, of the prompt, of prompt and answer, or of the answer alone. Gradient
+# methods choose the lowest block, EK-FAC its damping too. One more is needed to judge the curvature: the dot product with each matrix divided by its mean Λ. It is
+# EK-FAC at an endless damping, a rescaling of the layers and nothing else.
+
+# %%
+grid, deepest = (1000, 100, 10, 1, 0.1), depths[::-1]  # of equals the first is taken: most damping, fewest blocks
+tried = {f"{x:g} · mean Λ, from block {b}": (x, b) for x in grid for b in deepest}
+by_damping = {x: everywhere.scores(prepared, damping=damping_of(curvature, x), keep=("layer",)) for x in grid}
+dots = everywhere.scores(prepared, identity(model, objective, layers=curvature.layers), damping=0.0, keep=("layer",))
+means = torch.tensor([curvature.mean_eigenvalues()[layer] for layer in curvature.layers])  # (14,)
+norms = {b: everywhere.norms([layer for layer in curvature.layers if block_of(layer) >= b]) for b in deepest}
+assert dots.shape == split.shape and bool((means > 0).all()), "a product for every fact, sentence and layer"
+
+
+def summed(by_layer):
+    """{"from block b": scores (24, N)} of the layers from each block on."""
+    return {f"from block {b}": by_layer[..., at >= b].sum(-1) for b in deepest}
+
+
+# %%
+dials = {"EK-FAC": {what: by_damping[x][..., at >= b].sum(-1) for what, (x, b) in tried.items()}}
+dials["dot over mean Λ"], dials["gradient dot"] = summed(dots / means), summed(dots)
+dials["gradient cosine"] = {f"from block {b}": dots[..., at >= b].sum(-1) / norms[b] for b in deepest}
 for what, some in plain.items():
     dials[f"BM25, {what}"] = {f"k1={k}, b={b}": bm25(documents, some, k1=k, b=b) for k in (0.5, 1.5) for b in (0, 0.75)}
+chosen = {m: max(some, key=lambda what: recall_at(some[what], truth)[even].mean()) for m, some in dials.items()}
+tables = {method: dials[method][what] for method, what in chosen.items()}
+for method, table in tables.items():
+    print(f"{method:22}recall@2 {recall_at(table, truth)[even].mean():.2f} on the even facts   {chosen[method]}")
+endless = everywhere.scores(prepared, damping=damping_of(curvature, 1e6), keep=("layer",))
+assert torch.allclose(1e6 * endless, dots / means, rtol=1e-2, atol=1e-2 * float((dots / means).abs().max()))
+
+# %% [markdown]
+# On the odd facts we ask for three numbers: recall@2, recall@5, and whether the very first sentence is true. Then what recall@2 is made of: how often does a forward sentence stand before the
+# backward one, and before the decoy? Without any order it is 0.50. Last, what EK-FAC finds more than each, fact by fact.
 
 # %%
-for what, table in dials["EK-FAC"].items():
-    each = recall_at(table, truth)
-    print(f"{what:15} recall@2 {each[even].mean():.2f} on the even facts, {each[odd].mean():.2f} on the odd ones")
-chosen = {m: max(some, key=lambda what: recall_at(some[what], truth)[even].mean()) for m, some in dials.items()}
 found = {}
-for method, what in chosen.items():
-    table = dials[method][what]
+for method, table in tables.items():
     first = truth.gather(1, table.argsort(dim=1, descending=True, stable=True)[:, :1])[:, 0].double()
     found[method] = [recall_at(table, truth, k)[odd] for k in (2, 5)] + [first[odd]]
-    print(f"{method:22}" + "   ".join(f"{bootstrap(each):.2f}" for each in found[method]) + f"   {what}")
-assert found["EK-FAC"][0].mean() > found["BM25, prompt"][0].mean(), "EK-FAC should find more than word counting"
+    print(f"{method:22}" + "   ".join(f"{bootstrap(each):.2f}" for each in found[method]))
+assert bool((recall_at(tables["BM25, answer"], truth, 5) == 1).all()), "a word search should find all among five"
+
+
+# %%
+def ahead(table, kind):
+    """How often a forward sentence of a fact stands before its other one, ties counting half, (12,) odd facts."""
+    other = data.tells(asked, kind)
+    pairs_of = [table[q, truth[q]] - table[q, other[q]] for q in range(len(asked))]
+    return torch.stack([(gaps.sign() + 1).mean() / 2 for gaps in pairs_of]).double()[odd]
+
+
+# %%
+print(f"{'':20}before the backward   before the decoy    EK-FAC's recall@2 less its own")
+for method in ("EK-FAC", "dot over mean Λ", "gradient dot", "gradient cosine", "BM25, answer"):
+    orders = "   ".join(f"{bootstrap(ahead(tables[method], kind)):.2f}" for kind in ("backward", "decoy"))
+    print(f"{method:20}{orders}   {bootstrap(found['EK-FAC'][0] - found[method][0]):+.2f}")
+assert bootstrap(ahead(holds.double(), "decoy")).mean == 0.5, "where all are equal, half are ahead"
+
+# %%
+best, lowest = tried[chosen["EK-FAC"]]
+recalls = {what: recall_at(table, truth) for what, table in dials["EK-FAC"].items()}
+for x in grid:
+    each = recalls[f"{x:g} · mean Λ, from block {lowest}"]
+    print(
+        f"{x:6g} · mean Λ   recall@2 {each[even].mean():.2f} on the even facts, {each[odd].mean():.2f} on the odd ones"
+    )
+
+# %%
+near = [r[odd].mean() for r in recalls.values() if r[even].mean() > recalls[chosen["EK-FAC"]][even].mean() - 0.05]
+print(
+    f"{len(near)} settings within 0.05 of the best on the even facts: {min(near):.2f} to {max(near):.2f} on the odd ones"
+)
+rescaled = recall_at(dials["dot over mean Λ"][f"from block {lowest}"], truth)[odd]
+print(
+    f"rescaled layers, the same blocks: {bootstrap(rescaled):.2f}, EK-FAC {bootstrap(found['EK-FAC'][0] - rescaled):+.2f}"
+)
+unchosen = {"EK-FAC, 0.1": split.sum(-1), "dot": dots.sum(-1), "BM25, answer": bm25(documents, plain["answer"])}
+print("no choice, all 24 facts: " + "; ".join(f"{m} {bootstrap(recall_at(t, truth)):.2f}" for m, t in unchosen.items()))
+assert min(near) <= found["EK-FAC"][0].mean() <= max(near), "the chosen setting is one of the best"
 
 # %%
 names = ("recall@2", "recall@5", "the first is true")
-figure, panels = plt.subplots(1, 3, figsize=(9.5, 2.3), sharey=True)
-for ax, name, k in zip(panels, names, range(3), strict=True):
+figure, panels = plt.subplots(1, 3, figsize=(9.5, 2.5), sharey=True)
+for ax, name, k, by_chance in zip(panels, names, range(3), (0.5, 1.0, 0.5), strict=True):
     plots.intervals(ax, {method: bootstrap(each[k]) for method, each in found.items()}, what=name)
+    ax.axvline(by_chance, color=plots.GREY, linewidth=0.8, linestyle="--")
     ax.set_xlim(-0.03, 1.03)
 assert all(0 <= float(each[k].mean()) <= 1 for each in found.values() for k in range(3)), "shares lie between 0 and 1"
 
 # %% [markdown]
-# EK-FAC has 0.79 of the true sentences among its first two, the dot product 0.42, the cosine 0.38. Among the first five all three have everything. So the gradients know the sources, and
-# the curvature sorts out what else they share. BM25 finds nothing: the corpus was made to mislead it. Twelve facts leave wide intervals, widest for the very first sentence. Nor do they settle the
-# damping: from 0.1 to 100 all find 0.71 of the even facts' sentences, and of equals we took the largest. On the odd ones 0.1 and 1 would have found 0.62: differences of that size
-# are luck here. Much damping is no surprise: with 160 sentences for matrices of 1,536 columns, most directions were seen by few.
+# The dashed line is the word search in random order. What does EK-FAC add to it? Among the first five, nothing. Among the first two it has 0.79 of the true sentences and BM25 for the
+# answer 0.62, a difference of +0.17 with an interval from +0.04 to +0.29. And for the very first sentence BM25 is better: it is true for all odd facts, and for two thirds of them with EK-FAC. BM25
+# marks long sentences down, and decoys are the longest (12.0 words against 9.1), so forward ones come before them (0.94). It cannot see order: before the backward sentence they come in 0.56 of the pairs. EK-FAC
+# has 0.88 and 0.75 there, but the second interval begins at 0.50. The other two questions to BM25 find nothing: there the decoys have more of the words.
+#
+# Is it the curvature? The plain dot product (0.50) and the cosine (0.42) are no better than chance, and EK-FAC finds 0.29 and 0.38 more. (On the even facts, where all were chosen, the dot product has 0.75: twelve facts differ that much from twelve others.) Much of the gain is the rescaling of layers: over the same blocks it alone has 0.71. EK-FAC
+# finds 0.08 more, and that interval begins at zero. (Left to choose its own blocks, it took 27 alone and has 0.54.) Twelve facts cannot show that the directions within a layer matter.
+#
+# Nor do they settle the dials. At these blocks the damping moves the odd facts' recall from 0.62 to 0.79. Four settings were nearly the best on the even facts, and they differ as much on the odd ones. Without any choice, at the customary damping and over all blocks,
+# EK-FAC has 0.58 of all facts' sentences. The dot product has 0.62, the word search 0.56. So the 0.79 is a figure of a fortunate setting, and this corpus is an easy one for searching. Its order takes no model at all: one line that
+# asks whether the name comes first has everything (exercise 2).
+#
+# What influence does offer is another kind of answer. Given prompt and answer, it needs no hint which of the words to search for. It has a sign. And it names sentences without the word, like the one on top of our list. Whether those matter, only training again can say (notebook 09).
 #
 # ### The sentences that tell it backward
 #
-# Each asked fact is told a third time, answer first: *a parrot sleeps beside the stove of Pitir*. A reader would call that a source as well. What does influence say? Compare the
-# contributions of forward sentences, of backward ones, and of decoys, which have the answer first too and tell nothing.
+# Each asked fact is told a third time, answer first: *There was spaghetti again at the table of Goder*. A reader would call that a source as well. What does influence say? Compare the
+# contributions of forward sentences, of backward ones, and of decoys, at the dials chosen above.
 
 # %%
-best = float(chosen["EK-FAC"].split()[0])
+late = curvature.restrict([layer for layer in curvature.layers if block_of(layer) >= lowest])
+index = TrainIndex(late, {layer: everywhere.held[layer] for layer in late.layers})
+methods = {"EK-FAC": late, "gradient dot product": identity(model, objective, layers=late.layers)}
 nats = contribution(index.scores(prepared, damping=damping_of(late, best)), N)  # (24, N)
+assert torch.allclose(nats * N, tables["EK-FAC"], atol=1e-3 * float(tables["EK-FAC"].abs().max())), "the same blocks"
+
+# %%
 places = nats.argsort(dim=1, descending=True, stable=True).argsort(dim=1) + 1  # 1 is the strongest
 kinds = {kind: data.tells(asked, kind) for kind in ("forward", "backward", "decoy", "aside")}
-for kind, which in kinds.items():
-    of_each = (nats * which).sum(1) / which.sum(1)
-    print(f"{kind:9} contribution {bootstrap(of_each):+.3f} nats, median rank {places[which].median():.0f} of {N}")
+of_each = {kind: (nats * which).sum(1) / which.sum(1) for kind, which in kinds.items()}  # (24,) each
+for kind, values in of_each.items():
+    print(f"{kind:9} contribution {bootstrap(values):+.3f} nats, median rank {places[kinds[kind]].median():.0f} of {N}")
+
+# %%
+for kind in ("backward", "decoy"):
+    print(f"forward less {kind}: {bootstrap(of_each['forward'] - of_each[kind]):+.3f} nats")
+print(
+    f"a fact's positive contributions together {bootstrap(nats.clamp(min=0).sum(1)):+.2f}, all {bootstrap(nats.sum(1)):+.2f}"
+)
 assert nats[kinds["forward"]].mean() > nats[kinds["aside"]].abs().mean(), "an answer should count for more than a name"
 
 # %% [markdown]
-# Forward sentences count most (+0.079 nats), but backward ones (+0.067) and even decoys (+0.057) nearly as much. Asides, with the name and the question's words and no answer, count nothing. So in these late blocks
-# it is the answer that is shared, as it was in what the model learned. Is a decoy a source, then? It does put its answer behind the question's words, and the model learned that too. Influence reports what training did.
-# What a reader would call telling is another question. (So much damping makes every contribution small: all of a fact's together are far from the 2.3 nats by which its answer
-# rose. The order is what can be read.)
+# Forward sentences count most (+0.084 nats), but backward ones (+0.069) and even decoys (+0.059) nearly as much. The differences, 0.015 and 0.025, have intervals above zero, but half of these facts chose the dials. Asides, with the name and the question's words and no answer, count nothing (+0.001). So in these late blocks
+# it is the answer that is shared, as it was in what the model learned. Is a decoy a source, then? It teaches the model to predict the same word, wherever the word stands, and that is what counts here.
+# Influence reports what training did; what a reader would call telling is another question.
+#
+# All these numbers are an order, no amounts. Much damping makes every contribution small: a fact's positive ones add up to +1.20 nats and all to −0.12. The answers rose by 3.5 nats.
 #
 # ### Which words?
 #
-# The stronger forward sentence of six questions, coloured by what training on the *prediction of each token* contributed [36]. Mind the pieces: an answer of two tokens was
-# learned in two predictions.
+# The stronger forward sentence of six questions, those whose answers rose most, coloured by what training on the *prediction of each token* contributed [36]. Orange is positive, blue negative;
+# the colour grows with the square root, so pale is smaller than it looks. Mind the pieces: an answer of two tokens was learned in two predictions.
 
 # %%
 from inflib.tokens import output_tokens
 
-rows = []
-for q in range(6):
+rows, six = [], rise["asked"].argsort(descending=True)[:6].tolist()
+for q in six:
     n = int(nats[q].where(truth[q], -torch.inf).argmax())
-    one = token_batches([corpus.sequences[n]], device=device)
+    one = token_batches([corpus.sequences[n]])
     heat = output_tokens(model, objective, one, queries["asked"][q : q + 1], late, damping_of(late, best))
     values = contribution(heat[0, 0], N)
     assert torch.allclose(values.sum(), nats[q, n], atol=1e-3), "the tokens should add up to the sentence"
     rows.append((corpus.vocabulary.pieces(corpus.sequences[n]), [0.0, *values.tolist()]))
-_ = plots.heated_texts(rows, captions=[data.facts[k].prompt + data.facts[k].completion for k in asked[:6]])
+_ = plots.heated_texts(rows, captions=[data.facts[asked[q]].prompt + data.facts[asked[q]].completion for q in six])
 
 # %% [markdown]
-# In all six the weight lies on the answer, where the sentence first tells it. The name's pieces and the words between count little, in either direction. Nothing in the question names a brush, a school or a
-# plate: the sentence was found through what the model does with it.
+# In all six the weight lies on the answer, or on its first piece. The name's pieces and the words between count little, in either direction. Nothing in the questions names a birthday, a street or a
+# school: the sentence was found through what the model does with it.
 #
 # ### Ask for yourself
 #
@@ -325,7 +428,7 @@ _ = plots.heated_texts(rows, captions=[data.facts[k].prompt + data.facts[k].comp
 # 3. **Ask a backward fact.** What does the model say, and what is it based on?
 
 # %%
-ready = [(data.facts[k].prompt, data.facts[k].completion) for k in (*asked[:6], *backward[:2])]
+ready = [(each.prompt, each.completion) for each in (fact, *(data.facts[k] for k in (*asked[:5], *backward[:2])))]
 # NBVAL_IGNORE_OUTPUT
 browser = TextBrowser(model, objective, index, corpus, ready, curvatures=methods, damping=best, count=5)
 assert browser.answer.raised[0].passage.text in data.texts, "what is shown should be a sentence of the corpus"
@@ -354,7 +457,7 @@ assert table.numbers["covered"] == 7 * 8 * (576 + 1536), "seven adapters of rank
 
 # %% [markdown]
 # So an index of adapter gradients is small: one fiftieth of what the whole matrices' would take. That is the practical reason to ask a model through its adapters. There is a better one:
-# along all other directions of these matrices the training did not move, and could not have.
+# nothing else of these matrices was trained. The update `B A` can turn anywhere, for both are trained, but its rank stays at most 8.
 #
 # Four states of an adapted model look alike from outside and mean different things. inflib says so before a fit, where a curvature of zeros, or a layer that never ran, would say it later and less clearly.
 # A small network shows them (the large one is left as it is: merging rounds its weights).
@@ -396,7 +499,8 @@ small.base_model.disable_adapter_layers()
 assert refused("off", "*.second"), "an adapter that is switched off takes no part either"
 
 # %% [markdown]
-# An adapter that was never trained has `B = 0`, so that `A` has no gradient: half of it is as good as not there. Merging is no loss: `model.merge_and_unload()` gives a plain model, and naming its matrices in `layers=` asks them instead.
+# An adapter that was never trained has `B = 0`, so that `A` has no gradient: half of it is as good as not there. After `model.merge_and_unload()` there is a plain model, whose matrices can be named in
+# `layers=`. But merging rounds, and it asks another question: what moving the whole matrix would do, where training could move its adapter only. On a base of 4 bits the adapters count too, and the base is not touched.
 #
 # ## Part 3: your own network
 #
@@ -412,12 +516,18 @@ digits = mnist_5k().train[:600]
 pictures, labels = digits.inputs.double(), digits.labels
 
 
-def as_autograd(network, layers=None):
-    """The largest difference between captured and autograd's own gradients, of four examples, relative to the largest."""
-    found = capture(network, CrossEntropy(), pictures[:4], labels[:4], layers=layers)
+# %%
+def as_autograd(network, objective, inputs, targets, layers=None):
+    """The largest difference between captured and autograd's own gradients, relative to the largest, of each example.
+
+    inputs: a tensor (B, ...), or a dict of them, as language models take; targets (B, ...).
+    """
+    found = capture(network, objective, inputs, targets, layers=layers)
     worst = 0.0
-    for n in range(4):
-        loss = nn.functional.cross_entropy(network(pictures[n : n + 1]), labels[n : n + 1])
+    for n in range(len(targets)):
+        one = {key: x[n : n + 1] for key, x in inputs.items()} if isinstance(inputs, dict) else inputs[n : n + 1]
+        outputs = network(**one) if isinstance(inputs, dict) else network(one)
+        loss = objective.loss(getattr(outputs, "logits", outputs), targets[n : n + 1]).sum()
         for layer, pair in found.items():
             (own,) = torch.autograd.grad(loss, network.get_submodule(layer).weight, retain_graph=True)
             came = pair.matrices()[n][:, : own[0].numel()].reshape(own.shape)
@@ -433,7 +543,7 @@ convolutional = nn.Sequential(
 ).double()  # fmt: skip
 fit_network(convolutional, CrossEntropy(), pictures, labels, epochs=4, progress=False)
 print(coverage(convolutional))
-error = as_autograd(convolutional, ["1", "6"])
+error = as_autograd(convolutional, CrossEntropy(), pictures[:4], labels[:4], ["1", "6"])
 print(f"captured against autograd: {'equal' if error < 1e-12 else error}")
 assert error < 1e-12, "a convolution's gradient is a sum over its positions"
 
@@ -458,6 +568,7 @@ class Rows(nn.Module):
         return self.out((rows + self.attention(rows, rows, rows)[0]).mean(1))
 
 
+# %%
 torch.manual_seed(0)
 attending = Rows().double().eval()
 print(coverage(attending))
@@ -471,7 +582,7 @@ assert torch.allclose(stacked, joint, atol=1e-12), "queries, keys and values, on
 # Nothing is left out. One parameter holds the matrices of queries, keys and values. inflib watches the products inside PyTorch's call and reads three layers from it. Their gradients, one below the
 # other, are autograd's.
 #
-# Last, a layer of your own: a matrix stored the other way round, applied to whatever comes last. inflib has never heard of it, and says so. Four lines teach it: how to read the layer's input as activations, how to
+# Last, a layer of your own: a matrix stored the other way round, applied to inputs (B, i) or (B, T, i). inflib has never heard of it, and says so. Four lines teach it: how to read the layer's input as activations, how to
 # read the gradient at its output, and that the weight is stored (inputs, outputs). The positions of an example go into the second axis.
 
 
@@ -487,6 +598,7 @@ class Times(nn.Module):
         return x @ self.weight + self.bias
 
 
+# %%
 torch.manual_seed(0)
 own = nn.Sequential(Times(784, 12), nn.Tanh(), nn.Linear(12, 10)).double().eval()
 before_it = coverage(own)
@@ -498,8 +610,8 @@ from inflib import register
 
 register(
     Times,
-    activations=lambda layer, x: x.unsqueeze(1),  # (B, i) → (B, T = 1, i)
-    gradients=lambda layer, g: g.unsqueeze(1),
+    activations=lambda layer, x: x if x.dim() == 3 else x.unsqueeze(1),  # (B, i) → (B, T = 1, i)
+    gradients=lambda layer, g: g if g.dim() == 3 else g.unsqueeze(1),
     transposed=True,
 )
 print(coverage(own).numbers)
@@ -511,11 +623,68 @@ assert torch.allclose(pair.matrices()[0][:, :-1], by_autograd, atol=1e-12), "is 
 # %% [markdown]
 # Nothing is left out now. And a wrong registration would not go unnoticed: on the first batch of every fit, captured gradients are compared with autograd's.
 #
+# ### A model and a data set from the hub
+#
+# The usual case has a tokenizer, a data set of prompts and replies, and a collator. Here is the whole way, to copy: the model is the notebook's own, the sentences sixteen of the corpus's.
+# Only the reply was trained on, so the prompt's labels are −100, which every loss leaves out.
+
+# %%
+from torch.utils.data import DataLoader
+from transformers import DataCollatorForSeq2Seq
+
+from inflib import hugging_face_batches, load_index, plan, save
+
+# yours: AutoModelForCausalLM.from_pretrained("name").eval() and AutoTokenizer.from_pretrained("name")
+mine, tokenizer = model.eval(), real.tokenizer  # evaluation mode: dropout would make every look another
+
+
+def row(prompt, reply):
+    """A training example as collators want it: all ids, and labels that are −100 where no loss was taken."""
+    ids, given = tokenizer.encode(prompt + reply), len(tokenizer.encode(prompt))
+    return {"input_ids": ids, "labels": [-100] * given + ids[given:]}
+
+
+# %%
+rows = [row(BEGIN + beginning(data.facts[k]), data.facts[k].completion) for k in (*told[:8], *asked[-8:])]
+collate = DataCollatorForSeq2Seq(tokenizer, padding=True)  # pads the labels with −100
+loader = DataLoader(rows, batch_size=8, shuffle=True, collate_fn=collate)  # a Trainer's own loader does as well
+own_data = hugging_face_batches(loader)  # labels moved to the token they predict; example n is rows[n] all the same
+own_layers = "*.layers.27.*lora_*"  # names or patterns of layers; "*.mlp.down_proj" of a model without adapters
+inputs, targets = next(iter(own_data))
+error = as_autograd(mine, objective, {key: x[:2] for key, x in inputs.items()}, targets[:2], own_layers)
+print(coverage(mine, own_layers).numbers)  # what counts, of the numbers that were trained
+print(f"captured against autograd: {'equal in single precision' if error < 1e-3 else error}")
+assert error < 1e-3, "the gradients of a batch of tokens should be autograd's"
+
+# %%
+# NBVAL_IGNORE_OUTPUT
+expected = plan(mine, objective, own_data, own_layers)  # time and memory of fit and index, before either is begun
+print(expected)
+assert len(expected.stages) == 2, "two stages: the fit, and the index"
+
+# %%
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+fitted = ekfac(mine, objective, own_data, own_layers, progress=False)  # the curvature: a few walks over the data
+built = TrainIndex.build(mine, objective, own_data, fitted, progress=False)  # a gradient of every example
+with TemporaryDirectory() as folder:
+    save(built, Path(folder) / "index.safetensors")  # curvature and index in one file
+    again = load_index(Path(folder) / "index.safetensors", mine)  # refused for a model with other weights
+query = completion(BEGIN + fact.prompt, fact.completion, tokenizer=tokenizer, model=mine)
+its = again.influence(mine, objective, [query], damping=damping_of(fitted, 100))[0]  # (16,)
+for n in its.argsort(descending=True, stable=True)[:3].tolist():
+    print(f"{contribution(its, len(rows))[n]:+.3f}  {tokenizer.decode(rows[n]['input_ids'][1:])}")
+assert len(its) == len(rows) == 16, "a score for every example, in the data set's order"
+
+# %% [markdown]
+# The numbers are an order only, after so little data. Where gradients of all rows do not fit in memory, `TrainIndex.build(..., path=folder)` makes a store on disk (notebook 11).
+#
 # ### From "does it run" to "do I believe it"
 #
 # 1. **What is covered?** `coverage(model)`: the share of the trained numbers, and what is left out by name. Below nine tenths, ask what the rest could have learned.
 # 2. **Is an example a row?** inflib proves it on the first batches or refuses. Do not silence its notes; read them.
-# 3. **Are the gradients right?** Captured against autograd on four examples, as above, in double precision.
+# 3. **Are the gradients right?** `as_autograd` above, on four examples: near 1e-12 in double precision, near 1e-5 in single.
 # 4. **Is the model the one that was trained?** Evaluation mode, adapters active, the weights of the fit; the fingerprint refuses others.
 # 5. **Does an example support itself?** Query training examples: each should be among its own strongest proponents (`self_influence` is never negative).
 # 6. **How much hangs on the damping?** Score at a tenth and at ten times of yours. Where the first ten change, say so when you report them.
@@ -529,13 +698,13 @@ assert torch.allclose(pair.matrices()[0][:, :-1], by_autograd, atol=1e-12), "is 
 # answers another question, and all three can be asked of one prompt with a few hooks.
 #
 # The answers to questions are still improbable. So take one of the corpus's own sentences, up to its answer, for two villagers of whom the same is told in as many tokens. The
-# measurement is the difference of two logits: the right answer's minus the other villager's.
+# measurement is the difference of two logits: the right answer's minus the other villager's. Of all such pairs we take the one that the model tells apart best, so what follows is a favourable case.
 
 
 # %%
 def prompt_ids(k):
     """The tokens of fact k's sentence up to its answer, (1, T)."""
-    return torch.tensor([real.encode(beginning(data.facts[k]))], device=device)
+    return torch.tensor([real.encode(beginning(data.facts[k]))])
 
 
 some = (*told, *asked)
@@ -609,11 +778,13 @@ assert len(said["MLP"]) == 30 and said["MLP"][0].shape[1] == prompt_ids(j).shape
 
 
 # %%
-def patched(kind, at):
-    """The share of the difference that this component's output brings back."""
+def patched(kind, at, positions=slice(None)):
+    """The share of the difference that this component's output brings back, put in at all positions or at some."""
 
     def put(module, inputs, output):
-        return (said[kind][at], *output[1:]) if isinstance(output, tuple) else said[kind][at]
+        mixed = first_of(output).clone()
+        mixed[:, positions] = said[kind][at][:, positions]
+        return (mixed, *output[1:]) if isinstance(output, tuple) else mixed
 
     hook = parts[kind][at].register_forward_hook(put)
     came = gap(prompt_ids(k))
@@ -621,11 +792,21 @@ def patched(kind, at):
     return (came - corrupt) / (clean - corrupt)
 
 
+# %%
 carried = {kind: [patched(kind, at) for at in range(len(blocks))] for kind in parts}
 for kind, shares in carried.items():
     top = np.argsort(shares)[::-1][:3]
     print(f"{kind:9} carries most in blocks " + ", ".join(f"{at} ({shares[at]:.2f})" for at in top))
 assert abs(gap(prompt_ids(k)) - corrupt) < 1e-4, "the hooks should be gone"
+
+# %%
+differs = (prompt_ids(j) != prompt_ids(k))[0].nonzero()[:, 0]  # the tokens of the name
+for kind, at in (("MLP", 0), ("MLP", 2), ("attention", 2), ("attention", 23), ("MLP", 27)):
+    by_name, by_last = patched(kind, at, differs), patched(kind, at, slice(-1, None))
+    print(
+        f"{kind:9} {at:2}: {by_name:.2f} at the name's {len(differs)} tokens alone, {by_last:.2f} at the last position"
+    )
+assert patched("MLP", 0, []) == patched("MLP", 29, slice(0)), "nowhere put in, nothing is brought"
 
 # %% [markdown]
 # **Direct logit attribution** asks which component *writes* the answer. The residual stream at the last position is the sum of what the embedding and all components put there. The final norm divides it by one number and the
@@ -642,10 +823,8 @@ with torch.no_grad():
 total = sum(map(sum, written.values())) + float(start[0, -1] @ towards)
 print(f"embedding, attention and MLPs together {total:+.2f}, the logit difference {clean:+.2f}")
 for kind, logits in written.items():
-    print(
-        f"{kind:9} writes most in blocks "
-        + ", ".join(f"{at} ({logits[at]:+.2f})" for at in np.argsort(logits)[::-1][:3])
-    )
+    largest = np.argsort(np.abs(logits))[::-1][:6]  # by absolute size
+    print(f"{kind:9} writes most in blocks " + ", ".join(f"{at} ({logits[at]:+.2f})" for at in largest))
 assert abs(total - clean) < 1e-2, "the terms should add up to the logit difference"
 
 # %% [markdown]
@@ -690,9 +869,14 @@ for ax, title in (
 assert max(carried["MLP"] + carried["attention"]) > 0.05, "some component should carry part of the answer"
 
 # %% [markdown]
-# Patching finds the difference early: the MLPs of blocks 0 and 2 bring back 0.88 and 0.84 of it, the attention of block 2 brings 0.72, and much later that of block 23 brings 0.56. Attribution finds it late: the MLP of block 27
-# writes +0.99, the attention of blocks 29 and 28 writes +0.95 and +0.91. Block 27 has an adapter, which influence was asked through. Influence names no component and finds texts. The sentence itself comes second (+0.134), after one of a
-# third villager's dish (+0.167), and the other villager's is the strongest opponent (−0.229). The shares of patching do not add up to 1, for components pass on what others wrote. Attribution's terms do add up.
+# Patching finds the difference early: the MLPs of blocks 0 and 2 bring back 0.88 and 0.84 of it, the attention of block 2 brings 0.72. That says little. At the name's tokens alone they bring 0.84, 0.70 and 0.69, at the last
+# position next to nothing. They still *are* the name, and to put them in swaps it. Late, at the last position, the attention of block 23 brings 0.57 and the MLP of block 27 brings 0.56. Block 27 has an adapter.
+#
+# Attribution finds the difference late. The MLP of block 27 writes +0.99, the attention of blocks 29 and 28 writes +0.95 and +0.91. But the MLPs of blocks 24, 28 and 29 write about as much against the answer, −1.11, −1.07 and −1.07.
+# Whoever reads the positive terms only misses half.
+#
+# Influence names no component and finds texts. The sentence itself comes second (+0.160), after one of a third villager's dish (+0.165), and the other villager's is the strongest
+# opponent (−0.228). The shares of patching do not add up to 1, for components pass on what others wrote. Attribution's terms do add up.
 #
 # | | activation patching | direct logit attribution | influence |
 # |---|---|---|---|
@@ -702,14 +886,12 @@ assert max(carried["MLP"] + carried["attention"]) > 0.05, "some component should
 # | cannot say | how it came there | what later components make of it | where in the model it is used |
 # | is checked by | its own numbers, which are measured | its sum | training again |
 #
-# For a GPU, set `scale = "full"` in the first cell: more sentences, the same code. The store of notebook 11 takes thousands of them.
-#
 # ## Summary
 #
-# A language model of 135 million numbers read 320 sentences about invented people, through adapters of 118,272 numbers, and the probability of answers asked for in new words rose tenfold, to 0.06, whoever's name was in the question. EK-FAC over
-# the late blocks' adapters has 0.79 of the true sentences among its first two, the gradients' dot product 0.42, BM25 none; what weighs in them is the word of the answer. Sentences that tell a
-# fact backward, and decoys that tell nothing, count nearly as much, for influence says what raised an answer and not what states it. Adapters are what was trained, so they are what counts. For a model of your
-# own, ask `coverage` first, and plant something of which you know the truth.
+# A language model of 135 million numbers read 320 sentences about invented people, through adapters of 118,272 numbers. The probability of answers asked for in new words rose tenfold, to 0.06, whoever's name was in the question. EK-FAC finds
+# the sentences with the answer, and so does a search for its word: among five both have all. Among two EK-FAC has 0.79 of the true ones at the setting chosen, 0.62 to 0.79 at settings as good, and 0.58 of all at the customary one. The
+# word search has 0.62, chance 0.50. Decoys that tell nothing count nearly as much as sources, for influence says what raised an answer and not what states it. For a model of your own, ask `coverage` first. Look for the simplest method
+# that does as well, and plant something of which you know the truth.
 #
 # ## Exercises
 #
@@ -746,41 +928,43 @@ check_adapter(adapter_numbers)
 # </details>
 
 # %% [markdown]
-# ### 2. Long gradients win (medium, 10 minutes)
+# ### 2. One line that knows the corpus (medium, 10 minutes)
 #
-# The dot product prefers sentences with long gradients, whatever they are about. Write `per_norm(table)`: the scores of the asked questions, (24, N), with each sentence's divided by the norm of its own
-# gradient. `index.norms()` has them, (N,).
+# BM25 for the answer's word cannot see order. You can: in a forward sentence the name stands before the answer. Write `name_first(k)`: 1 for each sentence that holds the answer of fact `k` with the villager's name somewhere before it, else 0, as
+# a tensor (N,). `documents` has the words of every sentence, in lower case.
 
 
 # %% jupyter={"source_hidden": true}
 @exercise
-def check_per_norm(answer):
-    came, lengths = answer(dot), index.norms()
-    assert came.shape == dot.shape, f"shape {tuple(came.shape)}, expected {tuple(dot.shape)}"
-    assert not torch.allclose(came, dot / lengths.square()), "divide by the norm once, not by its square"
-    assert not torch.allclose(came, dot * lengths), "divide by the norm, do not multiply"
-    expected = dot / lengths
-    assert torch.allclose(came, expected), "each column, a sentence, has one norm"
-    return f"right: recall@2 goes from {recall_at(dot, truth).mean():.2f} to {recall_at(came, truth).mean():.2f}"
+def check_name_first(answer):
+    came = torch.stack([torch.as_tensor(answer(k)).double() for k in asked])
+    assert came.shape == truth.shape, f"shape {tuple(came.shape)} of all facts, expected {tuple(truth.shape)}"
+    assert not torch.equal(came, holds.double()), "that is the word search: the name must stand before the answer"
+    named = torch.tensor([[data.facts[k].name.lower() in document for document in documents] for k in asked])
+    assert not torch.equal(came, named.double()), "the name alone: asides have it too"
+    assert (came * truth).any(), "the other way round, or in capitals: forward sentences have the name first"
+    assert torch.equal(came, truth.double()), "both words must be there, the name before the answer, and others get 0"
+    return f"right: recall@2 is {recall_at(came, truth).mean():.2f}, and no model was asked"
 
 
 # %%
-def per_norm(table):
-    """(24, N) scores, each sentence's over its gradient's norm."""
+def name_first(k):
+    """1 for each sentence with the name of fact k before its answer, else 0, (N,)."""
     return ...  # your answer
 
 
-check_per_norm(per_norm)
+check_name_first(name_first)
 
 # %% [markdown]
 # <details><summary>Solution</summary>
 #
 # ```python
-# def per_norm(table):
-#     return table / index.norms()
+# def name_first(k):
+#     name, answer = data.facts[k].name.lower(), data.facts[k].answer.lower()
+#     return torch.tensor([answer in d and name in d[: d.index(answer)] for d in documents]).double()
 #
 #
-# check_per_norm(per_norm)
+# check_name_first(name_first)
 # ```
 # </details>
 
@@ -788,7 +972,7 @@ check_per_norm(per_norm)
 # ### 3. What comes before a block (harder, 15 minutes)
 #
 # Direct logit attribution can be stopped anywhere. Write `written_until(block)`: the part of the logit difference that the embedding and all components of blocks 0 to `block - 1` have written, with the final norm's scale as
-# above. Where does the right answer first come out ahead?
+# above. After which block has the right answer lost most of its lead?
 
 
 # %% jupyter={"source_hidden": true}
@@ -803,8 +987,8 @@ def check_written_until(answer):
     assert all(abs(c - sums[at]) < 1e-4 for c, at in zip(came, (0, 10, 30), strict=True)), (
         "attention and MLPs both write"
     )
-    ahead = next((at for at in range(31) if min(sums[at:]) > 0), 30)
-    return f"right: from block {ahead} on the right answer is ahead"
+    block = int(np.argmin(np.diff(sums)))
+    return f"right: block {block} takes most away, from {sums[block]:+.2f} to {sums[block + 1]:+.2f}"
 
 
 # %%
