@@ -187,11 +187,11 @@ WRONG: dict[str, list[tuple[str, str]]] = {
     ],
     "11_scaling_up": [
         ("check_visits(1)", "after one visit"),
-        ("check_visits(1.3 / 0.02)", "compare the two ways"),
-        ("check_visits(3)", "the first whole number"),
-        ("check_cheapest(lambda *shape: min(rotation(*shape).values()))", "mixed orders count too"),
-        ("check_cheapest(lambda T, o, i: min(T, i) * o * o + min(T, o) * i * i)", "the sum over tokens itself"),
-        ("check_cheapest(lambda T, o, i: T * o * i + min(T, o) * o * o + min(T, i) * i * i)", "not if T < o"),
-        ("check_cheapest(lambda T, o, i: 0)", "it is"),
+        ("check_visits(1.45 / 0.27)", "compare the two ways"),
+        ("check_visits(3)", "a visit to the store takes"),
+        ("check_visits(10)", "the first whole number"),
+        ("check_break_even(lambda T, o, i, r: T * o * i / (r * T * (o + i)))", "meets each query too"),
+        ("check_break_even(lambda T, o, i, r: T * o * i / (r * T * (o + i) - o * i))", "below 0"),
+        ("check_break_even(lambda T, o, i, r: 7)", "it is"),
     ],
 }
