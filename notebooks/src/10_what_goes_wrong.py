@@ -2,16 +2,18 @@
 # # 10 · How would I know it is broken?
 #
 # **The question.** A program gives a score for every training example. The pictures look right: a query's proponents resemble it and carry its label.
-# Is the program right? Fifteen mistakes are planted here, each in a single line, each made before by somebody who meant well. Most leave
-# pictures that nobody would question. Every one of them breaks a property that scores must have, and a check of that property takes milliseconds.
+# Is the program right? Fifteen mistakes are planted here, each in a single line, as people make them. Some leave
+# pictures that nobody would question. Every one of them breaks a property that scores must have, and a check of that property needs no second program.
 #
-# **What you need to know.** Notebooks 03 to 05: $a$, $g$, their second moments, the eigenbasis, $\Lambda$ and the damping. Notebook 06 for the three mistakes that need
-# sequences. All symbols stand in [one table](notation.md).
+# **What you need to know.** Notebooks 03 to 05: $a$, $g$, their second moments, the eigenbasis, $\Lambda$ and the damping. The three mistakes that need
+# sequences take notebook 06, and the model of notebook 08. All symbols stand in [one table](notation.md).
 #
 # **Time.** About 40 minutes to read; it runs in less than a minute on two CPU cores.
 
 # %%
 import copy
+import inspect
+import random
 
 import torch
 import torch.nn.functional as F
@@ -29,7 +31,17 @@ plots.use_style()
 # ## A program that can be read at one sitting
 #
 # To be broken, a program should be short. [`Plain`](../inflib/lab/plain.py) is EK-FAC as the earlier notebooks derive it: hooks, two passes, a solve, a product.
-# It is slow, knows linear layers alone, and is sound. The network is that of notebook 04, a little wider, with 500 digits to search and 50 to ask about.
+# It is slow, knows linear layers alone, and is sound. These are the three functions in which most of the mistakes are made:
+
+# %%
+from inflib.lab import plain
+
+for function in (plain.fit, plain.solve, plain.recorded):
+    print(inspect.getsource(function))
+assert len(inspect.getsource(plain).splitlines()) < 300, "at one sitting"
+
+# %% [markdown]
+# The network is that of notebook 04, a little wider, with 500 digits to search and 50 to ask about.
 
 # %%
 from inflib import CrossEntropy
@@ -79,29 +91,40 @@ assert torch.allclose(truth, by_inflib, rtol=1e-8, atol=1e-10), "two programs, o
 # %% [markdown]
 # ## Fifteen lines
 #
-# Here they are: the line as it should be, and below it the line as it was written. Cover the names and try to say of each pair which is which. Then ask yourself whether you
-# would have seen it in a review of three hundred lines.
+# Here they are in pairs: one line is as it should be, the other as it was written, in an order drawn by lot. Say of each pair which is wrong, before you look at the answers. Then ask yourself whether you
+# would have seen it in a review of the whole program.
 
 # %%
-for mistake in MISTAKES:
-    print(f"{mistake.name}\n    right: {mistake.right}\n    wrong: {mistake.wrong}")
+lot = random.Random(0)
+wrong_is = [lot.choice("ab") for _ in MISTAKES]
+for number, (mistake, letter) in enumerate(zip(MISTAKES, wrong_is, strict=True), 1):
+    both = (mistake.wrong, mistake.right) if letter == "a" else (mistake.right, mistake.wrong)
+    print(f"{number:2}a  {both[0]}\n  b  {both[1]}")
 assert len(MISTAKES) == 15, "nine that everybody makes, and six found since"
 
 # %% [markdown]
-# Each has a history of its own.
+# The wrong ones, and what each mistake is called from here on:
+
+# %%
+for number, (mistake, letter) in enumerate(zip(MISTAKES, wrong_is, strict=True), 1):
+    print(f"{number:2}{letter}  {mistake.name}")
+assert {"a", "b"} == set(wrong_is), "a reader who always says b should be wrong somewhere"
+
+# %% [markdown]
+# How some of them come about:
 #
-# - *Transposed eigenbasis*: `eigh` returns eigenvectors in columns, other programs in rows. Two published libraries rotated with the transpose.
+# - *Transposed eigenbasis*: `eigh` returns eigenvectors in columns, other programs in rows.
 # - *V for Vᵀ*: `torch.linalg.svd` returns $V^\top$, the older `torch.svd` returned $V$. The original experiment behind notebook 07 had this one and the *multiplication* by $\Lambda+\lambda$.
 # - *Observed labels* give the empirical Fisher. That is a choice if you made it, and a mistake if you believe to hold the Gauss-Newton matrix.
 # - *Bias column first*: one half of the program appends the 1 in front, the other at the end.
 # - *In-place activation*: a ReLU writes over the very tensor whose gradient was to be recorded.
 # - *Inherited seeds*: every batch, or every worker, begins its random numbers at the same seed.
-# - *Stale weights*: the factors were fitted before the last epochs of training, and kept.
+# - *Stale weights*: the factors were fitted to an earlier model, and kept. Here that is the network after ten of its hundred epochs.
 #
 # ## Would you see it in the pictures?
 #
-# Five programs were asked about one query, which stands on the left; then come its six strongest proponents, a row for each program. Four of them are broken. Choose the sound one
-# before you read on.
+# Five programs were asked about one query, which stands on the left; then come its six strongest proponents, a row for each program. Four of them are broken. The query was chosen among fifty,
+# because all its rows look plausible. Choose the sound one before you read on.
 
 # %%
 by_name = {mistake.name: mistake for mistake in MISTAKES}
@@ -140,7 +163,7 @@ assert "bias column first" in better, "the label count should be fooled: is the 
 
 # %% [markdown]
 # The count is fooled as well. With the bias in the wrong column *more* of the proponents have the query's label than in truth: the wrong program
-# looks better than the right one. A plausible answer is no evidence, and a more plausible one is none either.
+# looks better than the right one. A plausible answer is no evidence, and a more plausible one is none either. The next section prints the count for all mistakes that run on digits.
 #
 # ## How far are they from the truth?
 #
@@ -208,6 +231,8 @@ for mistake in MISTAKES:
     library = broken(mistake)
     scores = stale(library) if mistake.name == "stale weights" else scores_of(library, problem)
     correlations[mistake.name] = correlation(scores, reference)
+    if not mistake.tokens:
+        shares[mistake.name] = same_label(scores)
 assert correlations["sign"] < -0.999, "the sign turns every score round and changes nothing else"
 
 # %% [markdown]
@@ -218,13 +243,17 @@ figure, ax = plt.subplots(figsize=(6.4, 4.2))
 plots.bars(ax, correlations, what="correlation with the right scores, mean over the queries")
 ax.axvline(0.9, color=plots.INK, linestyle="--", linewidth=0.8)
 high = [name for name, r in correlations.items() if r > 0.9]
-print("\n".join(f"{name:28} {r:+.3f}" for name, r in correlations.items()))
-print(f"above 0.9: {len(high)} of {len(MISTAKES)}")
+print("correlation, and share of the first ten proponents with the query's label")
+for name, r in correlations.items():
+    print(f"{name:28} {r:+.3f}" + (f"    {shares[name]:.2f}" if name in shares else ""))
+print(f"sound: label {shares['sound']:.2f}, above 0.9: {len(high)} of {len(MISTAKES)}")
+near = [name for name in correlations if abs(shares.get(name, 0) - shares["sound"]) <= 0.1]
+print(f"label within 0.10 of the sound program's: {len(near)} of {len(shares) - 1}")
 assert 5 <= len(high) <= 8, "at least a third of the mistakes should pass for agreement"
 
 # %% [markdown]
-# Six of the fifteen. One damping for all layers is at 0.999 on this network, with two layers that are alike; its error grows with the number and the variety of layers. Nor is a correlation
-# a yardstick that you have: who needs the check has no sound program to compare with.
+# Six of the fifteen. The count of labels lets through seven of the twelve that run on digits: it is within 0.10 of the sound program's. Only the wrong sign and the wrong order leave next to none of the label.
+# One damping for all layers is at 0.999 on this network, with two layers that are alike. Nor is a correlation a yardstick that you have: who needs the check has no sound program to compare with.
 #
 # Damping hides mistakes too. With enough of it every method becomes the dot product of gradients, and with it most broken ones. The same mistakes at a hundred times the damping:
 
@@ -247,9 +276,9 @@ assert hidden["one damping for all layers"][0] == 1, "with a number given there 
 #
 # ## Properties instead of pictures
 #
-# A sound score has properties that follow from its formula alone, $\nabla\ell_q^\top(C+\lambda I)^{-1}\nabla\ell_n$. They hold for any data and any network. No right answer is needed to test them.
+# A sound score has properties that follow from its formula alone, $\nabla\ell_q^\top(C+\lambda I)^{-1}\nabla\ell_n$. They hold for any data and any network. Most are tested without a right answer, by asking the same program twice.
 #
-# **More damping leaves less.** In the eigenbasis a training example's score for itself is $\sum_j v_j^2/(\mu_j+\lambda)$. Every term is positive and falls with $\lambda$. Whoever multiplies sees it rise. Whoever has the sign wrong sees it negative.
+# **More damping leaves less.** In the eigenbasis a training example's score for itself is $\sum_j v_j^2/(\mu_j+\lambda)$. No term is negative, and each falls with $\lambda$. Whoever multiplies sees it rise. Whoever has the sign wrong sees it negative.
 
 # %%
 own = case.but(queries=case.train)
@@ -321,8 +350,8 @@ for name in (None, "mean over tokens"):
 # %% [markdown]
 # ## The suite
 #
-# The package `inflib.conformance` holds two dozen such [`Check`](../inflib/conformance/checking.py)s, on problems so small that all of them take less than a second with this program. They ask for scores and for nothing else,
-# so any library can be put to them, given an adapter of a few lines. Each says in its docstring which mistake it sees:
+# The package `inflib.conformance` holds two dozen such [`Check`](../inflib/conformance/checking.py)s. They ask for scores and for nothing else,
+# so any library can be put to them, given an adapter. The strongest compare with an exact answer, which their problems are small enough to have: a refit, or a dense solve. Each says in its docstring which mistake it sees:
 
 # %%
 from inflib.conformance import CHECKS, PASSED, run
@@ -332,19 +361,60 @@ for name in ("each_layer_has_its_own_damping", "a_deep_linear_network_is_exact")
 assert all(outcome.status == PASSED for outcome in run(broken(None))), "the sound program passes every check"
 
 # %% [markdown]
-# Now all mistakes against all checks. A column is a mistake, a row a check; a filled square is a check that fails. Look for columns with a single square, and for rows that are never filled.
+# Now all mistakes against all checks. Can they be told apart by what they fail?
 
 # %%
 failing = {"sound": frozenset[str]()}
 for mistake in MISTAKES:
     failing[mistake.name] = frozenset(o.check for o in run(broken(mistake)) if o.status != PASSED)
-seen = torch.tensor([[check in failing[m.name] for m in MISTAKES] for check in CHECKS]).double()  # (24, 15)
-figure, ax = plt.subplots(figsize=(7.6, 5.6))
+alike = [name for name, checks in failing.items() if list(failing.values()).count(checks) > 1]
+print(f"{len(CHECKS)} checks; failing the same: {', '.join(alike)}")
+assert all(m.seen_by in failing[m.name] for m in MISTAKES), "each is seen by the check that is named for it"
+
+# %% [markdown]
+# Two cannot. A bias in the wrong column disturbs $A$, a transposed basis disturbs $S$ as well. So give other numbers to something that is in $S$ alone: the classes. $A$ stays as it is, and with the bias in the wrong column it is wrong in the same way as before.
+# What we need is a function of a library that returns an error. A `Check` says beside it which offers of a library it needs, and how large the error may be.
+
+# %%
+from inflib.conformance import Check
+from inflib.conformance.cases import classifier
+
+
+def classes_may_be_renumbered(library):
+    """The last layer's units and the labels in another order: the same function, the same scores."""
+    problem, turned = classifier(), torch.tensor([2, 0, 1])
+    other = problem.but(model=copy.deepcopy(problem.model))
+    last = list(other.model.children())[-1]
+    last.weight.data, last.bias.data = last.weight[turned], last.bias[turned]
+    new = turned.argsort()  # class c is now called new[c]
+    train, questions = (Examples(e.inputs, new[e.targets]) for e in (problem.train, problem.queries))
+    other = other.but(train=train, queries=questions)
+    return apart(scores_of(library, other, 0.05), scores_of(library, problem, 0.05))
+
+
+# %%
+ours = Check("classes_may_be_renumbered", ("expected labels", "damping"), 1e-8, classes_may_be_renumbered)
+CHECKS[ours.name] = ours
+for name in failing:
+    if ours.run(broken(by_name.get(name))).status != PASSED:
+        failing[name] |= {ours.name}
+print(f"{ours.name} fails for", ", ".join(name for name, checks in failing.items() if ours.name in checks))
+assert len(set(failing.values())) == len(MISTAKES) + 1, "now no two explanations fail the same checks"
+
+# %% [markdown]
+# In the figure a column is a mistake, a row a check; a filled square is a check that fails. Look for columns with a single square, and for rows that are never filled.
+
+# %%
+seen = torch.tensor([[check in failing[m.name] for m in MISTAKES] for check in CHECKS]).double()  # (25, 15)
+figure, ax = plt.subplots(figsize=(7.6, 5.8))
 plots.matrix(ax, seen, limit=1)
 ax.set_xticks(range(15), [m.name for m in MISTAKES], rotation=60, ha="right")
 ax.set_yticks(range(len(CHECKS)), [check.replace("_", " ") for check in CHECKS])
+for line, count in ((ax.axvline, 15), (ax.axhline, len(CHECKS))):
+    for k in range(count + 1):
+        line(k - 0.5, color=plots.GREY, linewidth=0.4)
 assert seen.any(0).all(), "every mistake is seen by some check"
-assert all(m.seen_by in failing[m.name] for m in MISTAKES), "and by the one that is named for it"
+assert len(set(map(tuple, seen.T.tolist()))) == 15, "no two columns are alike"
 
 # %%
 single = [m.name for k, m in enumerate(MISTAKES) if seen[:, k].sum() == 1]
@@ -371,7 +441,7 @@ while rest:
 assert len(chosen) < len(CHECKS), "fewer than all of them see every mistake"
 
 # %% [markdown]
-# The first finds most of what can be wrong with the formula: seven of the fifteen. Every one after that finds a single mistake, in the plumbing: masks, seeds, freezing, what is kept from before. That is where the working time of a review should go.
+# The first finds most of what can be wrong with the formula: seven of the fifteen. Every one after that finds a single mistake, in the plumbing: masks, seeds, freezing, what is kept from before.
 #
 # ## Boxes
 #
@@ -399,12 +469,14 @@ panel
 #
 # ## What no check sees
 #
-# The checks hold a program against its formula. They do not ask whether the formula describes your model. K-FAC passes them all where EK-FAC does, and notebook 05 measured how far apart the two are. A model in which the query's training examples were
+# The checks hold a program against its formula. They do not ask whether the formula describes your model. K-FAC, a coarser formula, should pass as EK-FAC does. Notebook 05 measured how far apart the two are. A model in which the query's training examples were
 # never seen passes them too. Whether scores predict retraining is the question of notebook 09. First this notebook, then that one: a broken program says nothing about the method.
 
 # %%
+import warnings
+
 from inflib import kfac
-from inflib.conformance.ours import Inflib
+from inflib.conformance.ours import Inflib, batches
 
 
 class ByKFAC(Inflib):
@@ -415,13 +487,11 @@ class ByKFAC(Inflib):
         return kfac(*train, problem.layers, problem.labels, problem.draws, progress=False)
 
 
-exact_ones = [
-    "a_linear_model_is_refitted",
-    "a_deep_linear_network_is_exact",
-    "one_example_is_exact",
-    "units_may_be_renumbered",
-]
-assert all(outcome.status == PASSED for outcome in run(ByKFAC(), exact_ones)), "K-FAC is exact in these cases too"
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # the note that a frozen layer is left out, which one check asks for
+    outcomes = run(ByKFAC())
+print(f"K-FAC passes {sum(o.status == PASSED for o in outcomes)} of {len(outcomes)} checks")
+assert all(o.status == PASSED for o in outcomes), "no check tells K-FAC from EK-FAC"
 coarser = scores_of(ByKFAC(), case)
 print(f"correlation of K-FAC's scores with EK-FAC's: {correlation(coarser, truth):.3f}")
 
@@ -439,12 +509,18 @@ print(f"correlation of K-FAC's scores with EK-FAC's: {correlation(coarser, truth
 # 9. Change what should matter and see that it does: train on, freeze a layer, draw more labels.
 # 10. Then ask whether the scores are *true*: notebook 09.
 #
-# For a library of your own, write the adapter (three short methods) and let `run` do items 1 to 9.
-#
+# For a library of your own, write an adapter and let `run` do items 1 to 9. An adapter says five things about the library and has two methods, `fit` and `scores`. Two more are for the checks that need them. This one is complete:
+
+# %%
+for part in (Inflib, batches):
+    print(inspect.getsource(part).replace("tuple[str, ...]", "tuple"))
+assert {"name", "version", "offers", "lacks", "rounding", "fit", "scores"} <= set(dir(Inflib)), "what `run` asks for"
+
+# %% [markdown]
 # ## Summary
 #
-# Fifteen mistakes of one line each leave scores that look reasonable. Six of them correlate above 0.9 with the right ones, and another makes the proponents look better than the truth does. Large damping hides some of them further. Properties that
-# follow from the formula see every one of them, in milliseconds and without a right answer to compare with; several mistakes are seen by one check alone. Passing all checks shows that the program computes what it says, and not that this is what you want to know.
+# Of fifteen mistakes of one line each, six leave scores that correlate above 0.9 with the right ones, and another makes the proponents look better than the truth does. Large damping hides some of them further. Properties that
+# follow from the formula see every one of them, without a second program; the strongest compare with a small problem's exact answer. Several mistakes are seen by one check alone, and two were told apart only by a check that we wrote for them. Passing all checks shows that the program computes what it says, and not that this is what you want to know.
 #
 # ## Exercises
 #
@@ -523,7 +599,7 @@ check_miss(miss)
 # %% [markdown]
 # ### 3. A check of your own (medium, 15 minutes)
 #
-# Somebody forgot to divide $\Lambda$ by the number of examples, so the curvature is a sum. All of the pictures stay as they are, for only the meaning of $\lambda$ has changed. Write `error(library)`: a number below 1e-8 for a sound library and above 0.01 for this one. Use `case` at the damping `usual`, and nothing of the sound
+# Somebody forgot to divide $\Lambda$ by the number of examples, so the curvature is a sum. At the default damping, a share of $\Lambda$'s own mean, all of the pictures stay as they are. For a number the meaning of $\lambda$ has changed. Write `error(library)`: a number below 1e-8 for a sound library and above 0.01 for this one. Use `case` at the damping `usual`, and nothing of the sound
 # program's scores. What may be done to the *data* that leaves a mean as it is, and no sum?
 
 
@@ -567,21 +643,33 @@ check_error(error)
 # %% [markdown]
 # ### 4. The suspect (harder, 15 minutes)
 #
-# `suspect` is a library with one of the fifteen mistakes in it, or with none. Find out, with as few checks as you can; `failing` says which check each mistake fails. Write down the name, as `MISTAKES` has it, or `"sound"`.
+# `suspect` is a library with one of the fifteen mistakes in it, or with none. Find out, with as few checks as you can: `passes(name)` runs one and counts it. `failing` says which checks each explanation fails. Choose each check by what the ones before have left over.
+# Write down the name, as `MISTAKES` has it, or `"sound"`.
 
 # %%
-suspect = broken(boxes(5, seed=3)["box 4"])
-assert run(suspect, ["layers_add_up"])[0].status == PASSED, "a check to begin with, and how to run it"
+suspect, tried = broken(boxes(5, seed=3)["box 4"]), []
+
+
+def passes(check):
+    """Run a check on the suspect, and count it."""
+    tried.append(check)
+    return CHECKS[check].run(suspect).status == PASSED
+
+
+assert not any("layers_add_up" in checks for checks in failing.values()), "all pass it, so it says nothing"
 
 
 # %% jupyter={"source_hidden": true}
 @exercise
 def check_suspect(answer):
     assert answer in failing, f"{answer!r} is no name of a mistake, and not 'sound'"
-    found = frozenset(o.check for o in run(suspect) if o.status != PASSED)
-    differing = sorted(failing[answer] ^ found)
+    came = {check: CHECKS[check].run(suspect).status == PASSED for check in CHECKS}
+    differing = [check for check in sorted(CHECKS) if came[check] == (check in failing[answer])]
     assert not differing, f"with {answer!r} the check {differing[0]} would have come out the other way"
-    return f"right: {answer}, which fails {len(found)} checks"
+    left = [name for name in failing if all(came[check] != (check in failing[name]) for check in tried)]
+    assert left == [answer], f"a guess: after {len(set(tried))} checks {len(left)} explanations are left"
+    assert len(set(tried)) <= 6, f"right, after {len(set(tried))} checks; choose the ones that halve what is left"
+    return f"right: {answer}, after {len(set(tried))} checks"
 
 
 # %%
@@ -592,11 +680,16 @@ check_suspect(name_of_suspect)
 # %% [markdown]
 # <details><summary>Solution</summary>
 #
-# Run the checks of the greedy list, and compare what fails with `failing`.
+# Each time, run the check that comes nearest to halving what is left.
 #
 # ```python
-# found = frozenset(o.check for o in run(suspect) if o.status != PASSED)
-# name_of_suspect = next(name for name, checks in failing.items() if checks == found)
+# tried.clear()
+# left = list(failing)
+# while len(left) > 1:
+#     half = min(CHECKS, key=lambda check: abs(sum(check in failing[name] for name in left) - len(left) / 2))
+#     came = passes(half)
+#     left = [name for name in left if (half in failing[name]) != came]
+# name_of_suspect = left[0]
 #
 # check_suspect(name_of_suspect)
 # ```

@@ -184,6 +184,8 @@ WRONG: dict[str, list[tuple[str, str]]] = {
         ("check_error(lambda library: apart(scores_of(library, case, usual), truth))", "scores of the same examples"),
         ("check_suspect('sign')", "would have come out the other way"),
         ("check_suspect('broken')", "is no name of a mistake"),
+        ("tried.clear()\ncheck_suspect('multiplied by Λ + λ')", "a guess"),
+        ("tried.extend(CHECKS)\ncheck_suspect('multiplied by Λ + λ')", "halve what is left"),
     ],
     "11_scaling_up": [
         ("check_visits(1)", "after one visit"),
