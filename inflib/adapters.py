@@ -63,6 +63,8 @@ def _adapters(model: nn.Module, layers: dict[str, Layer]) -> Iterator[Adapter]:
     for full, layer in layers.items():
         at, part, name = ("", "", *full.rsplit(".", 2))[-3:]
         module: Any = modules.get(at)
+        if part == "base_layer":  # the adapted module's own bias, trained beside its adapters (bias="all")
+            continue
         # transformers' models have both names too, as methods
         if isinstance(getattr(module, "active_adapters", None), (list, tuple)) and hasattr(module, "disable_adapters"):
             yield Adapter(layer, module, at, part, name)

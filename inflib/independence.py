@@ -14,7 +14,6 @@ output shows where the example's company changes:
 from __future__ import annotations
 
 import math
-import warnings
 from typing import Any
 
 import numpy as np
@@ -73,8 +72,7 @@ def _check_count(model: nn.Module, batch: Batch, outputs: Tensor) -> None:
 
 def _tried(model: nn.Module, inputs: Any) -> Tensor | None:
     """The model's outputs on fewer examples than it was given; None where it does not take them."""
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with torch.no_grad():
         try:
             return call(model, inputs)
         except Exception:  # written for batches of one size: whatever it raises

@@ -7,8 +7,10 @@ Nothing here goes through hooks, so that what is built on this checks what is bu
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -151,8 +153,25 @@ def plain_attention() -> Iterator[None]:
     try:
         with sdpa_kernel(SDPBackend.MATH), _PaddingRows():
             yield
+    except (RuntimeError, IndexError) as error:
+        if _is_said(error):
+            raise
+        raise RuntimeError(
+            "an exact derivative follows the model through torch.func (vmap, forward and reverse mode), which stopped: "
+            f"{next(iter(str(error).splitlines()), type(error).__name__):.160}; expected operations that it knows. "
+            "Backward hooks, custom autograd functions, requires_grad_(), packed sequences, sparse gradients and batches "
+            "of one size only are none: take them out of the model, or use ekfac, kfac or diagonal, which need none."
+        ) from error
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
+
+
+def _is_said(error: Exception) -> bool:
+    """Whether an error is inflib's own, or of memory, which is said elsewhere."""
+    if isinstance(error, torch.OutOfMemoryError) or "allocat" in str(error):
+        return True
+    innermost = traceback.extract_tb(error.__traceback__)[-1].filename
+    return innermost != __file__ and Path(innermost).is_relative_to(Path(__file__).parent)
 
 
 class _PaddingRows(TorchFunctionMode):

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from .layers import Choice, Exactly, Kind, Layer, LayerSpec, alone, kinds_of
 from .layers.naming import bare, listed, matches, same
@@ -118,6 +119,12 @@ def _own_bias(
 
 
 def _check_unwrapped(model: nn.Module) -> None:
+    lazy = next((name for name, p in model.named_parameters() if is_lazy(p)), None)
+    if lazy is not None:
+        raise ValueError(
+            f"parameter {lazy!r} has no shape yet (a lazy module that has seen no input); expected a model whose weights "
+            "are there. Run it on a batch once, model(x), before it is trained."
+        )
     if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         raise ValueError(
             f"the model is wrapped in {type(model).__name__}, which splits batches and renames layers "
@@ -205,7 +212,16 @@ def _check_patterns(model: nn.Module, choice: Choice, understood: Parts, support
             f"ask for a gradient. Name frozen layers to include them, layers='*', or unfreeze what was trained: "
             f"module.requires_grad_(True). There are {listed(usual)}."
         )
-    raise ValueError(f"layers={choice.layers!r} selects no layer; the model has {listed(usual)}.")
+    if usual:
+        raise ValueError(
+            f"layers={choice.layers!r} selects no layer; the model has {listed(usual)}; expected at least one of them."
+        )
+    raise ValueError(
+        f"layers={choice.layers!r} selects no layer; expected a module with a weight in floating point that inflib "
+        "understands (linear, convolution, attention, embedding, normalisation). A weight that is computed from others "
+        "is none: take parametrizations off, torch.nn.utils.parametrize.remove_parametrizations(module, 'weight'), or "
+        "remove_weight_norm(module). For a type of your own see inflib.register."
+    )
 
 
 def _offered(part: Part, choice: Choice) -> bool:

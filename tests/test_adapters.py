@@ -116,6 +116,25 @@ def test_of_several_adapters_the_active_one_counts(data):
         fit(model, data, layers="*lora*")
 
 
+@pytest.mark.parametrize("bias", ["all", "lora_only"])
+def test_biases_trained_beside_adapters_are_layers_and_no_adapter(data, bias):
+    model = adapted(bias=bias)
+    curvature = fit(model, data)
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert {name if name.endswith(".bias") else f"{name}.weight" for name in curvature.layers} == trained
+    (x, y), weights = data[0], {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+
+    def loss(some, one, label):
+        return nn.functional.cross_entropy(functional_call(model, some, (one[None],)), label[None])
+
+    each = vmap(grad(loss), (None, 0, 0))(weights, x, y)
+    found = capture(model, CrossEntropy(), *data[0])
+    for name in curvature.layers:
+        came = found[name].matrices()
+        expected = each[name][..., None] if name.endswith(".bias") else each[f"{name}.weight"]
+        assert_close(came, expected, 1e-12)
+
+
 def test_what_coverage_prints_needs_no_trained_adapter():
     assert "lora_A.default" in repr(coverage(adapted(trained=False)))
 

@@ -155,7 +155,7 @@ class Layer:
 
         An elementwise layer's is one column: its scales, and below them its shifts.
         """
-        weight = parameters[self.weight_name]
+        weight = parameters[self.weight_name].to_dense()  # an embedding's gradient may be sparse
         lead = weight.shape[: weight.ndim - self.weight.ndim]
         weights, biases = weight.reshape(-1, *self.weight.shape), None
         if self.bias_name is not None:
