@@ -178,6 +178,35 @@ def speed() -> str:
     return table(["sequences", "GB", *kinds], shown, "r" * 8)
 
 
+def question() -> str:
+    """What a typed question costs through a store of a real language model's gradients, and what comes before it."""
+    found = json.loads((RESULTS / "villagers.json").read_text())
+    named = {
+        "fit": "EK-FAC, on every fourth batch",
+        "build": f"the store, {found['bytes'] / 1e6:,.0f} MB",
+        "question_store": "a question, by the store alone",
+        "question_exactly": "a question, the store's first 50 computed exactly",
+        "exact": f"24 questions against {found['compared']:,} sequences, exactly",
+    }
+    shown = [[what, *(f"{found[key][unit]:.1f}" for unit in ("wall_s", "cpu_s"))] for key, what in named.items()]
+    return table(["", "s by the clock", "CPU-s"], shown, "lrr")
+
+
+def answers() -> str:
+    """How many of the two sentences that tell a fact are among the first, in three orders."""
+    found = json.loads((RESULTS / "villagers.json").read_text())
+    named = {
+        "exact": f"exact scores, of {found['compared']:,} sequences",
+        "store": "the store, of the same",
+        "searched": "its first 50 of these by exact scores",
+        "all": f"the store, of all {found['sequences']:,}",
+    }
+    shown = [
+        [what, *(f"{found[f'recall@{k}_{key}']:.2f}".removeprefix("0") for k in (2, 5))] for key, what in named.items()
+    ]
+    return table(["order", "recall@2", "recall@5"], shown, "lrr")
+
+
 def low_rank() -> str:
     """Queries of sequences at low rank beside exact ones: CPU-seconds of meeting the examples, correlations."""
     rows = json.loads((RESULTS / "low_rank.json").read_text())["rows"]
@@ -245,6 +274,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "growth": growth,
     "precision": precision,
     "a store's speed": speed,
+    "a typed question": question,
+    "what it finds": answers,
     "queries at low rank": low_rank,
     "an audit": audit,
 }
