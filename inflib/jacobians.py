@@ -159,8 +159,8 @@ def plain_attention() -> Iterator[None]:
         raise RuntimeError(
             "an exact derivative follows the model through torch.func (vmap, forward and reverse mode), which stopped: "
             f"{next(iter(str(error).splitlines()), type(error).__name__):.160}; expected operations that it knows. "
-            "Backward hooks, custom autograd functions, requires_grad_(), packed sequences, sparse gradients and batches "
-            "of one size only are none: take them out of the model, or use ekfac, kfac or diagonal, which need none."
+            "Backward hooks, custom autograd functions, requires_grad_(), packed sequences, sparse gradients and "
+            "batches of one size only are none: take them out, or use ekfac, kfac or diagonal, which need none."
         ) from error
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)

@@ -122,8 +122,8 @@ def _check_unwrapped(model: nn.Module) -> None:
     lazy = next((name for name, p in model.named_parameters() if is_lazy(p)), None)
     if lazy is not None:
         raise ValueError(
-            f"parameter {lazy!r} has no shape yet (a lazy module that has seen no input); expected a model whose weights "
-            "are there. Run it on a batch once, model(x), before it is trained."
+            f"parameter {lazy!r} has no shape yet (a lazy module that has seen no input); expected a model whose "
+            "weights are there. Run it on a batch once, model(x), before it is trained."
         )
     if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         raise ValueError(

@@ -367,3 +367,19 @@ def test_seeds_in_float64_are_held_to_its_digits(off: float, refused: bool) -> N
             ekfac(model, Nearly(), data, progress=False)
     else:
         ekfac(model, Nearly(), data, progress=False)
+
+
+class Margins(Objective):
+    """A loss of torch's that is differentiated once."""
+
+    def loss(self, outputs: Tensor, targets: Any) -> Tensor:
+        return torch.nn.functional.multi_margin_loss(outputs, targets, reduction="none")
+
+
+@pytest.mark.parametrize("fit", [ekfac, gauss_newton])
+def test_a_loss_without_a_second_derivative_is_said_to_have_none(fit: Any) -> None:
+    torch.manual_seed(0)
+    model, data = torch.nn.Linear(3, 3).eval(), [(torch.randn(4, 3), torch.randint(0, 3, (4,)))]
+    with pytest.raises(ValueError, match=r"Margins: its loss has no second derivative .*expected one.*'observed'"):
+        fit(model, Margins(), data, progress=False)
+    ekfac(model, Margins(), data, labels="observed", progress=False)

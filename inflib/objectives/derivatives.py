@@ -40,11 +40,25 @@ def output_products(loss: PerExample, outputs: Tensor, targets: Any, directions:
     f, slope = _slope(loss, outputs, targets, True)
     if not slope.requires_grad:  # a loss that is linear in the outputs
         return torch.zeros_like(directions)
-    with torch.enable_grad():
-        found = [
-            torch.autograd.grad((slope * u).sum(), f, retain_graph=True, materialize_grads=True)[0] for u in directions
-        ]
+    try:
+        with torch.enable_grad():
+            found = [
+                torch.autograd.grad((slope * u).sum(), f, retain_graph=True, materialize_grads=True)[0]
+                for u in directions
+            ]
+    except RuntimeError as error:  # of which NotImplementedError is one
+        if "not implemented" not in str(error):
+            raise
+        raise _no_second(loss, error) from None
     return torch.stack(found).detach()
+
+
+def _no_second(loss: PerExample, error: Exception) -> ValueError:
+    owner = type(getattr(loss, "__self__", loss)).__name__
+    return ValueError(
+        f"{owner}: its loss has no second derivative in torch ({str(error).splitlines()[0]:.80}); expected one for the "
+        "curvature. Write the loss in operations that have one, or use labels='observed' (the empirical Fisher)."
+    )
 
 
 def output_hessians(loss: PerExample, outputs: Tensor, targets: Any) -> Tensor:
