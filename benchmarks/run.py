@@ -78,6 +78,9 @@ BATCH = {
     ("digits", "inflib", "low_rank"): 1000,
     ("digits", "inflib", "self_influence"): 1000,
     ("characters", "inflib", "fit"): 10,
+    ("language", "inflib", "fit"): 4,
+    ("language", "inflib", "pairwise"): 2,
+    ("language", "inflib", "self_influence"): 4,
 }
 BATCH_OF_SEQUENCES = {"kronfluence": 8, "inflib": 16}
 BATCH_ON_GPU = 32
