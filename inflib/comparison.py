@@ -39,11 +39,10 @@ def weighted_sums(
     layers: dict[str, Layer],
     allowed: dict[str, list[Layout]],
     size: int,
-    seed: Tensor,
+    gradients: dict[str, list[Tensor]],
     weights: Tensor,
 ) -> dict[str, list[Weighted]]:
-    """For each layer, one for each layout that is still allowed."""
-    gradients = recording.output_gradients(seed)
+    """For each layer, one for each layout that is still allowed; ``gradients`` at its calls' outputs are used up."""
     sums: dict[str, list[Weighted]] = {}
     for name, layer in layers.items():
         inputs, outputs, calls = recording.inputs[name], gradients.pop(name), recording.calls[name]

@@ -5,7 +5,8 @@ model may put the batch second, sort it, flatten tokens into it, or mix its exam
 and on a later one drawn by chance,
 
     1  the loss of some examples alone is back-propagated: wherever it arrives is theirs, all other rows are exactly 0.
-       That finds the layout (rows.py): the first usual one that this allows.
+       So it is with the first, with half of the others and with the rest. That finds the layout (rows.py): the first
+       usual one that this allows.
     2  Σ_n w_n Σ_t g_t a_tᵀ, with weights drawn for the examples, is compared with autograd's gradient of Σ_n w_n ℓ_n.
        It notices a weight used outside its module, a type registered wrongly, rows in another order than supposed.
 
@@ -199,12 +200,12 @@ def _prove(
     layers = {name: replace(layer, idle=idle[name]) for name, layer in layers.items()}
     some = _some_examples(batch.size, draw)
     seed = _slopes(objective, measurement, recording.outputs, batch.targets, some, draw)
-    allowed = _allowed(recording, layers, batch.size, seed, some)
+    allowed, gradients = _allowed(recording, layers, batch.size, seed, some)
     check_independence(model, batch, recording.outputs.detach(), draw, crowded=crowded)
     # powers of two: a model that rounds inside (norms in float32, gradients that are nothing but rounding) then rounds
     # alike in both sums
     weights = torch.from_numpy(2.0 ** draw.integers(-3, 4, batch.size) * draw.choice([-1.0, 1.0], batch.size))  # (B,)
-    sums = weighted_sums(recording, layers, allowed, batch.size, seed, weights)
+    sums = weighted_sums(recording, layers, allowed, batch.size, gradients, weights)
     seed *= per_row(weights, seed).to(seed)
     truth = gradients_with_copies(model, layers, batch.inputs, seed) if in_place else recording.weight_gradients(seed)
     return compared(layers, batch.index, sums, truth), recording
@@ -219,12 +220,12 @@ def _check_recorded(recording: Recording, batch: Batch) -> None:
 
 
 def _some_examples(size: int, draw: np.random.Generator) -> list[Tensor]:
-    """Masks (B,) of examples to be looked at alone: the first, and half of the others, drawn by position."""
-    first = torch.zeros(size, dtype=torch.bool, device="cpu")
-    first[0] = True
-    half = torch.zeros(size, dtype=torch.bool, device="cpu")
-    half[1 + torch.from_numpy(draw.permutation(size - 1)[: size // 2])] = True
-    return [first, half] if size > 1 else [first]
+    """Masks (B,) of examples to be looked at alone: the first, half of the others, drawn by position, and the rest."""
+    order = [0, *(1 + draw.permutation(size - 1)).tolist()]
+    masks = torch.zeros(3, size, dtype=torch.bool, device="cpu")
+    for mask, own in zip(masks, (order[:1], order[1 : 1 + size // 2], order[1 + size // 2 :]), strict=True):
+        mask[own] = True
+    return [mask for mask in masks if bool(mask.any())]
 
 
 def _slopes(
@@ -241,8 +242,8 @@ def _slopes(
             f = at.detach().requires_grad_()
             return f, per_example(value(f, targets), outputs, what)
 
-    f, each = differentiable(outputs)
-    for alone in some:
+    (f, each), whole = differentiable(outputs), outputs.new_zeros(())
+    for alone in some:  # all examples, each once
         of = alone.to(each)
         with torch.enable_grad():
             (slope,) = torch.autograd.grad((each * of).sum(), f, retain_graph=True)
@@ -253,19 +254,16 @@ def _slopes(
                 "outputs too); expected a function of each example's own. Leave means over the batch and comparisons "
                 "within it out of it."
             )
-        del slope
-    scaled, largest = _scaled(*torch.autograd.grad(_total(each), f))
+        whole = whole + slope
+    scaled, largest = _scaled(whole)
     if bool((largest == 0).any()):
         noise = torch.from_numpy(draw.standard_normal(tuple(outputs.shape))).to(outputs)
         f, each = differentiable(noise)
-        elsewhere, _ = _scaled(*torch.autograd.grad(_total(each), f))
+        with torch.enable_grad():
+            (slope,) = torch.autograd.grad(each.sum(), f)
+        elsewhere, _ = _scaled(slope)
         scaled = torch.where(per_row(largest == 0, scaled), elsewhere, scaled)
     return scaled
-
-
-def _total(each: Tensor) -> Tensor:
-    with torch.enable_grad():
-        return each.sum()
 
 
 def _nonzero_rows(x: Tensor) -> Tensor:
@@ -285,10 +283,15 @@ def _scaled(slopes: Tensor) -> tuple[Tensor, Tensor]:
 
 def _allowed(
     recording: Recording, layers: dict[str, Layer], size: int, seed: Tensor, some: list[Tensor]
-) -> dict[str, list[Layout]]:
-    """The layouts that no loss contradicts, for every layer; ValueError for layers that have none."""
+) -> tuple[dict[str, list[Layout]], dict[str, list[Tensor]]]:
+    """The layouts that no loss contradicts, for every layer; ValueError for layers that have none.
+
+    With them the gradients at all their calls' outputs: ``some`` are all examples, each once, and what one's loss
+    arrives at, no other's does.
+    """
     found = {name: _candidates(layer, recording.inputs[name], size) for name, layer in layers.items()}
     reasons = {name: _shapes(recording.inputs[name], size) for name, layouts in found.items() if not layouts}
+    every: dict[str, list[Tensor]] = {}
     for alone in some:
         alone = alone.to(seed.device)
         gradients = recording.output_gradients(seed * per_row(alone, seed))
@@ -299,9 +302,11 @@ def _allowed(
             if not own:
                 reasons[name] = _leak(layouts[0], gradients[name], alone, size)
             found[name] = own
+        # not in place: two layers may have been given one and the same
+        every = {k: [x + y for x, y in zip(every[k], g, strict=True)] if every else g for k, g in gradients.items()}
     if reasons:
         raise ValueError(_mixed(layers, reasons))
-    return found
+    return found, every
 
 
 def _candidates(layer: Layer, inputs: list[Tensor], size: int) -> list[Layout]:

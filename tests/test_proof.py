@@ -157,6 +157,27 @@ def test_an_unusual_place_is_said_once_by_a_fit() -> None:
         ekfac(Linear().eval(), SquaredError(), data(4), progress=False)
 
 
+class Leaks(Linear):
+    """A trillionth of each example's slope reaches one of them, or of one each: less than any comparison of sums sees."""
+
+    def __init__(self, n: int, whose: str) -> None:
+        super().__init__()
+        self.n, self.whose = n, whose
+
+    def forward(self, x: Tensor) -> Tensor:
+        f = super().forward(x)
+        nothing = 1e-12 * (f - f.detach())
+        at = (torch.arange(len(x)) == self.n)[:, None]
+        return f + (at * nothing.sum(0) if self.whose == "its" else nothing[self.n])
+
+
+@pytest.mark.parametrize("whose", ["its", "theirs"])
+@pytest.mark.parametrize("n", range(7))
+def test_whichever_example_it_is_whose_slope_reaches_the_others_rows_or_is_reached(n: int, whose: str) -> None:
+    with pytest.raises(ValueError, match=r"receives the loss of .* alone at the rows of others too"):
+        capture(Leaks(n, whose).eval(), SquaredError(), *data(7)[0])
+
+
 # --- what an output depends on --------------------------------------------------------------------------------------
 
 
