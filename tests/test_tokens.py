@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from inflib import CrossEntropy, Pair, ekfac, gauss_newton, influence
+from inflib import queries as inflib_queries
 from inflib.tokens import input_tokens, output_tokens
 
 pytestmark = [pytest.mark.usefixtures("float64"), pytest.mark.filterwarnings("ignore::inflib.CoverageNote")]
@@ -107,13 +109,13 @@ def test_a_few_bytes_at_a_time_change_nothing() -> None:
 def test_a_few_bytes_hold_one_query_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     case = language(queries=(4, 3, 4))
     C = ekfac(case.model, case.objective, case.train, **QUIET)
-    sizes, matrices = [], Pair.matrices
+    sizes, rotated = [], inflib_queries.rotated_gradients
 
-    def watched(pair: Pair) -> Tensor:
+    def watched(pair: Pair, *basis: Tensor | None) -> Iterator[Tensor]:
         sizes.append(len(pair.a))
-        return matrices(pair)
+        return rotated(pair, *basis)
 
-    monkeypatch.setattr(Pair, "matrices", watched)
+    monkeypatch.setattr(inflib_queries, "rotated_gradients", watched)
     for function in (output_tokens, input_tokens):
         few = asked(function, case, C, max_bytes=1)
         assert sizes and max(sizes) == 1
