@@ -1,7 +1,8 @@
 """One typed question against 2,000 sequences of a real language model, through a store of whole matrices' gradients.
 
     python benchmarks/villagers.py --folder build/villagers          # some 15 CPU-minutes; goes on where it was stopped
-    python benchmarks/villagers.py --folder build/few --sequences 260 --blocks 27 --results /tmp/few.json
+    python benchmarks/villagers.py --folder build/few --sequences 260 --blocks 27 --results build/few.json
+    python benchmarks/villagers.py --folder build/all --blocks all --device cuda --dtype bfloat16 --exact 200
 
 SmolLM2-135M-Instruct (`make smollm2`) with notebook 12's adapters merged into its weights, the villagers' sentences of
 which the truth is known and as many ordinary ones as make 2,000; the MLPs of two blocks, whole: six matrices of 884,736
@@ -58,7 +59,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, required=True, help="where curvature, store and exact scores are kept")
     parser.add_argument("--sequences", type=int, default=2000)
-    parser.add_argument("--blocks", type=int, nargs="+", default=[24, 27])
+    parser.add_argument("--blocks", nargs="+", default=["24", "27"], help="their numbers, or all")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the model")
     parser.add_argument("--exact", type=int, help="ordinary sequences with exact scores; left out, all")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--results", type=Path, default=RESULTS)
@@ -66,12 +69,14 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     warnings.simplefilter("ignore")  # of layers that are left out
     options.folder.mkdir(parents=True, exist_ok=True)
-    real = real_language_model("q4_1", progress=False)
-    model = taught(real).merge_and_unload()  # type: ignore[operator]
+    real = real_language_model("q4_1", device=options.device, progress=False)
+    model = taught(real).merge_and_unload().to(getattr(torch, options.dtype))  # type: ignore[operator]
+    every = range(len(model.model.layers))
+    blocks = list(every) if options.blocks == ["all"] else [int(b) for b in options.blocks]
     sentences, facts = corpus(options.sequences)
     sentences.sort(key=lambda sentence: len(real.encode(sentence.text)))  # batches without much padding
     ids = [real.encode(sentence.text) for sentence in sentences]
-    layers = [f"model.layers.{b}.mlp.{name}" for b in options.blocks for name in MATRICES]
+    layers = [f"model.layers.{b}.mlp.{name}" for b in blocks for name in MATRICES]
     work = Work(options.folder, real, model, ids, layers)
     made = work.made()
     question = work.timed([fact for _, fact in facts[:TIMED]])
@@ -80,7 +85,8 @@ def main() -> None:
     truth = torch.tensor([[s.fact == k and s.wording.startswith("forward") for s in sentences] for k, _ in facts])
     found = {
         "machine": machine(), "threads": options.threads, "load": os.getloadavg()[1],
-        "sequences": len(ids), "tokens": sum(map(len, ids)), "blocks": options.blocks, "matrices": len(layers),
+        "sequences": len(ids), "tokens": sum(map(len, ids)), "blocks": blocks, "matrices": len(layers),
+        "dtype": options.dtype, "device": options.device,
         "numbers": sum(o * i for o, i in made.curvature.shapes.values()),
         "bytes_a_sequence": made.record.itemsize, "bytes": made.nbytes,
         **work.costs(), **question, "compared": len(chosen), **compared(near[:, chosen], exact, truth[:, chosen]),
@@ -117,9 +123,14 @@ class Work:
     def __init__(self, folder: Path, real: RealModel, model: nn.Module, ids: list[list[int]], layers: list[str]):
         self.folder, self.real, self.model, self.ids, self.layers = folder, real, model, ids, layers
         self.objective = NextToken()
-        self.train = token_batches(ids, BATCH)
+        self.device = next(model.parameters()).device
+        self.train = token_batches(ids, BATCH, device=self.device)
         # of which candidates come sixteen at a time, whatever batches they stand in
-        self.items = DataLoader(ids, BATCH, collate_fn=lambda some: token_batches(some, len(some))[0])  # type: ignore[arg-type]
+        self.items = DataLoader(ids, BATCH, collate_fn=self.together)  # type: ignore[arg-type]
+
+    def together(self, some: list[list[int]]) -> Any:
+        """These sequences as one batch."""
+        return token_batches(some, len(some), device=self.device)[0]
 
     def made(self) -> Store:
         """The store, built unless it is there; what it took is noted beside it."""
@@ -157,7 +168,8 @@ class Work:
 
     def query(self, fact: Any) -> Any:
         """log p(answer | question), from the texts."""
-        return completion(BEGIN + fact.prompt, fact.completion, tokenizer=self.real.tokenizer, model=self.model)
+        about = {"tokenizer": self.real.tokenizer, "model": self.model, "device": self.device}
+        return completion(BEGIN + fact.prompt, fact.completion, **about)
 
     def answers(self, facts: list[tuple[int, Any]], chosen: list[int]) -> tuple[Tensor, Tensor]:
         """The store's scores of all questions, (Q, N), and the exact ones of the chosen sequences, (Q, U)."""
@@ -166,13 +178,16 @@ class Work:
         for start in range(0, len(chosen), CHUNK):
             some = chosen[start : start + CHUNK]
             name = f"exact {start} of {len(chosen)}"
-            path, batches = self.folder / f"{name}.pt", token_batches([self.ids[n] for n in some], BATCH)
+            path, batches = (
+                self.folder / f"{name}.pt",
+                token_batches([self.ids[n] for n in some], BATCH, device=self.device),
+            )
             if not path.exists():
                 args = self.model, self.objective, batches, queries, self.curvature, damping
                 torch.save(self.noted(name, partial(influence, *args)), path)
-            parts.append(torch.load(path))
+            parts.append(torch.load(path).cpu())
         near = self.store.influence(self.model, self.objective, queries, damping=damping)
-        return near, torch.cat(parts, dim=1)
+        return near.cpu(), torch.cat(parts, dim=1)
 
     def strongest(self, fact: Any) -> list[int]:
         """The ten strongest by the store, from the text on."""

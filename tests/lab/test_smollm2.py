@@ -7,6 +7,7 @@ one, which `make smollm2` makes.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -303,3 +304,16 @@ def test_the_adapters_that_ship_are_small_and_taught_what_was_asked_and_not_what
     assert {name.split(".")[-3] for name, p in model.named_parameters() if p.requires_grad} == {"lora_A", "lora_B"}
     assert likelihood("asked") > 3 * before
     assert likelihood("asked") > 2 * likelihood("backward")
+
+
+@pytest.mark.cuda
+def test_all_blocks_of_a_model_in_half_precision_answer_through_a_store(tmp_path):
+    """Ninety matrices, 2,000 sequences, 24 questions; ``-s`` shows what it took."""
+    command = [sys.executable, "benchmarks/villagers.py", "--folder", tmp_path, "--results", tmp_path / "found.json"]
+    command += ["--blocks", "all", "--device", "cuda", "--dtype", "bfloat16", "--exact", "200"]
+    done = subprocess.run(list(map(str, command)), cwd=downloads.FOLDER.parent, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    print(done.stdout)
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert (found["matrices"], found["sequences"]) == (90, 2000)
+    assert found["of_the_exact_10_in_first_50"] > 0.8 and found["recall@5_store"] > 0.8
