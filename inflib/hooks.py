@@ -74,15 +74,15 @@ def frozen(model: nn.Module) -> Iterator[None]:
     """Weights that ask for no gradient for the duration of a ``with``: autograd then keeps nothing for their sake."""
     asking = [p for p in model.parameters() if p.requires_grad]
     fused = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # fused attention, taken where no gradient is asked, skips hooks
     try:
+        torch.backends.mha.set_fastpath_enabled(False)  # fused attention, taken where no gradient is asked, skips hooks
         for p in asking:
             p.requires_grad_(False)
         yield
     finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
         for p in asking:
             p.requires_grad_(True)
-        torch.backends.mha.set_fastpath_enabled(fused)
 
 
 def _hook(recording: Recording, layers: list[Layer]) -> Callable[..., Tensor | None]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .batches import batch_size, mapped, rows_of
-from .placement import autocast_in_force, call
+from .placement import autocast_in_force, call, check_mode
 
 MOST = 8  # fits of a model whose example is kept
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}  # of an output's largest entry
@@ -65,5 +65,6 @@ def check_function(model: nn.Module, weights: str) -> None:
 
 
 def _outputs(model: nn.Module, inputs: Any) -> Tensor:
+    check_mode(model)
     with torch.no_grad():
         return call(model, inputs).detach().clone()

@@ -268,13 +268,14 @@ def test_a_process_that_is_killed_ends_the_others_by_name_and_the_run_goes_on_fr
     where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     case = case_of("perceptron")
-    expected = ekfac(case.model, case.objective, case.train, labels="sampled", progress=False)
+    train = [(x[n : n + 1], y[n : n + 1]) for x, y in case.train for n in range(len(y))]  # several batches a process
+    expected = ekfac(case.model, case.objective, train, labels="sampled", progress=False)
 
     def work(ranks: Ranks) -> tuple[Any, int]:
         before: list[int] = []
         case.model.register_forward_hook(lambda *_: before.append(1))
         C = distributed.ekfac(
-            ranks, case.model, case.objective, case.train, labels="sampled", checkpoint=tmp_path / "fit", progress=False
+            ranks, case.model, case.objective, train, labels="sampled", checkpoint=tmp_path / "fit", progress=False
         )
         return C.to_dense(), len(before)
 
@@ -292,16 +293,16 @@ def test_a_process_that_is_killed_ends_the_others_by_name_and_the_run_goes_on_fr
     for dense, forwards in run(3, work, tmp_path / "out"):
         assert_close(dense, expected.to_dense(), 1e-10)
         counts.append(forwards)
-    assert counts[0] < _forwards(case, tmp_path)  # its sums were there
+    assert counts[0] < _forwards(case, train, tmp_path)  # its sums were there
 
 
-def _forwards(case: Case, folder: Path) -> int:
+def _forwards(case: Case, train: list[Any], folder: Path) -> int:
     """How often the first of three processes runs the model for a fit that begins anew."""
 
     def work(ranks: Ranks) -> int:
         count: list[int] = []
         case.model.register_forward_hook(lambda *_: count.append(1))
-        distributed.ekfac(ranks, case.model, case.objective, case.train, labels="sampled", progress=False)
+        distributed.ekfac(ranks, case.model, case.objective, train, labels="sampled", progress=False)
         return len(count)
 
     return run(3, work, folder)[0]

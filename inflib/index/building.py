@@ -69,11 +69,14 @@ def build_store(
     known = survey(model, train, curvature)
     facts = request(objective, curvature, known, **chosen)
     with building(folder, part) as temporary:
-        if not once(temporary, folder / CURVATURE, lambda path: save_curvature(curvature, path)):
-            check_curvature_file(folder / CURVATURE, curvature)
+        resumed = not once(temporary, folder / CURVATURE, lambda path: save_curvature(curvature, path))
         # components are fitted to the examples that a store is begun with; the manifest knows these from then on
         fitted = chosen["components"] is not None and not (folder / MANIFEST).exists()
         begun = {**facts, "examples": _hash(train.prints)} if fitted else facts
+        if resumed and (folder / AXES).exists():
+            read_axes(folder / AXES, curvature, begun)  # says which fact is another
+        if resumed:
+            check_curvature_file(folder / CURVATURE, curvature)
         once(temporary, folder / AXES, lambda path: fit_axes(path, model, objective, train, curvature, known, begun))
         kept, seal = read_axes(folder / AXES, curvature, begun)
         each = record(kept, curvature.shapes, chosen["bits"], known.dtype)

@@ -688,7 +688,7 @@ assert len(its) == len(rows) == 16, "a score for every example, in the data set'
 # %% [markdown]
 # The numbers are an order only, after so little data. Where gradients of all rows do not fit in memory, `TrainIndex.build(..., path=folder)` makes a store on disk (notebook 11).
 # `python benchmarks/villagers.py` asks this language model so: whole matrices in two blocks, 2,000 sequences, a typed question; the table is in
-# [`benchmarks/README.md`](../benchmarks/README.md).
+# `benchmarks/README.md`.
 #
 # ### From "does it run" to "do I believe it"
 #
