@@ -1,0 +1,158 @@
+"""The proof's first half: whose rows a loss arrives at.
+
+The loss of some examples alone is back-propagated. Wherever it arrives is theirs: rows of others that it reaches say
+that the examples are elsewhere (rows.py knows the usual places), or that they are mixed.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .batches import cached_bytes, chunks, per_row
+from .hooks import leave_out, values_of
+from .layers import Layer, positions_last
+from .layers.elementwise import features_last
+from .objectives import Objective, per_example
+from .recording import Recording
+from .rows import Layout, candidates
+
+
+def some_examples(size: int, draw: np.random.Generator) -> list[Tensor]:
+    """Masks (B,) of examples to be looked at alone: the first, half of the others, drawn by position, and the rest."""
+    order = [0, *(1 + draw.permutation(size - 1)).tolist()]
+    masks = torch.zeros(3, size, dtype=torch.bool, device="cpu")
+    for mask, own in zip(masks, (order[:1], order[1 : 1 + size // 2], order[1 + size // 2 :]), strict=True):
+        mask[own] = True
+    return [mask for mask in masks if bool(mask.any())]
+
+
+def slopes_of(
+    objective: Objective, measurement: Any, outputs: Tensor, targets: Any, some: list[Tensor], draw: np.random.Generator
+) -> Tensor:
+    """dℓ_n/d outputs_n, each scaled to a largest entry of 1, (B, ...); ValueError where ℓ_n sees other examples.
+
+    Where a slope is 0 (a perfect fit, a probability of 1 to rounding) it is taken at outputs drawn by chance.
+    """
+    value, what = values_of(objective, measurement), "loss" if measurement is None else "measurement"
+
+    def differentiable(at: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.enable_grad():
+            f = at.detach().requires_grad_()
+            return f, per_example(value(f, targets), outputs, what)
+
+    (f, each), whole = differentiable(outputs), outputs.new_zeros(())
+    for alone in some:  # all examples, each once
+        of = alone.to(each)
+        with torch.enable_grad():
+            (slope,) = torch.autograd.grad((each * of).sum(), f, retain_graph=True)
+        if bool((_nonzero_rows(slope) & (of == 0)).any()):  # NaN is no evidence, and is said where the loss is taken
+            raise ValueError(
+                f"the {what} of one example depends on the outputs of "
+                f"others in its batch (asked about {int(alone.sum())} of {len(alone)}, it has a slope at the others' "
+                "outputs too); expected a function of each example's own. Leave means over the batch and comparisons "
+                "within it out of it."
+            )
+        whole = whole + slope
+    scaled, largest = _scaled(whole)
+    if bool((largest == 0).any()):
+        noise = torch.from_numpy(draw.standard_normal(tuple(outputs.shape))).to(outputs)
+        f, each = differentiable(noise)
+        with torch.enable_grad():
+            (slope,) = torch.autograd.grad(each.sum(), f)
+        elsewhere, _ = _scaled(slope)
+        scaled = torch.where(per_row(largest == 0, scaled), elsewhere, scaled)
+    return scaled
+
+
+def _nonzero_rows(x: Tensor) -> Tensor:
+    """Which rows of x (B, ...) have an entry that is a number other than 0, (B,)."""
+    rows = x.reshape(len(x), -1)
+    parts = chunks(len(rows), rows[:1].numel() * x.element_size(), cached_bytes(x))
+    return torch.cat([(rows[some].abs() > 0).any(1) for some in parts])
+
+
+def _scaled(slopes: Tensor) -> tuple[Tensor, Tensor]:
+    """Slopes (B, ...) over their largest entries (B,); 0 where that is 0 or not finite."""
+    largest = torch.linalg.vector_norm(slopes.reshape(len(slopes), -1), torch.inf, dim=1)
+    largest = largest.where(largest.isfinite(), 0)
+    scaled = slopes / per_row(largest.where(largest > 0, 1), slopes)
+    return scaled.masked_fill_(per_row(largest == 0, slopes), 0), largest
+
+
+def allowed_layouts(
+    recording: Recording, layers: dict[str, Layer], size: int, seed: Tensor, some: list[Tensor]
+) -> tuple[dict[str, list[Layout]], dict[str, list[Tensor]]]:
+    """The layouts that no loss contradicts, for every layer; ValueError for layers that have none.
+
+    With them the gradients at all their calls' outputs: ``some`` are all examples, each once, and what one's loss
+    arrives at, no other's does.
+    """
+    found = {name: _candidates(layer, recording.inputs[name], size) for name, layer in layers.items()}
+    reasons = {name: _shapes(recording.inputs[name], size) for name, layouts in found.items() if not layouts}
+    every: dict[str, list[Tensor]] = {}
+    for alone in some:
+        alone = alone.to(seed.device)
+        gradients = recording.output_gradients(seed * per_row(alone, seed))
+        for name, layouts in found.items():
+            if not layouts:
+                continue
+            own = [layout for layout in layouts if all(_own_rows(layout, g, alone) for g in gradients[name])]
+            if not own:
+                reasons[name] = _leak(layouts[0], gradients[name], alone, size)
+            found[name] = own
+        # not in place: two layers may have been given one and the same
+        every = {k: [x + y for x, y in zip(every[k], g, strict=True)] if every else g for k, g in gradients.items()}
+    if reasons:
+        raise ValueError(_mixed(layers, reasons))
+    return found, every
+
+
+def _candidates(layer: Layer, inputs: list[Tensor], size: int) -> list[Layout]:
+    """The layout that held so far, where it fits, before others: a last batch of one example would allow them all."""
+    shapes, any_axis = [x.shape for x in inputs], layer.kind.gradients in (positions_last, features_last)
+    found = list(candidates(shapes, size, any_axis=any_axis))
+    held = [layer.layout] if all(layer.layout.fits(shape, size) for shape in shapes) else []
+    return held + [layout for layout in found if layout != layer.layout]
+
+
+def _touched(layout: Layout, gradient: Tensor) -> Tensor:
+    """Which indices of the layout's axis a gradient is not 0 at, (rows,)."""
+    return _nonzero_rows(gradient.movedim(layout.axis, 0))
+
+
+def _own_rows(layout: Layout, gradient: Tensor, alone: Tensor) -> bool:
+    """Whether a loss of these examples alone (B,) arrives at no rows but theirs."""
+    if not layout.fits(gradient.shape, len(alone)):
+        return False
+    owners = layout.owners(gradient.shape, len(alone)).to(alone.device)
+    return not bool((_touched(layout, gradient) & ~alone[owners]).any())
+
+
+def _shapes(inputs: list[Tensor], size: int) -> str:
+    shapes = " and ".join(dict.fromkeys(str(tuple(x.shape)) for x in inputs))
+    return f"was given {shapes}, in which {size} examples have no place of their own (one by one they would)"
+
+
+def _leak(layout: Layout, gradients: list[Tensor], alone: Tensor, size: int) -> str:
+    """What was seen where the usual layout was contradicted."""
+    fitting = [g for g in gradients if layout.fits(g.shape, size)]
+    owners = torch.cat([layout.owners(g.shape, size).to(alone.device) for g in fitting])
+    touched = torch.cat([_touched(layout, g) for g in fitting])
+    reached = owners[touched & ~alone[owners]].unique().tolist()
+    who = "example 0" if bool(alone[0]) else f"{int(alone.sum())} of the {size} examples"
+    return f"receives the loss of {who} alone at the rows of others too (example {reached[0]}'s, say)"
+
+
+def _mixed(layers: dict[str, Layer], reasons: dict[str, str]) -> str:
+    name, reason = next(iter(reasons.items()))
+    others = [repr(n) for n in reasons if n != name]
+    also = f" So it is with {', '.join(others[:3])}{' ...' if len(others) > 3 else ''}." if others else ""
+    return (
+        f"layer {name!r} ({type(layers[name].modules[0]).__name__}) {reason}; expected every example to have rows of "
+        f"its own, in the batch's order, on one axis, in blocks or in strides.{also} Where a model mixes or sorts its "
+        f"examples, or they share rows, none has a gradient of its own. {leave_out(reasons, layers)}"
+    )
