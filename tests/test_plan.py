@@ -120,7 +120,7 @@ def test_a_later_batch_s_look_is_part_of_an_index_s_peak_and_of_the_scores() -> 
         asked = (case.queries,) if stage == "scores" else ()
         call(other, case.objective, case.train[:1], *asked, C, progress=False)  # type: ignore[operator]
         work: Callable[[Any], Any] = lambda _: call(other, case.objective, case.train, *asked, C, progress=False)  # noqa: B023, E731
-        assert found[stage].peak == pytest.approx(run_over(work, [], CPU).peak, rel=0.1), stage
+        assert found[stage].peak == pytest.approx(run_over(work, [], CPU).peak, rel=0.2), stage
 
 
 def test_what_is_taken_between_batches_is_carried_on_by_the_numbers_in_them(monkeypatch: pytest.MonkeyPatch) -> None:
