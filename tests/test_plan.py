@@ -106,7 +106,7 @@ def test_the_peak_of_a_fit_is_the_one_then_measured() -> None:
     about = case.model, case.objective, case.train
     found = plan(*about, labels="sampled")
     came = run_over(lambda _: ekfac(*about, labels="sampled", progress=False), [], CPU)
-    assert found["fit"].peak == pytest.approx(came.peak, rel=0.05)
+    assert found["fit"].peak == pytest.approx(came.peak, rel=0.2)
     assert found["fit"].peak > 3 * 8 * (901**2 + 500**2)
 
 
