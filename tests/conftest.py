@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -51,20 +50,6 @@ def _same_start() -> Iterator[None]:
     yield
     torch.set_default_dtype(dtype)
     torch.set_grad_enabled(grad)
-
-
-@pytest.fixture
-def pages_go_back() -> Iterator[None]:
-    """The resident set is what is held: glibc gives every freed tensor's pages back, whatever ran before in the process.
-
-    By itself it keeps up to tens of megabytes for later, more or fewer by what was freed so far.
-    """
-    if not Path("/proc/self/clear_refs").exists() or not hasattr(ctypes.CDLL(None), "mallopt"):
-        pytest.skip("needs Linux's high-water mark of memory, and glibc")
-    mallopt, map_from = ctypes.CDLL(None).mallopt, -3  # M_MMAP_THRESHOLD
-    mallopt(map_from, 2**16)
-    yield
-    mallopt(map_from, 2**25)  # the largest that it takes by itself
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,7 @@
-"""A plan says what the stages then take: operations and bytes as counted, time and memory carried on from a few batches."""
+"""A plan says what the stages then take: operations and bytes as counted, time carried on from a few batches."""
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable
 from importlib import import_module
@@ -15,10 +14,10 @@ from networks import Case, batches, make, zoo
 from torch.utils.flop_counter import FlopCounterMode
 
 import inflib.memory
-from inflib import TrainIndex, ekfac, influence, kfac, plan
+from inflib import TrainIndex, ekfac, influence, plan
 from inflib.ahead import in_bytes, in_time
 from inflib.blocks import BlockDiagonal
-from inflib.plan.probe import Few, Measured, Probe, Units, run_over, surveyed
+from inflib.plan.probe import Few, Measured, Probe, Units, surveyed
 from inflib.plan.stages import Line, _first, _line
 from inflib.plan.table import Plan, Stage
 
@@ -98,29 +97,6 @@ def test_bytes_on_disk_are_those_that_are_then_written(tmp_path: Path) -> None:
     assert found["index"].disk == TrainIndex.build(*about, C, progress=False).nbytes
     store = TrainIndex.build(*about, C, path=tmp_path / "store", axes=0.5, bits=1, progress=False)
     assert plan(*about, store={"axes": 0.5, "bits": 1})["index"].disk == store.nbytes
-
-
-@pytest.mark.usefixtures("pages_go_back")
-def test_the_peak_of_a_fit_is_the_one_then_measured() -> None:
-    case = make(widths=(900, 500, 4), n=64, splits=[16, 32, 48])
-    about = case.model, case.objective, case.train
-    found = plan(*about, labels="sampled")
-    came = run_over(lambda _: ekfac(*about, labels="sampled", progress=False), [], CPU)
-    assert found["fit"].peak == pytest.approx(came.peak, rel=0.2)
-    assert found["fit"].peak > 3 * 8 * (901**2 + 500**2)
-
-
-@pytest.mark.usefixtures("pages_go_back")
-def test_a_later_batch_s_look_is_part_of_an_index_s_peak_and_of_the_scores() -> None:
-    case = make(widths=(700, 400, 4), n=64, splits=[16, 32, 48])
-    found = plan(case.model, case.objective, case.train, queries=case.queries, labels="sampled")
-    C = kfac(case.model, case.objective, case.train, labels="sampled", progress=False)
-    for stage, call in (("index", TrainIndex.build), ("scores", influence)):
-        other = copy.deepcopy(case.model)  # whose rows nobody has looked at
-        asked = (case.queries,) if stage == "scores" else ()
-        call(other, case.objective, case.train[:1], *asked, C, progress=False)  # type: ignore[operator]
-        work: Callable[[Any], Any] = lambda _: call(other, case.objective, case.train, *asked, C, progress=False)  # noqa: B023, E731
-        assert found[stage].peak == pytest.approx(run_over(work, [], CPU).peak, rel=0.2), stage
 
 
 def test_what_is_taken_between_batches_is_carried_on_by_the_numbers_in_them(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,16 +8,16 @@ from typing import Any
 import pytest
 import torch
 from networks import batches, make
+from peaks import Sequences, sequences
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.flop_counter import FlopCounterMode
 
-from inflib import CrossEntropy, TrainIndex, ekfac, everything, influence, plan, untied, without_biases
-from inflib.plan.probe import run_over, surveyed
+from inflib import CrossEntropy, ekfac, everything, influence, plan, untied, without_biases
+from inflib.plan.probe import surveyed
 
 STAGES = import_module("inflib.plan.stages")
 pytestmark = pytest.mark.usefixtures("float64")
-CPU = torch.device("cpu")
 
 
 def test_a_plan_leaves_the_random_generator_as_it_was_where_a_loader_draws_from_it() -> None:
@@ -37,38 +37,6 @@ def test_the_largest_batch_is_among_those_tried(at: int) -> None:
     assert [len(x) for x, _ in some] == [*sizes[:2], max(sizes[2:])]
     assert units.first == [x.numel() for x, _ in some]
     assert (units.whole, units.examples) == (3 * 60, 60)
-
-
-class Sequences(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.b = nn.Linear(8, 64), nn.Linear(64, 3)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.b(torch.tanh(self.a(x)).mean(1))
-
-
-def sequences(*shapes: tuple[int, int]) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    return [(torch.randn(n, T, 8), torch.randint(0, 3, (n,))) for n, T in shapes]
-
-
-@pytest.mark.usefixtures("pages_go_back")
-@pytest.mark.parametrize("late", [(8, 2048), (2048, 8)], ids=["long", "many"])
-def test_a_late_large_batch_is_in_every_peak(late: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
-    about, short = (Sequences().eval(), CrossEntropy()), [(late[0] if late[0] == 8 else 1, 4)] * 4
-    train, few = sequences(*short, late), sequences((4, 4))
-    C = ekfac(*about, train, progress=False)
-    works = {
-        "fit": lambda: ekfac(*about, train, progress=False),
-        "index": lambda: TrainIndex.build(*about, train, C, progress=False),
-        "scores": lambda: influence(*about, train, few, C, 1.0, progress=False),
-    }
-    found = plan(*about, train, queries=few)
-    for name, work in works.items():
-        assert found[name].peak >= run_over(lambda _, work=work: work(), [], CPU).peak / 2, name
-    monkeypatch.setattr(STAGES, "LONG", 0.0)  # so that the queries tried end before the large batch, or within it
-    queries = plan(*about, few, queries=train)["scores"].peak
-    assert queries >= run_over(lambda _: influence(*about, few, train, C, 1.0, progress=False), [], CPU).peak / 2
 
 
 def test_long_queries_that_come_late_are_in_the_operations(monkeypatch: pytest.MonkeyPatch) -> None:
