@@ -12,13 +12,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .batches import cached_bytes, chunks, per_row
+from .batches import cached_bytes, chunks, per_row, rows_of
 from .hooks import leave_out, values_of
 from .layers import Layer, positions_last
 from .layers.elementwise import features_last
-from .objectives import Objective, per_example
+from .objectives import Objective, differentiable, output_gradient, unweighted
 from .recording import Recording
 from .rows import Layout, candidates
+
+# how far a slope may move when the others of a batch are gone, relative to the batch's largest
+_COMPANY = {torch.float64: 1e-7, torch.float32: 1e-3}
 
 
 def some_examples(size: int, draw: np.random.Generator) -> list[Tensor]:
@@ -38,13 +41,14 @@ def slopes_of(
     Where a slope is 0 (a perfect fit, a probability of 1 to rounding) it is taken at outputs drawn by chance.
     """
     value, what = values_of(objective, measurement), "loss" if measurement is None else "measurement"
+    whose = f"{type(unweighted(objective, targets)[0]).__name__}: the loss" if measurement is None else "the measurement"
 
-    def differentiable(at: Tensor) -> tuple[Tensor, Tensor]:
+    def taken(at: Tensor) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
             f = at.detach().requires_grad_()
-            return f, per_example(value(f, targets), outputs, what)
+            return f, differentiable(value, f, targets, what)
 
-    (f, each), whole = differentiable(outputs), outputs.new_zeros(())
+    (f, each), whole = taken(outputs), outputs.new_zeros(())
     for alone in some:  # all examples, each once
         of = alone.to(each)
         with torch.enable_grad():
@@ -57,15 +61,42 @@ def slopes_of(
                 "within it out of it."
             )
         whole = whole + slope
+    del each  # with its graph
+    for alone in some if len(some) > 1 else ():
+        _check_company(value, whose, outputs, targets, alone, whole)
     scaled, largest = _scaled(whole)
     if bool((largest == 0).any()):
         noise = torch.from_numpy(draw.standard_normal(tuple(outputs.shape))).to(outputs)
-        f, each = differentiable(noise)
+        f, each = taken(noise)
         with torch.enable_grad():
             (slope,) = torch.autograd.grad(each.sum(), f)
         elsewhere, _ = _scaled(slope)
         scaled = torch.where(per_row(largest == 0, scaled), elsewhere, scaled)
     return scaled
+
+
+def _check_company(value: Any, whose: str, outputs: Tensor, targets: Any, alone: Tensor, slopes: Tensor) -> None:
+    """Raise ValueError where these examples' slopes are others once the rest of the batch is gone.
+
+    No gradient passes through the batch's size, a count of its labels, a detached statistic, a choice of the hardest.
+    A loss that takes no part of a batch decides nothing.
+    """
+    at = alone.nonzero()[:, 0].tolist()
+    try:
+        own = output_gradient(value, outputs[at], rows_of(targets, at, len(outputs)))
+    except Exception:  # closed over something of the whole batch's size: whatever it raises
+        return
+    apart, size = (own - slopes[at]).abs(), slopes.abs().amax()
+    if not bool(slopes.isfinite().all()) or own.shape != slopes[at].shape:
+        return
+    if not bool((apart <= _COMPANY.get(outputs.dtype, 1e-2) * size).all()):  # NaN too
+        n = at[int(apart.nan_to_num(torch.inf, torch.inf).reshape(len(at), -1).amax(1).argmax())]
+        raise ValueError(
+            f"{whose} of example {n} has another slope in a batch of {len(at)} than in its batch of {len(outputs)} "
+            f"(they differ by {float(apart.amax()):.2g}, the largest is {float(size):.2g}); expected a function of "
+            "each example's own outputs and targets. Leave what depends on the batch out of it, detached or not: "
+            "its size, counts of its labels, means and maxima, a choice of its hardest examples."
+        )
 
 
 def _nonzero_rows(x: Tensor) -> Tensor:

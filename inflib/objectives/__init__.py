@@ -21,7 +21,7 @@ sampler are written by hand, the first batch of every fit proves that they are t
 
 from .checks import TooManySeedsError
 from .classification import Bernoulli, CrossEntropy
-from .derivatives import output_gradient, per_example
+from .derivatives import differentiable, output_gradient, per_example
 from .labels import LABELS, label_kind, label_seeds
 from .objective import Measurement, Objective, part
 from .pixels import PixelCrossEntropy
@@ -44,6 +44,7 @@ __all__ = [
     "Weighted",
     "check_curved",
     "check_objective",
+    "differentiable",
     "from_hessian",
     "inverse_cdf",
     "label_kind",

@@ -30,9 +30,29 @@ def _slope(function: PerExample, outputs: Tensor, targets: Any, again: bool) -> 
     """The outputs as a leaf and the gradient there, to be differentiated ``again`` or not."""
     with torch.enable_grad():
         f = outputs.detach().requires_grad_()
-        value = per_example(function(f, targets), outputs, getattr(function, "__name__", "function"))
+        value = differentiable(function, f, targets, getattr(function, "__name__", "function"))
         (gradient,) = torch.autograd.grad(value.sum(), f, create_graph=again)
     return f, gradient
+
+
+def differentiable(function: PerExample, outputs: Tensor, targets: Any, what: str) -> Tensor:
+    """function(outputs, targets), if it has a number per example and torch knows its gradient; else a ValueError."""
+    try:
+        value = per_example(function(outputs, targets), outputs, what)
+    except RuntimeError as error:
+        if "numpy()" not in str(error):
+            raise
+        raise ValueError(_cut_off(what, "it is computed by NumPy")) from None
+    if not value.requires_grad:
+        raise ValueError(_cut_off(what, f"it comes without a gradient ({value.dtype})"))
+    return value
+
+
+def _cut_off(what: str, why: str) -> str:
+    return (
+        f"the {what} is cut off from the outputs: {why}; expected one that torch can differentiate. Compute it from "
+        "the outputs in torch alone, without torch.no_grad(), .detach(), .item(), NumPy, argmax or comparisons."
+    )
 
 
 def output_products(loss: PerExample, outputs: Tensor, targets: Any, directions: Tensor) -> Tensor:

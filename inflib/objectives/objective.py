@@ -58,7 +58,7 @@ class Objective:
 
     def log_likelihood(self, outputs: Tensor, targets: Any) -> Tensor:
         """log p(target | outputs) up to a constant, (B,): −ℓ, the default measurement."""
-        return -self.loss(outputs, targets)
+        return -per_example(self.loss(outputs, targets), outputs, "loss")
 
     def measure(self, measurement: Measurement | None, outputs: Tensor, targets: Any) -> Tensor:
         """The measurement m (B,): a name this objective knows, any callable of (outputs, targets), or None (−ℓ)."""

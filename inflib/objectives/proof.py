@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..batches import rows_of
 from ..randomness import LabelStreams
-from .derivatives import output_hessians, output_products, precisely, root
+from .derivatives import output_hessians, output_products, per_example, precisely, root
 from .objective import Objective, part, written
 from .weights import unweighted
 
@@ -63,12 +63,12 @@ def _check_separate(objective: Objective, f: Tensor, y: Any) -> None:
     if len(f) == 1:
         f, y = torch.cat([f, f / 2 + 0.1]), rows_of(y, [0, 0], 1)
     first = slice(0, 1)
-    together = precisely(lambda f, y: objective.loss(f, y), f, y).detach()
-    alone = precisely(lambda f, y: objective.loss(f, y), f[first], rows_of(y, first, len(f))).detach()
-    if together.shape != (len(f),) or alone.shape != (1,):
-        return  # ``per_example`` says so
+    together = precisely(lambda f, y: per_example(objective.loss(f, y), f, "loss"), f, y).detach()
+    alone = precisely(lambda f, y: per_example(objective.loss(f, y), f, "loss"), f[first], rows_of(y, first, len(f)))
+    if not bool(together[0].isfinite()):
+        return  # the checks of gradients and factors say where
     tolerance = 1e-9 if together.dtype == torch.float64 else 1e-4
-    if float((together[0] - alone[0]).abs()) > tolerance * max(1.0, float(together.abs().max())):
+    if not float((together[0] - alone[0]).abs()) <= tolerance * max(1.0, float(together.abs().max())):  # NaN too
         raise ValueError(
             f"{_name(objective)}: an example's loss is {float(alone[0]):.6g} by itself and {float(together[0]):.6g} "
             f"in a batch of {len(f)}; expected it to depend on no other example. Leave means, maxima and norms over "
