@@ -9,8 +9,10 @@ changes from one pass to the next is refused rather than misaligned.
 from __future__ import annotations
 
 import os
+from collections import UserDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 import numpy as np
@@ -71,27 +73,60 @@ def batch_size(targets: Any, name: str, index: int) -> int:
     )
 
 
-def tensors(value: Any) -> Iterator[Tensor]:
-    """All tensors inside a tensor, a tuple, a list or a mapping."""
+def tensors(value: Any, within: tuple[int, ...] = ()) -> Iterator[Tensor]:
+    """All tensors inside a tensor, a tuple, a list, a mapping, or an object that holds some (a dataclass, a namespace).
+
+    ``within``: the addresses of the objects that value was reached through.
+    """
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, Mapping):
         for key in value:
-            yield from tensors(value[key])
+            yield from tensors(value[key], within)
     elif isinstance(value, (tuple, list)):
         for part in value:
-            yield from tensors(part)
+            yield from tensors(part, within)
+    elif id(value) not in within:
+        for part in held_by(value).values():
+            yield from tensors(part, (*within, id(value)))
 
 
-def mapped(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
-    """``value`` with ``function`` of each tensor inside: mappings become dicts, sequences tuples, the rest stays."""
+def held_by(value: Any) -> dict[str, Any]:
+    """The attributes of an object that inputs may come in; none of what is a value itself, a function or a module."""
+    if value is None or callable(value) or isinstance(value, (str, bytes, int, float, np.ndarray, np.generic)):
+        return {}
+    if is_dataclass(value) and not isinstance(value, type):
+        return {part.name: getattr(value, part.name) for part in fields(value) if hasattr(value, part.name)}
+    return getattr(value, "__dict__", {})
+
+
+def mapped(value: Any, function: Callable[[Tensor], Tensor], within: tuple[int, ...] = ()) -> Any:
+    """``value`` with ``function`` of each tensor inside, in what it came in: a tuple, a dict, an object like it."""
     if isinstance(value, Tensor):
         return function(value)
+    if isinstance(value, (dict, UserDict)):
+        found = copy(value)
+        for key in value:
+            found[key] = mapped(value[key], function, within)
+        if isinstance(value, dict):  # ``with_masks`` keeps masks beside the items
+            items = [id(part) for part in value.values()]
+            beside = {name: part for name, part in getattr(value, "__dict__", {}).items() if id(part) not in items}
+            for name, part in beside.items():
+                setattr(found, name, mapped(part, function, within))
+        return found
     if isinstance(value, Mapping):
-        return {key: mapped(value[key], function) for key in value}
+        return {key: mapped(value[key], function, within) for key in value}
     if isinstance(value, (tuple, list)):
-        return tuple(mapped(part, function) for part in value)
-    return value
+        parts = [mapped(part, function, within) for part in value]
+        if isinstance(value, list):
+            return parts
+        return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
+    if next(tensors(value, within), None) is None:
+        return value
+    found, within = copy(value), (*within, id(value))
+    for name, part in held_by(value).items():
+        object.__setattr__(found, name, mapped(part, function, within))
+    return found
 
 
 def rows_of(value: Any, rows: slice | list[int], size: int) -> Any:

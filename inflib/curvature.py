@@ -189,6 +189,11 @@ def facts_of(fit: Fit, method: str, examples: int) -> Facts:
 
 def layers_of(model: nn.Module, curvature: Curvature) -> dict[str, Layer]:
     """The model's layers that the curvature speaks of; ValueError where the model is not the one it was fitted at."""
+    if isinstance(curvature, nn.Module) or not hasattr(curvature, "facts"):
+        raise TypeError(
+            f"curvature came as a {type(curvature).__name__}; expected what a fit returns. Fit one: "
+            "curvature = ekfac(model, objective, train)."
+        )
     names = list(curvature.layers)
     _check_wrapped(model, names)
     found = select(model, Exactly(curvature.shapes, curvature.facts.untied))

@@ -42,6 +42,10 @@ _HASHED: WeakKeyDictionary[nn.Module, dict[str, tuple[bytes, bytes]]] = WeakKeyD
 
 def hash_tensor(digest: Any, tensor: Tensor) -> None:
     """Add a tensor's dtype, shape and bytes to a hashlib digest; its strides and device are no part of it."""
+    if parts := _plain_parts(tensor):
+        for part in parts:
+            hash_tensor(digest, part)
+        return
     digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
     if tensor.numel() and not tensor.is_meta:
         digest.update(_bytes(tensor).cpu().numpy().data)
@@ -52,11 +56,28 @@ def checksum(tensor: Tensor) -> bytes:
 
     For comparisons within one process; where the tensor is small, all of its bytes.
     """
+    if parts := _plain_parts(tensor):
+        return b"".join(map(checksum, parts))
     digest = blake2b(f"{tensor.dtype}{tuple(tensor.shape)}".encode(), digest_size=16)
     if tensor.numel() and not tensor.is_meta:  # which holds nothing, and is refused where it is used
         for part in _folded(_bytes(tensor)):
             digest.update(part)
     return digest.digest()
+
+
+def _plain_parts(tensor: Tensor) -> list[Tensor]:
+    """The tensors that a sparse or nested one is made of; none for any other."""
+    if tensor.is_nested:
+        return list(tensor.unbind())
+    if tensor.layout == torch.strided:
+        return []
+    size = torch.tensor(tensor.shape, device="cpu")
+    if tensor.layout == torch.sparse_coo:
+        tensor = tensor.coalesce()
+        return [size, tensor.indices(), tensor.values()]
+    columns = tensor.layout in (torch.sparse_csc, torch.sparse_bsc)
+    places = [tensor.ccol_indices(), tensor.row_indices()] if columns else [tensor.crow_indices(), tensor.col_indices()]
+    return [size, *places, tensor.values()]
 
 
 def _folded(flat: Tensor) -> Iterator[memoryview]:

@@ -63,7 +63,8 @@ def watching(layers: dict[str, Layer], size: int, *, raw: bool = False) -> Itera
             own.setdefault(module, []).append(layer)
     with ExitStack() as stack:
         for module, parts in own.items():
-            handle = module.register_forward_hook(_hook(recording, parts), with_kwargs=True)
+            # before the user's hooks, which may scale what the layer gave
+            handle = module.register_forward_hook(_hook(recording, parts), with_kwargs=True, prepend=True)
             stack.callback(handle.remove)
         stack.enter_context(watching_inside(recording))
         yield recording
@@ -113,7 +114,7 @@ def forward(
             "called inside torch.inference_mode(), where no gradient can be taken; expected to be outside of it. "
             "Use torch.no_grad() instead, or nothing: inflib leaves no gradients behind."
         )
-    with watching(layers, size, raw=raw) as recording, frozen(model), torch.enable_grad():
+    with watching(layers, size, raw=raw) as recording, frozen(model), torch.enable_grad(), _in_words(recording):
         if names := list(weights):
             check_tokens(model, inputs)
             standing_in = {n: p.detach() for n, p in model.named_parameters()}
@@ -136,6 +137,30 @@ def forward(
         )
     recording.calls = {name: recording.calls[name] for name in layers}  # in the layers' order, not the calls'
     return recording
+
+
+@contextmanager
+def _in_words(recording: Recording) -> Iterator[None]:
+    """Torch's errors that recording gives rise to, as what they mean."""
+    try:
+        yield
+    except RuntimeError as error:
+        said = f"{str(error).splitlines()[0]:.120}"
+        if "does not require grad" in said:
+            raise ValueError(
+                "the model's forward differentiates by its weights (torch.autograd.grad, .backward()), which ask for "
+                f"no gradient while layers are recorded ({said}); expected a forward that takes none by them. Steps of "
+                "training inside it give an example weights of its own: take them out, and fit at what they lead to."
+            ) from None
+        if recording.shared and "size" in said.lower():
+            name = recording.shared[0]
+            raise ValueError(
+                f"layer {name!r} looked up ids once for all {recording.size} examples, which is read as once for each "
+                f"of them, and the model then stopped ({said}); expected what it gives to be added to the batch, or "
+                "expanded, not repeated. Give batches of one example, look up ids.expand(B, -1), or leave it out. "
+                f"{leave_out([name], recording.layers)}"
+            ) from None
+        raise
 
 
 def _unused(missing: list[str], layers: dict[str, Layer]) -> str:

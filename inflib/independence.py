@@ -47,8 +47,16 @@ def check_independence(
 
 
 def _check_among_copies(model: nn.Module, batch: Batch, outputs: Tensor, n: int) -> None:
-    with torch.no_grad():
-        again = call(model, _copies(batch.inputs, n, batch.size))
+    try:
+        with torch.no_grad():
+            again = call(model, _copies(batch.inputs, n, batch.size))
+    except (RuntimeError, ValueError, IndexError, KeyError, AssertionError) as error:
+        raise ValueError(
+            f"the model takes its batch of {batch.size}, but no batch of {batch.size} copies of example {n} "
+            f"({str(error).splitlines()[0]:.120}), so that its examples cannot be shown to be independent; expected "
+            "each of them on one index of every input's first axis. Where lengths are ragged (offsets, packed rows, "
+            "nodes of several graphs) give batches of one example."
+        ) from None
     apart = _apart(again[n : n + 1], outputs[n : n + 1]) if again.shape == outputs.shape else math.inf
     if apart > _tolerance(outputs):
         moved = float((again[n] - outputs[n]).abs().max()) if again.shape == outputs.shape else math.inf

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler
 
-from .batches import Data, batch_size, iterate, tensors
+from .batches import Data, batch_size, held_by, iterate, tensors
 from .checkpoint import Done
 from .fingerprints import checksum
 from .randomness import preserved_rng
@@ -148,17 +148,20 @@ def fingerprint(batch: Any) -> bytes:
     return b"".join((*map(checksum, tensors(batch)), beside))
 
 
-def _beside(value: Any) -> Iterator[bytes]:
+def _beside(value: Any, within: tuple[int, ...] = ()) -> Iterator[bytes]:
     if isinstance(value, np.ndarray):
         yield repr(value.tolist()).encode() if value.dtype == object else value.tobytes()
     elif isinstance(value, (str, bytes, int, float, type(None))):
         yield repr(value).encode()
     elif isinstance(value, Mapping):
         for key in value:
-            yield from _beside(value[key])
+            yield from _beside(value[key], within)
     elif isinstance(value, (tuple, list)):
         for part in value:
-            yield from _beside(part)
+            yield from _beside(part, within)
+    elif not isinstance(value, Tensor) and next(tensors(value, within), None) is not None:
+        for part in held_by(value).values():
+            yield from _beside(part, (*within, id(value)))
 
 
 def _sum_of_examples(inputs: Any, targets: Any, size: int) -> int:

@@ -41,7 +41,9 @@ def slopes_of(
     Where a slope is 0 (a perfect fit, a probability of 1 to rounding) it is taken at outputs drawn by chance.
     """
     value, what = values_of(objective, measurement), "loss" if measurement is None else "measurement"
-    whose = f"{type(unweighted(objective, targets)[0]).__name__}: the loss" if measurement is None else "the measurement"
+    whose = (
+        f"{type(unweighted(objective, targets)[0]).__name__}: the loss" if measurement is None else "the measurement"
+    )
 
     def taken(at: Tensor) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():

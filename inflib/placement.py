@@ -18,6 +18,7 @@ from torch.func import functional_call
 from torch.utils import checkpoint as checkpoints
 
 from .batches import accumulator, say, tensors
+from .givens import check_module, explained, given
 from .randomness import preserved_rng
 from .texts import check_ids, context_of
 
@@ -31,6 +32,18 @@ def call(model: nn.Module, inputs: Any, parameters: dict[str, Tensor] | None = N
     In float32 at least, so that the loss and its derivatives are. Buffers that the forward pass changes are put back.
     Raises RuntimeError for a model that draws random numbers, ValueError for tokens that it has no rows for.
     """
+    with given(model, inputs) as inputs:
+        outputs = _called(model, inputs, parameters)
+    outputs = getattr(outputs, "logits", outputs)
+    if not isinstance(outputs, Tensor):
+        raise TypeError(
+            f"the model returned {say(outputs)}; expected a tensor or an object with .logits. "
+            "Wrap the model in a module that returns the tensor the loss is computed from."
+        )
+    return outputs.to(accumulator(outputs.dtype)) if outputs.is_floating_point() else outputs
+
+
+def _called(model: nn.Module, inputs: Any, parameters: dict[str, Tensor] | None) -> Any:
     args: tuple = (inputs,)
     kwargs: Mapping[str, Any] = {}
     if isinstance(inputs, Mapping):
@@ -39,18 +52,11 @@ def call(model: nn.Module, inputs: Any, parameters: dict[str, Tensor] | None = N
         args = tuple(inputs)
     with _as_found(model), _users_autocast(), _without_checkpoints(), _uncompiled(model):
         check_placement(model, inputs)
-        if parameters is None:
+        with explained(model, args, kwargs):
+            if parameters is not None:
+                return functional_call(model, parameters, args, dict(kwargs))
             check_tokens(model, inputs)
-            outputs = model(*args, **kwargs)
-        else:
-            outputs = functional_call(model, parameters, args, dict(kwargs))
-    outputs = getattr(outputs, "logits", outputs)
-    if not isinstance(outputs, Tensor):
-        raise TypeError(
-            f"the model returned {say(outputs)}; expected a tensor or an object with .logits. "
-            "Wrap the model in a module that returns the tensor the loss is computed from."
-        )
-    return outputs.to(accumulator(outputs.dtype)) if outputs.is_floating_point() else outputs
+            return model(*args, **kwargs)
 
 
 @contextmanager
@@ -90,6 +96,15 @@ def check_placement(model: nn.Module, inputs: Any) -> None:
     if weight is None:
         return
     for x in tensors(inputs):
+        if x.is_nested or x.layout != torch.strided:
+            kind, fix = (
+                ("nested", "torch.nested.to_padded_tensor(x, 0.0), with a mask")
+                if x.is_nested
+                else (f"{x.layout}".removeprefix("torch."), "x.to_dense()")
+            )
+            raise ValueError(
+                f"an input is a {kind} tensor; expected plain ones, whose first axis is the examples'. Give {fix}."
+            )
         if x.device != weight.device:
             raise ValueError(
                 f"the inputs are on {x.device}, the model is on {weight.device}; expected one device. "
@@ -210,11 +225,17 @@ def check_mode(model: nn.Module) -> None:
 
     Raises ValueError for weights of which a process holds only a part.
     """
+    check_module(model)
     for name, parameter in model.named_parameters():
         if type(parameter.data).__name__ == "DTensor":
             raise ValueError(
                 f"parameter {name!r} is sharded over processes (fully_shard); expected whole weights in every process, "
                 "so build the model anew in each and load its full state dict into it."
+            )
+        if parameter.is_meta:
+            raise ValueError(
+                f"parameter {name!r} is on the meta device: it has a shape and no numbers (init_empty_weights, weights "
+                "offloaded to disk); expected weights that are there. Load them, without device_map, before you ask."
             )
     for name, module in model.named_modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:

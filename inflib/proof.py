@@ -29,7 +29,7 @@ from .hooks import Captured, Pair, Recording, RowsChangedError, forward, leave_o
 from .independence import check_independence
 from .layers import Layer, LayerSpec
 from .notes import note
-from .objectives import Objective
+from .objectives import Objective, check_kind
 from .owners import allowed_layouts, slopes_of, some_examples
 from .placement import plain_numbers
 from .positions import check_batch
@@ -80,6 +80,7 @@ class Proof:
     _later: int | None = field(init=False)
 
     def __post_init__(self) -> None:
+        check_kind(self.objective)
         self._draw = np.random.Generator(np.random.Philox(self.seed))
         self._later = int(self._draw.integers(1, self.batches)) if self.batches and self.batches > 1 else None
 

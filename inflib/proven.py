@@ -18,7 +18,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
-from .batches import Batch, tensors
+from .batches import Batch, held_by, tensors
 from .fingerprints import checksum, everything_noted, hash_weights
 from .layers import Layer
 from .objectives import Objective
@@ -96,13 +96,16 @@ def _contents(batch: Batch) -> bytes:
     return digest.digest()
 
 
-def _shape(value: Any) -> Any:
+def _shape(value: Any, within: tuple[int, ...] = ()) -> Any:
     """A batch's structure without its numbers: names, types, and what is no tensor."""
     if isinstance(value, torch.Tensor):
         return str(value.device)
     if isinstance(value, dict):
-        named = {key: _shape(part) for key, part in value.items()}
+        named = {key: _shape(part, within) for key, part in value.items()}
         return type(value).__name__, named, repr(getattr(value, "masks", None))
     if isinstance(value, (tuple, list)):
-        return [_shape(part) for part in value]
+        return [_shape(part, within) for part in value]
+    if next(tensors(value, within), None) is not None:
+        named = {name: _shape(part, (*within, id(value))) for name, part in held_by(value).items()}
+        return type(value).__name__, named
     return repr(value)

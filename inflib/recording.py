@@ -80,6 +80,7 @@ class Recording:
     calls: dict[str, list[Call]] = field(default_factory=dict)
     edges: dict[str, list[GradientEdge]] = field(default_factory=dict)  # of all calls so far, idle ones included
     weights: dict[str, Tensor] = field(default_factory=dict)  # parameters that a gradient can be asked for, by name
+    shared: list[str] = field(default_factory=list)  # embeddings that were given ids once for all examples
     rows: int = 0  # of the last call's first axis, where that is the examples' or a multiple of them
 
     def gradients(self, seed: Tensor, *, last: bool = False) -> dict[str, Tensor]:
@@ -167,8 +168,11 @@ class Recording:
         if not uses:
             return self._went_on(every, output)[0]
         x = (args[0] if args else next(iter(kwargs.values()))).detach()
+        _check_plain(uses[0][0], x, self.layers)
         if looks_up:
+            given = len(output)
             x, output = _ids(module, x, output, self.rows or self.size)
+            self.shared += [uses[0][0].name] * (len(output) != given)
         if len(x) % self.size == 0 and x.ndim > 1:
             self.rows = len(x)
         slopes = {
@@ -288,6 +292,16 @@ def _check_read(layer: Layer, module: nn.Module, x: Tensor) -> None:
         layer.rows(module, x)
     except ValueError as error:
         raise ValueError(f"layer {layer.name!r}: {error}") from None
+
+
+def _check_plain(layer: Layer, x: Tensor, layers: dict[str, Layer]) -> None:
+    """Raise ValueError for a layer that is called inside a transform of torch.func."""
+    if torch._C._functorch.is_functorch_wrapped_tensor(x):
+        raise ValueError(
+            f"layer {layer.name!r} is called inside torch.vmap, or another transform of torch.func, where its rows "
+            "cannot be seen; expected it to be called on the batch. Call it on all rows at once (a Linear takes "
+            f"(B, ..., features)), or use gauss_newton. {leave_out([layer.name], layers)}"
+        )
 
 
 class RowsChangedError(ValueError):

@@ -15,8 +15,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
+from .givens import check_model, check_names
 from .layers import Choice, Exactly, Kind, Layer, LayerSpec, alone, kinds_of
 from .layers.naming import bare, listed, matches, same
 
@@ -73,11 +73,12 @@ def select(model: nn.Module, layers: LayerSpec = None) -> dict[str, Layer]:
 
 def chosen(model: nn.Module, layers: LayerSpec = None) -> tuple[dict[str, Layer], list[str]]:
     """``select``, and for layers=None the reasons why some understood layers are left out."""
-    _check_unwrapped(model)
+    check_model(model)
     if isinstance(layers, Exactly):
         choice, shapes = Choice(list(layers.shapes), layers.untied, everything=True), layers.shapes
     else:
         choice, shapes = Choice.of(layers), {}
+        check_names(model, choice.layers)
     wanted = choice.layers
     understood = {part.name: part for part in _parts(model)}
     supported = {name: part for name, part in understood.items() if part.weight.is_floating_point()}
@@ -116,20 +117,6 @@ def _own_bias(
     bias, without = layer.parameters[-1], replace(layer, bias_name=None)
     left_out = not choice.biases or (only_trained and not bias.requires_grad) or id(bias) in apart
     return without if left_out or (shape is not None and without.shape == shape) else layer
-
-
-def _check_unwrapped(model: nn.Module) -> None:
-    lazy = next((name for name, p in model.named_parameters() if is_lazy(p)), None)
-    if lazy is not None:
-        raise ValueError(
-            f"parameter {lazy!r} has no shape yet (a lazy module that has seen no input); expected a model whose "
-            "weights are there. Run it on a batch once, model(x), before it is trained."
-        )
-    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-        raise ValueError(
-            f"the model is wrapped in {type(model).__name__}, which splits batches and renames layers "
-            "('module.…'); expected the model itself. Pass model.module: it is the same model, with the same weights."
-        )
 
 
 # --- what is asked for -----------------------------------------------------------------------------------------------

@@ -70,7 +70,9 @@ def test_a_loss_that_only_its_batch_explains_is_refused_by_scores_too(how: str) 
         lambda: gauss_newton(model, objective, data, **QUIET),
         lambda: capture(model, objective, *data[0]),
     ):
-        with pytest.raises(ValueError, match=r"(has another slope in a batch of|by itself and .* in a batch of) .*expect"):
+        with pytest.raises(
+            ValueError, match=r"(has another slope in a batch of|by itself and .* in a batch of) .*expected"
+        ):
             ask()
 
 
@@ -121,7 +123,9 @@ def test_a_loss_that_is_no_tensor_is_named() -> None:
 def test_a_measurement_that_is_closed_over_the_batchs_size_is_taken() -> None:
     model, data = problem()
     plain, directions = identity(model, CrossEntropy(), data, **QUIET), torch.randn(8, 3)
-    found = influence(model, CrossEntropy(), data, data, plain, measurement=lambda f, y: (f * directions).sum(1), **QUIET)
+    found = influence(
+        model, CrossEntropy(), data, data, plain, measurement=lambda f, y: (f * directions).sum(1), **QUIET
+    )
     for q in range(8):
         query = [(data[0][0][q : q + 1], data[0][1][q : q + 1])]
         alone = influence(

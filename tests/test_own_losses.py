@@ -168,7 +168,10 @@ def test_a_loss_without_a_curvature_or_with_anothers_seeds_is_refused(
 @pytest.mark.parametrize("fit", [ekfac, gauss_newton])
 def test_an_example_alone_shows_a_loss_that_divides_by_the_batch(fit: Any) -> None:
     case = make(splits=[1])
-    with pytest.raises(ValueError, match=r"DividedByTheBatch: (an example's loss is|the loss of example 0 has another slope) .* in a batch of 2"):
+    with pytest.raises(
+        ValueError,
+        match=r"DividedByTheBatch: (an example's loss is|the loss of example 0 has another slope) .* in a batch of 2",
+    ):
         fit(case.model, DividedByTheBatch(), case.train, **QUIET)
 
 

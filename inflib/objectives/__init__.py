@@ -23,7 +23,7 @@ from .checks import TooManySeedsError
 from .classification import Bernoulli, CrossEntropy
 from .derivatives import differentiable, output_gradient, per_example
 from .labels import LABELS, label_kind, label_seeds
-from .objective import Measurement, Objective, part
+from .objective import Measurement, Objective, check_kind, part
 from .pixels import PixelCrossEntropy
 from .proof import check_curved, check_objective, from_hessian
 from .regression import Huber, Poisson, SquaredError
@@ -43,6 +43,7 @@ __all__ = [
     "TooManySeedsError",
     "Weighted",
     "check_curved",
+    "check_kind",
     "check_objective",
     "differentiable",
     "from_hessian",

@@ -8,13 +8,14 @@ from typing import Any
 from torch import Tensor
 
 from ..randomness import LabelStreams
-from .objective import Objective, part
+from .objective import Objective, check_kind, part
 
 LABELS = ("expected", "sampled", "observed")
 
 
 def label_kind(objective: Objective, labels: str | None) -> str:
     """``labels``, or the objective's default; raises on an unknown kind."""
+    check_kind(objective)
     kind = labels or objective.default_labels
     if kind not in LABELS:
         raise ValueError(f"labels={labels!r}; expected one of {', '.join(map(repr, LABELS))}, or None for the default.")

@@ -110,3 +110,31 @@ def unit_seeds(scale: Tensor) -> Iterator[Tensor]:
         s = flat.new_zeros(flat.shape)
         s[:, c] = flat[:, c]
         yield s.reshape(scale.shape)
+
+
+_INSTEAD = {
+    "CrossEntropyLoss": "CrossEntropy(), or NextToken() for sequences",
+    "cross_entropy": "CrossEntropy(), or NextToken() for sequences",
+    "MSELoss": "SquaredError()",
+    "mse_loss": "SquaredError()",
+    "BCEWithLogitsLoss": "Bernoulli()",
+    "binary_cross_entropy_with_logits": "Bernoulli()",
+    "HuberLoss": "Huber()",
+    "PoissonNLLLoss": "Poisson()",
+}
+
+
+def check_kind(objective: Any) -> None:
+    """Raise TypeError for what is no objective: a loss of torch's, a function, a class in place of its object."""
+    if isinstance(objective, type):
+        name = objective.__name__
+        fix = f"{name}()" if issubclass(objective, Objective) else "CrossEntropy(), say"
+        raise TypeError(f"objective came as the class {name}; expected an object. Call it: {fix}.")
+    if isinstance(objective, Objective):
+        return
+    name = getattr(objective, "__name__", type(objective).__name__)
+    raise TypeError(
+        f"objective came as {name}; expected one of inflib's, which know a loss per example and its curvature. Give "
+        f"{_INSTEAD.get(name, 'CrossEntropy(), SquaredError() or another')}; a loss of one's own is a class with "
+        "loss(outputs, targets) -> (B,), class Mine(inflib.Objective)."
+    )

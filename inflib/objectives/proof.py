@@ -62,15 +62,19 @@ def check_curved(objective: Objective, outputs: Tensor, targets: Any) -> None:
 def _check_separate(objective: Objective, f: Tensor, y: Any) -> None:
     if len(f) == 1:
         f, y = torch.cat([f, f / 2 + 0.1]), rows_of(y, [0, 0], 1)
-    first = slice(0, 1)
-    together = precisely(lambda f, y: per_example(objective.loss(f, y), f, "loss"), f, y).detach()
-    alone = precisely(lambda f, y: per_example(objective.loss(f, y), f, "loss"), f[first], rows_of(y, first, len(f)))
-    if not bool(together[0].isfinite()):
-        return  # the checks of gradients and factors say where
-    tolerance = 1e-9 if together.dtype == torch.float64 else 1e-4
-    if not float((together[0] - alone[0]).abs()) <= tolerance * max(1.0, float(together.abs().max())):  # NaN too
+
+    def losses(f: Tensor, y: Any) -> Tensor:
+        return per_example(objective.loss(f, y), f, "loss").detach()
+
+    together = precisely(losses, f, y)
+    alone = torch.cat([precisely(losses, f[[n]], rows_of(y, [n], len(f))) for n in range(len(f))])
+    tolerance = (1e-9 if together.dtype == torch.float64 else 1e-4) * max(1.0, float(together.abs().max()))
+    # NaN alone too; where it is in company, the checks of gradients and factors say so
+    apart = ~((together - alone).abs() <= tolerance) & together.isfinite()
+    if bool(apart.any()):
+        n = int(apart.nonzero()[0])
         raise ValueError(
-            f"{_name(objective)}: an example's loss is {float(alone[0]):.6g} by itself and {float(together[0]):.6g} "
+            f"{_name(objective)}: an example's loss is {float(alone[n]):.6g} by itself and {float(together[n]):.6g} "
             f"in a batch of {len(f)}; expected it to depend on no other example. Leave means, maxima and norms over "
             "the batch out of the loss: reduction='none', and sum over everything but the first axis."
         )
