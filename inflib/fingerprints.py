@@ -21,6 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .noted import written
+
 FOLDS = (1021, 2039)  # columns: whole rows or channels that change places line up with neither
 SMALL = 2**16  # bytes: below it a whole hash is as fast
 # not what a model computes, but how it is trained, where it came from, and what its library notes down
@@ -147,7 +149,8 @@ def hash_weights(model: nn.Module) -> str:
 
     No part of it: train or eval mode, devices, strides, gradients, hooks, addresses and all else that differs from one
     process to the next. Nor what a forward pass may leave behind in a class that is not torch.nn's: whole numbers (call
-    counters), flags whose name begins with _, tensors that are no buffers (caches). What matters belongs in a buffer.
+    counters), flags whose name begins with _, tensors that are no buffers (caches), and what one was seen to write
+    (noted.py). What matters belongs in a buffer.
     """
     numbers, structure = blake2b(digest_size=8), blake2b(digest_size=8)
     first: dict[int, str] = {}
@@ -214,12 +217,18 @@ def _settings(module: nn.Module, whole: bool = False) -> Iterator[str]:
     """A module's settings as text, in the order of their names; ``whole``: with numbers and flags that may be notes."""
     # whole numbers are settings in torch's own modules, and nobody's counters
     counts = whole or type(module).__module__.startswith("torch.nn.")
-    for name in sorted(module.__dict__.keys() - _ITS_OWN):
-        value = module.__dict__[name]
+    notes = {} if whole else written(module)
+    for name in sorted((module.__dict__.keys() | notes.keys()) - _ITS_OWN):
+        value = notes[name] if name in notes else module.__dict__[name]
         noted = not whole and name.startswith("_") and isinstance(value, bool)  # by a library, the first time it runs
         said = "" if noted else _say(value, counts)
         if said:
             yield f"{name}={said}"
+
+
+def say_setting(value: Any) -> str:
+    """A setting of a module that is not torch.nn's, as its hash goes by it."""
+    return _say(value, False)
 
 
 def _say(value: Any, counts: bool) -> str:

@@ -46,6 +46,18 @@ def check_independence(
                 _check_count(model, batch, outputs)
 
 
+def check_undrawn(model: nn.Module, batch: Batch, outputs: Tensor) -> None:
+    """Raise RuntimeError where a model that draws numbers makes something else of the same batch (three tries)."""
+    for _ in range(3):
+        with torch.no_grad():
+            again = call(model, batch.inputs)
+        if bool(outputs.isfinite().all()) and _apart(again, outputs) > _tolerance(outputs):
+            raise RuntimeError(
+                "the model draws random numbers in its forward pass, from NumPy, Python or a generator of its own; "
+                "expected the same output every time. Leave out augmentation and noise: model.eval() does not."
+            )
+
+
 def _check_among_copies(model: nn.Module, batch: Batch, outputs: Tensor, n: int) -> None:
     try:
         with torch.no_grad():

@@ -18,7 +18,9 @@ from torch.func import functional_call
 from torch.utils import checkpoint as checkpoints
 
 from .batches import accumulator, say, tensors
+from .fingerprints import say_setting
 from .givens import check_module, explained, given
+from .noted import attributes, put_back
 from .randomness import preserved_rng
 from .texts import check_ids, context_of
 
@@ -61,13 +63,14 @@ def _called(model: nn.Module, inputs: Any, parameters: dict[str, Tensor] | None)
 
 @contextmanager
 def _as_found(model: nn.Module) -> Iterator[None]:
-    """Put back what a forward pass changes (running statistics, the random generator); raise if it drew numbers.
+    """Put back what a forward pass changes (running statistics, notes, the random generator); raise if it drew numbers.
 
     Parameters too: torch's functional_call puts those of a module that has two names, and whose weight another module
     has too, back as the tensors that stood in for them.
     """
     parameters = [(m._parameters, k, p) for m in model.modules() for k, p in m._parameters.items()]
     held = [(m, k, b, b.clone(), b._version) for m in model.modules() for k, b in m._buffers.items() if b is not None]
+    notes = attributes(model)
     generators = _generators(model)
     states = [generator.get_state() for generator in generators]
     drew = False
@@ -83,6 +86,7 @@ def _as_found(model: nn.Module) -> Iterator[None]:
             module._buffers[key] = buffer
         for own, key, parameter in parameters:
             own[key] = parameter
+        put_back(notes, say_setting)
     if drew:
         raise RuntimeError(
             "the model draws random numbers in its forward pass (a functional dropout?); expected the same output "

@@ -26,7 +26,7 @@ from .batches import Batch, batch_size, per_row
 from .comparison import compared, compared_weights, gradients_with_copies, weighted_sums
 from .finite import check_finite
 from .hooks import Captured, Pair, Recording, RowsChangedError, forward, leave_out, pairs
-from .independence import check_independence
+from .independence import check_independence, check_undrawn
 from .layers import Layer, LayerSpec
 from .notes import note
 from .objectives import Objective, check_kind
@@ -34,6 +34,7 @@ from .owners import allowed_layouts, slopes_of, some_examples
 from .placement import plain_numbers
 from .positions import check_batch
 from .proven import proven
+from .randomness import other_generators
 from .rows import FIRST
 from .selection import select
 
@@ -194,7 +195,10 @@ def _prove(
     in_place: bool,
 ) -> tuple[dict[str, Layer], Recording]:
     asked = [] if in_place else compared_weights(layers)
+    drawn = other_generators(model)
     recording = forward(model, layers, batch.inputs, batch.size, raw=True, weights=asked)
+    if other_generators(model) != drawn:
+        check_undrawn(model, batch, recording.outputs.detach())
     _check_recorded(recording, batch)
     objective.check(recording.outputs, batch.targets)
     idle = recording.drop_idle()

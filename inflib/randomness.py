@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import pickle
+import random
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from hashlib import blake2b
 from numbers import Integral
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @contextmanager
@@ -21,6 +24,17 @@ def preserved_rng(generators: Iterable[torch.Generator] = (torch.default_generat
     finally:
         for generator, state in states:
             generator.set_state(state)
+
+
+def other_generators(model: nn.Module) -> bytes:
+    """A hash of the states of generators that a model may draw from beside torch's: NumPy's, Python's, its own."""
+    states = [pickle.dumps(state) for state in (random.getstate(), np.random.get_state(legacy=False))]  # noqa: NPY002
+    for held in (value for module in model.modules() for value in module.__dict__.values()):
+        if isinstance(held, torch.Generator):
+            states.append(held.get_state().cpu().numpy().tobytes())
+        elif isinstance(held, (np.random.Generator, np.random.RandomState, random.Random)):
+            states.append(pickle.dumps(held))
+    return blake2b(b"".join(states)).digest()
 
 
 def check_seed(seed: Any) -> None:
