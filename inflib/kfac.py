@@ -116,6 +116,7 @@ def accumulate_moments(fit: Fit, passes: int = 1) -> Moments:
         check_finite("activations", {name: numbers(x) for name, x in A.items()}, batch.index)
         for seed_, weight in seeds:
             g = recording.gradients(seed_, last=fit.one_seed)
+            padding.check_reached(there, g, batch.index)
             for name in whole:
                 pair, sizes = Pair(recording.activations[name], g.pop(name)), (cuts["S"][name], cuts["A"][name])
                 add_products(A, S, squares, name, pair, weight, *sizes)

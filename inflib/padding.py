@@ -20,7 +20,7 @@ from .batches import Batch
 from .hooks import Recording, forward
 from .layers import Layer, OneHot, positions_last
 from .notes import note
-from .positions import Masked, masks_of
+from .positions import MASKS, Masked, masks_of
 
 NOT_CONTENT = ("mask", "position_ids", "token_type_ids")  # ends of the names of inputs that say nothing themselves
 
@@ -36,11 +36,13 @@ class Padding:
     model: nn.Module
     follows: dict[tuple[str, str], bool | None] = field(default_factory=dict)  # (layer, mask) → what a trial showed
     said: bool = False
+    reached: set[str] = field(default_factory=set)  # layers whose mask was held against where a gradient arrives
 
     def present(self, batch: Batch, recording: Recording) -> dict[str, Tensor | None]:
         """For each layer the positions (B, T) of its activations that are there; None where all of them are."""
         masks = {name: mask for name, mask in masks_of(batch.inputs).items() if not bool(mask.all())}
         if not masks and not isinstance(batch.inputs, Masked):
+            self._say_unread(batch, recording)
             return dict.fromkeys(recording.layers)
         open_ = [name for name in recording.layers if _named(name, batch.inputs) is ...]
         fitting = {name: [m for m in masks if _runs(masks[m], name, recording, batch.size)] for name in open_}
@@ -53,6 +55,41 @@ class Padding:
                 which = self._own(name, fitting[name], batch, recording)
             found[name] = _laid(which, name, batch, recording)
         return found
+
+    def check_reached(self, there: dict[str, Tensor | None], g: dict[str, Tensor], index: int) -> None:
+        """Raise ValueError for a mask that hides all positions (B, T) which a gradient g (B, T, o) arrives at."""
+        for name, present in there.items():
+            if present is None or name in self.reached or g[name].shape[:2] != present.shape:
+                continue
+            self.reached.add(name)
+            rows = (g[name] != 0).any(-1)
+            if bool((rows & ~present).any()) and not bool((rows & present).any()):
+                raise ValueError(
+                    f"layer {name!r}: in batch {index} the outputs depend on positions that its mask hides, and on "
+                    "none that it shows; expected 1 where a position holds a token and 0 where it is padding. Give its "
+                    "opposite, ~mask (torch's key_padding_mask is 1 where padding is, attention_mask 0), or say by "
+                    f"inflib.with_masks(inputs, {{{name!r}: None}}) that all of the layer's positions count."
+                )
+
+    def _say_unread(self, batch: Batch, recording: Recording) -> None:
+        """Note once that an input looks like a mask, or like lengths, which no name says is one."""
+        if self.said or any(key in MASKS for key in batch.inputs if isinstance(batch.inputs, Mapping)):
+            return
+        named = batch.inputs.items() if isinstance(batch.inputs, Mapping) else enumerate(_listed(batch.inputs))
+        for key, x in named:
+            long = _positions_of(str(key), x, batch.size)
+            layer = next((k for k, some in recording.lengths.items() if long > 1 and long in (sum(some), *some)), None)
+            if layer is None:
+                continue
+            self.said = True
+            note(
+                f"input {key!r} {tuple(x.shape)} looks like a mask of the {long} positions that layer {layer!r} has, "
+                "or like their lengths: all of them count, those made from padding too. Give inputs by name, with "
+                "attention_mask, 1 where a position holds a token, or say which mask is whose: "
+                f"inflib.with_masks(inputs, {{{layer!r}: mask}}), None for one whose positions all count.",
+                PaddingNote,
+            )
+            return
 
     def _try(self, batch: Batch, recording: Recording, masks: dict[str, Tensor], fitting: dict[str, list[str]]) -> None:
         """See for every layer that a mask fits whether it is the layer's, where that was not tried before."""
@@ -88,6 +125,21 @@ class Padding:
             "those made from padding too. Give it a mask of its own length: inflib.with_masks(inputs, {layer: mask}).",
             PaddingNote,
         )
+
+
+def _listed(inputs: Any) -> list[Any]:
+    return list(inputs) if isinstance(inputs, (tuple, list)) else []
+
+
+def _positions_of(name: str, x: Any, size: int) -> int:
+    """Of how many positions an input is the mask, or the lengths, as far as it looks like either; 0 for another."""
+    if not isinstance(x, Tensor) or x.shape[:1] != (size,) or x.numel() == 0:
+        return 0
+    masks = x.dtype == torch.bool or ("mask" in name and not name.startswith("global"))
+    if x.ndim == 2 and masks and bool(((x == 0) | (x == 1)).all()):
+        return x.shape[1] if bool(x.any()) and not bool(x.all()) else 0
+    lengths = x.ndim == 1 and not x.is_floating_point() and any(part in name for part in ("length", "lens"))
+    return int(x.max()) if lengths and bool((x != x[0]).any()) else 0
 
 
 def _laid(which: Any, name: str, batch: Batch, recording: Recording) -> Tensor | None:
@@ -132,6 +184,9 @@ def _runs(mask: Tensor, name: str, recording: Recording, size: int) -> int:
     return len(lengths) // each if set(lengths) == {1} and len(lengths) % each == 0 else 0
 
 
+_UNFIT = (RuntimeError, ValueError, IndexError, AssertionError)  # in the model's words: inputs of which it takes none
+
+
 # --- trying a mask -------------------------------------------------------------------------------------------------
 
 
@@ -167,12 +222,17 @@ def _tried(model: nn.Module, layers: dict[str, Layer], batch: Batch, name: str, 
     """Whether each layer's positions are this mask's, seen from a sequence cut by one; None where it cannot be cut."""
     keys = [key for key in _own(batch.inputs, name, mask) if key.endswith(NOT_CONTENT)]
     keys += _contents(batch.inputs, name, mask)
-    short = {key: batch.inputs[key].narrow(mask.ndim - 1, 0, mask.shape[-1] - 1) for key in keys}
+    for start in (0, 1):  # without its last token, or, where that is one the model asks for, without its first
+        short = {key: batch.inputs[key].narrow(mask.ndim - 1, start, mask.shape[-1] - 1) for key in keys}
+        try:
+            cut = forward(model, layers, {**batch.inputs, **short}, batch.size)
+        except _UNFIT:
+            continue
+        return {layer: bool(_runs(mask[..., 1:], layer, cut, batch.size)) for layer in layers}
     try:
-        cut = forward(model, layers, {**batch.inputs, **short}, batch.size)
-    except (RuntimeError, ValueError, IndexError, AssertionError):  # in the model's words: its lengths do not fit
         return _tried_by_contents(model, layers, batch, name, mask)
-    return {layer: bool(_runs(mask[..., 1:], layer, cut, batch.size)) for layer in layers}
+    except _UNFIT:
+        return dict.fromkeys(layers)
 
 
 def _tried_by_contents(

@@ -161,7 +161,8 @@ def _present(name: str, inputs: Mapping[str, Any]) -> Tensor:
     if not bool(there.any(-1).all()):
         raise ValueError(
             f"the {name} of sequence {int((~there.any(-1)).nonzero()[0, 0])} of a batch hides every position; "
-            "expected at least one that is there. Leave the sequence out, or correct its mask."
+            "expected at least one that is there. Leave the sequence out, or correct its mask: 1 where a token is, so "
+            "that one which is 1 where padding is (torch's key_padding_mask) wants its opposite, ~mask."
         )
     return there
 

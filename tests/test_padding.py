@@ -399,3 +399,105 @@ def test_a_mask_is_decided_when_it_first_hides_something() -> None:
     found = moments(model, [first, second])
     assert [found.positions[name] for name in ("enc_q", "cross_v")] == [9 + 12] * 2
     assert [found.positions[name] for name in ("dec_q", "out")] == [12 + 7] * 2
+
+
+# --- masks that say the opposite, or are none by their name --------------------------------------------------------------
+
+
+class Pools(nn.Module):
+    """A sum over the positions that some input shows."""
+
+    def __init__(self, shown: Callable[..., Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.words, self.text, self.head = nn.Embedding(WORDS, WIDTH), nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 3)
+        self.shown = shown
+
+    def forward(self, input_ids: Tensor, other: Any = None, **masks: Tensor) -> Tensor:
+        hidden = torch.tanh(self.text(self.words(input_ids)))
+        rows = self.shown(input_ids, *([] if other is None else [other]), **masks)
+        return self.head((hidden * rows[..., None].to(hidden)).sum(1))
+
+
+PADDED = there(4, 2, 3, of=4)
+IDS = 1 + torch.arange(12).reshape(3, 4) % (WORDS - 1)
+LABELS = torch.tensor([0, 1, 2])
+
+
+@pytest.mark.parametrize("route", ["attention_mask", "with_masks", "a mask itself"])
+def test_a_mask_that_is_one_where_padding_is_is_refused(route: str) -> None:
+    name = "attention_mask" if route == "attention_mask" else "padding"
+    model = Pools(lambda ids, **masks: masks[name] == 0).eval()
+    pads = 1 - there(3, 2, 3, of=4)
+    inputs: dict[str, Any] = {"input_ids": IDS, name: pads}
+    if route != "attention_mask":
+        inputs = with_masks(inputs, {"text": name if route == "with_masks" else pads})
+    with pytest.raises(ValueError, match=r"layer 'text': in batch 0 .* its mask hides, .*expected 1 where .*~mask"):
+        ekfac(model, CrossEntropy(), [(inputs, LABELS)], progress=False)
+    right = with_masks({"input_ids": IDS, name: pads}, {"text": 1 - pads, "*": None})
+    if route != "attention_mask":
+        assert moments(model, [(right, LABELS)], objective=CrossEntropy()).positions["text"] == 8
+
+
+def test_a_position_that_is_hidden_and_reached_beside_others_is_let_be() -> None:
+    """A pool over all positions: padding is part of the model's output, and of no factor, as its mask says."""
+    model = Pools(lambda ids, attention_mask: torch.ones_like(ids)).eval()
+    found = moments(model, [({"input_ids": IDS, "attention_mask": PADDED}, LABELS)], objective=CrossEntropy())
+    assert found.positions["text"] == 9
+
+
+@pytest.mark.parametrize(
+    ("inputs", "shown"),
+    [
+        (
+            {"input_ids": IDS, "src_key_padding_mask": PADDED == 0},
+            lambda ids, src_key_padding_mask: ~src_key_padding_mask,
+        ),
+        ({"input_ids": IDS, "mask": PADDED}, lambda ids, mask: mask),
+        ({"input_ids": IDS, "lengths": PADDED.sum(1)}, lambda ids, lengths: torch.arange(4) < lengths[:, None]),
+        ((IDS, PADDED == 1), lambda ids, mask: mask),
+    ],
+)
+def test_what_looks_like_a_mask_under_another_name_is_said_to_be_none(inputs: Any, shown: Any) -> None:
+    model = Pools(shown).eval()
+    with pytest.warns(PaddingNote, match=r"looks like a mask of the 4 positions that layer 'text' has.*with_masks"):
+        assert moments(model, [(inputs, LABELS)], objective=CrossEntropy()).positions["text"] == 12
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        {"input_ids": IDS, "flags": torch.tensor([[True, False], [False, True], [True, True]])},  # of no layer's length
+        {"input_ids": IDS, "mask": torch.ones(3, 4).long()},
+        {"input_ids": IDS, "token_type_ids": PADDED},
+        {"input_ids": IDS, "global_attention_mask": 1 - PADDED},
+        {"input_ids": IDS, "lengths": torch.tensor([4, 4, 4])},
+    ],
+)
+def test_what_hides_nothing_or_is_of_other_positions_is_not_spoken_of(inputs: Any) -> None:
+    model = Pools(lambda ids, **masks: torch.ones_like(ids)).eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", PaddingNote)
+        moments(model, [(inputs, LABELS)], objective=CrossEntropy())
+
+
+@pytest.mark.parametrize("every", [True, False])
+def test_a_model_that_asks_for_the_end_of_each_sequence_is_tried_without_its_first_token(every: bool) -> None:
+    """BART's classifier reads the state at the one end token of each row; ids that are padding's may not be it."""
+    end = WORDS - 1
+
+    class Ends(Pools):
+        def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+            if bool(((input_ids == end).sum(1) != 1).any()) or (not every and input_ids.shape[1] != 4):
+                raise ValueError("All examples must have the same number of <eos> tokens.")
+            hidden = torch.tanh(self.text(self.words(input_ids))) * attention_mask[..., None]
+            return self.head(hidden[input_ids == end])
+
+    ids = torch.tensor([[1, 2, 3, end], [4, end, 0, 0], [2, 1, end, 0]])
+    model = Ends(lambda ids: ids).eval()
+    batch = ({"input_ids": ids, "attention_mask": PADDED}, LABELS)
+    if every:
+        assert moments(model, [batch], objective=CrossEntropy()).positions["text"] == 9
+        return
+    with pytest.raises(ValueError, match=r"layer 'text' has 4 positions.*Say it: inflib.with_masks"):
+        moments(model, [batch], objective=CrossEntropy())
