@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.autograd.graph import allow_mutation_on_saved_tensors
 
 from .batches import accumulator, cached_bytes, chunks, double
-from .hooks import Pair, Recording
-from .layers import Layer, OneHot
+from .hooks import Pair, Recording, leave_out
+from .layers import Layer, OneHot, forward_of_its_own
 from .placement import call
 from .recording import Call, paired
 from .rows import Layout
@@ -80,9 +80,19 @@ def _check_shapes(name: str, layer: Layer, pair: Pair) -> None:
         raise ValueError(
             f"layer {name!r} ({type(layer.modules[0]).__name__}): its activations (B, T, i) came as "
             f"{tuple(pair.a.shape)}, its output gradients (B, T, o) as {tuple(pair.g.shape)}; expected {layer.shape}, "
-            "the shape of its weight matrix, and equal B and T. Its type is registered wrongly: see "
-            "inflib.register, and its transposed=."
+            "the shape of its weight matrix, and equal B and T. " + _other_way(layer)
         )
+
+
+def _other_way(layer: Layer) -> str:
+    kind = type(layer.modules[0]).__name__
+    if not any(map(forward_of_its_own, layer.modules)):
+        return "Its type is registered wrongly: see inflib.register, and its transposed=."
+    return (
+        f"Its class {kind} has a forward of its own, which pads, cuts or turns what it is given. Say what it multiplies,"
+        f" inflib.register({kind}, inside=True) for F.linear, activations= and gradients= for another, or leave it "
+        f"out: layers=lambda name, module: not isinstance(module, {kind})."
+    )
 
 
 def _summed(pair: Pair, weights: Tensor) -> tuple[Tensor, Tensor]:
@@ -127,7 +137,7 @@ def compared(
             errors = [_apart(one, layer.join(truth)) for one in tried]
             tried = [one for one, error in zip(tried, errors, strict=True) if error <= one.tolerance]
             if not tried:
-                raise ValueError(_differs(name, min(errors), batch))
+                raise ValueError(_differs(layer, min(errors), batch) + leave_out([name], layers))
         read[name] = tried[0].layer
     return read
 
@@ -149,11 +159,22 @@ def _apart(one: Weighted, truth: Tensor) -> float:
     return float((double(one.total) - double(truth)).norm() / one.scale.clamp_min(1e-300))
 
 
-def _differs(name: str, error: float, batch: int) -> str:
+def _differs(layer: Layer, error: float, batch: int) -> str:
+    own = next((type(m).__name__ for m in layer.modules if forward_of_its_own(m)), "")
+    if own:
+        cause = (
+            f"Its class {own} has a forward of its own. Where that multiplies by the weight as it is, with more before "
+            f"or after F.linear(x, weight, bias), say so: inflib.register({own}, inside=True). Where it scales, masks "
+            "or standardises the weight, its gradient is no product of a and g"
+        )
+    else:
+        cause = (
+            "Either the weight is used outside its module too (then leave it out with layers=, or count this use only: "
+            "layers=untied(...)), or its rows are the batch's examples in another order, or its type is registered "
+            "wrongly (see inflib.register)"
+        )
     return (
-        f"layer {name!r}: the weight gradient built from its activations and output gradients, its examples weighted "
-        f"unequally, differs from autograd's by {error:.2g} (relative, batch {batch}); expected them equal. Either the "
-        "weight is used outside its module too (then leave it out with layers=, or count this use only: "
-        "layers=untied(...)), or its rows are the batch's examples in another order, or its type is registered wrongly "
-        "(see inflib.register)."
+        f"layer {layer.name!r}: the weight gradient built from its activations and output gradients, its examples "
+        f"weighted unequally, differs from autograd's by {error:.2g} (relative, batch {batch}); expected them equal. "
+        f"{cause}. "
     )

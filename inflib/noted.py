@@ -1,8 +1,7 @@
-"""What a forward pass writes down in its modules' own attributes: a list that grows, a last value, a flag, a state.
+"""What a forward pass writes down in its modules' own attributes: a list that grows, a last value, a flag.
 
-It is no setting of the model, though it is held as settings are. So it is seen when it happens: containers and numbers
-are put back after each of inflib's passes, as buffers are, and from then on a hash goes by an empty value in their
-place, whatever the user's own passes have written there.
+It is no setting of the model, though it is held as settings are. So it is seen when it happens, and from then on a hash
+goes by an empty value in its place, whatever is written there later, by inflib's passes or the user's own.
 """
 
 from __future__ import annotations
@@ -40,35 +39,24 @@ def attributes(model: nn.Module) -> list[Held]:
     return found
 
 
-def put_back(before: list[Held], said: Callable[[Any], str]) -> None:
-    """Undo what was written since ``attributes``, and remember where; ``said``: a setting as a hash goes by it."""
+def note_changes(before: list[Held], said: Callable[[Any], str]) -> None:
+    """Remember what was written since ``attributes``; ``said``: a setting as a hash goes by it.
+
+    Tensors of vmap's, which are none outside of it, are taken out again.
+    """
     for module, held, copies in before:
         now = module.__dict__
         for name, copy in copies.items():
             if now.get(name) is held[name] and not _same(held[name], copy) and said(held[name]) != said(copy):
                 _note(module, name, held)
-                held[name].clear()
-                (held[name].extend if isinstance(copy, list) else held[name].update)(copy)
         if len(now) == len(held) and not any(map(is_not, now.values(), held.values())):
             continue
         for name in [k for k in now if k not in OWN and now[k] is not held.get(k, ...)]:
-            _put_back(module, name, held, said)
-
-
-def _put_back(module: nn.Module, name: str, held: dict[str, Any], said: Callable[[Any], str]) -> None:
-    """The same for an attribute that is another object now."""
-    now, before = module.__dict__[name], held.get(name)
-    if isinstance(now, Tensor):
-        undo = torch._C._functorch.is_functorch_wrapped_tensor(now)  # vmap's, and no tensor outside of it
-    elif isinstance(now, nn.Module) or said(now) == said(before):
-        return
-    else:
-        _note(module, name, held)
-        undo = isinstance(now, (float, list, dict)) and isinstance(before, (float, list, dict, type(None)))
-    if undo and name in held:
-        module.__dict__[name] = before
-    elif undo:
-        del module.__dict__[name]
+            if isinstance(now[name], Tensor):
+                if torch._C._functorch.is_functorch_wrapped_tensor(now[name]):
+                    now[name] = held.get(name)
+            elif not isinstance(now[name], nn.Module) and said(now[name]) != said(held.get(name)):
+                _note(module, name, held)
 
 
 def _note(module: nn.Module, name: str, held: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ differentiated in float32 at least. Checkpoints and compiled graphs are passed o
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
@@ -20,7 +21,7 @@ from torch.utils import checkpoint as checkpoints
 from .batches import accumulator, say, tensors
 from .fingerprints import say_setting
 from .givens import check_module, explained, given
-from .noted import attributes, put_back
+from .noted import attributes, note_changes
 from .randomness import preserved_rng
 from .texts import check_ids, context_of
 
@@ -52,7 +53,7 @@ def _called(model: nn.Module, inputs: Any, parameters: dict[str, Tensor] | None)
         args, kwargs = (), inputs
     elif isinstance(inputs, (tuple, list)):
         args = tuple(inputs)
-    with _as_found(model), _users_autocast(), _without_checkpoints(), _uncompiled(model):
+    with _as_found(model), _users_autocast(), _without_checkpoints(), _uncompiled():
         check_placement(model, inputs)
         with explained(model, args, kwargs):
             if parameters is not None:
@@ -63,7 +64,7 @@ def _called(model: nn.Module, inputs: Any, parameters: dict[str, Tensor] | None)
 
 @contextmanager
 def _as_found(model: nn.Module) -> Iterator[None]:
-    """Put back what a forward pass changes (running statistics, notes, the random generator); raise if it drew numbers.
+    """Put back what a forward pass changes (running statistics, the random generator); raise if it drew numbers.
 
     Parameters too: torch's functional_call puts those of a module that has two names, and whose weight another module
     has too, back as the tensors that stood in for them.
@@ -86,7 +87,7 @@ def _as_found(model: nn.Module) -> Iterator[None]:
             module._buffers[key] = buffer
         for own, key, parameter in parameters:
             own[key] = parameter
-        put_back(notes, say_setting)
+        note_changes(notes, say_setting)
     if drew:
         raise RuntimeError(
             "the model draws random numbers in its forward pass (a functional dropout?); expected the same output "
@@ -195,9 +196,12 @@ def _without_checkpoints() -> Iterator[None]:
 
 
 @contextmanager
-def _uncompiled(model: nn.Module) -> Iterator[None]:
-    """What torch.compile made runs as it was written: a compiled graph knows nothing of our hooks."""
-    if not any(hasattr(m, "_orig_mod") or m._compiled_call_impl is not None for m in model.modules()):
+def _uncompiled() -> Iterator[None]:
+    """What torch.compile made runs as it was written: a compiled graph knows nothing of our hooks.
+
+    Modules, their methods, and functions that a forward calls: where torch's compiler was ever loaded, any of them.
+    """
+    if "torch._dynamo" not in sys.modules:
         yield
         return
     with torch.compiler.set_stance("force_eager"):

@@ -194,10 +194,16 @@ def _check_patterns(model: nn.Module, choice: Choice, understood: Parts, support
         return
     if choice.layers is None and supported:
         asking = [name for name, p in model.named_parameters() if p.requires_grad]
+        trained = ", ".join(asking[:4]) + (" ..." if asking[4:] else "")
+        if not choice.everything and any(part.weight.requires_grad for part in supported.values()):
+            raise ValueError(
+                f"no matrix was trained: only {trained} ask for a gradient, embeddings, normalisations or biases among "
+                "them; expected layers that were. Take those in: layers='all'."
+            )
         raise ValueError(
-            f"no layer that inflib understands was trained: only {', '.join(asking[:4])}{' ...' if asking[4:] else ''} "
-            f"ask for a gradient. Name frozen layers to include them, layers='*', or unfreeze what was trained: "
-            f"module.requires_grad_(True). There are {listed(usual)}."
+            f"no layer that inflib understands was trained: only {trained} ask for a gradient; expected matrices, "
+            "embeddings or normalisations that do. Name frozen layers to include them, layers='*', merge trained parts "
+            f"into their weights, or unfreeze what was trained: module.requires_grad_(True). There are {listed(usual)}."
         )
     if usual:
         raise ValueError(

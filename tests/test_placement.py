@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -91,10 +92,22 @@ def test_compiled_models_are_as_if_they_were_not(fullgraph: bool, run: bool) -> 
     in_place.compile(backend="eager", fullgraph=fullgraph)
     part = Net().eval()
     part.first = torch.compile(part.first, backend="eager")
-    for model in (wrapped, in_place, part):
+    for model in (wrapped, in_place, part, *compiled_inside(fullgraph)):
         if run:
             model(data()[0][0])
         assert max(apart(model).values()) < 1e-6
+
+
+def compiled_inside(fullgraph: bool) -> Iterator[nn.Module]:
+    """Models whose module is none of torch.compile's, but whose forward, or a method or function that it calls, is."""
+    compiled = torch.compile(backend="eager", fullgraph=fullgraph)
+    yield type("Whole", (Net,), {"forward": compiled(Net.forward)})().eval()
+    yield type("Method", (Net,), {"body": compiled(Net.forward), "forward": lambda self, x: self.body(x)})().eval()
+    own = Net().eval()
+    own.forward = compiled(own.forward)
+    yield own
+    function = compiled(Net.forward)
+    yield type("Function", (Net,), {"forward": lambda self, x: function(self, x)})().eval()
 
 
 def test_autocast_is_for_the_model_and_not_for_our_products() -> None:

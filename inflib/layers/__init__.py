@@ -9,7 +9,7 @@ onehot.py         an embedding's activations, without their zeros
 
 from .kinds import Choice, Exactly, Kind, Layer, LayerSpec, everything, positions_last, untied, without_biases
 from .onehot import OneHot
-from .registry import _KINDS, alone, kind_of, kinds_of, register
+from .registry import _KINDS, alone, forward_of_its_own, kind_of, kinds_of, register
 
 __all__ = [
     "_KINDS",
@@ -21,6 +21,7 @@ __all__ = [
     "OneHot",
     "alone",
     "everything",
+    "forward_of_its_own",
     "kind_of",
     "kinds_of",
     "positions_last",

@@ -129,3 +129,9 @@ def kinds_of(module: nn.Module) -> tuple[Kind, ...]:
 def kind_of(module: nn.Module) -> Kind | None:
     """The first Kind that a module is read by, or None."""
     return next(iter(kinds_of(module)), None)
+
+
+def forward_of_its_own(module: Any) -> bool:
+    """Whether a module's class extends one that is understood, and writes its forward anew."""
+    known = next((t for t in type(module).__mro__ if t in _KINDS or f"{t.__module__}.{t.__qualname__}" in _KINDS), None)
+    return known is not None and type(module).forward is not getattr(known, "forward", None)
