@@ -89,7 +89,7 @@ def _other_way(layer: Layer) -> str:
     if not any(map(forward_of_its_own, layer.modules)):
         return "Its type is registered wrongly: see inflib.register, and its transposed=."
     return (
-        f"Its class {kind} has a forward of its own, which pads, cuts or turns what it is given. Say what it multiplies,"
+        f"Its class {kind} has a forward of its own, which pads, cuts or turns what it is given. Say what that is,"
         f" inflib.register({kind}, inside=True) for F.linear, activations= and gradients= for another, or leave it "
         f"out: layers=lambda name, module: not isinstance(module, {kind})."
     )
