@@ -92,9 +92,26 @@ def select_and_say(model: nn.Module, layers: LayerSpec) -> dict[str, Layer]:
     found, reasons = chosen(model, layers)
     check_adapters(model, found)
     text = _note(model, _coverage(model, found), reasons) if layers is None else _left_out(reasons)
-    if text:
-        note(text, CoverageNote)
+    for said in (text, _hooked(found)):
+        if said:
+            note(said, CoverageNote)
     return found
+
+
+def _hooked(layers: dict[str, Layer]) -> str:
+    """What is said of parameters whose gradients have hooks, that training heeds and influence does not."""
+    names = [
+        name
+        for layer in layers.values()
+        for name, p in zip((layer.weight_name, layer.bias_name), layer.parameters, strict=False)
+        if p._backward_hooks
+    ]
+    if not names:
+        return ""
+    return (
+        f"{', '.join(names[:4])}{' ...' if names[4:] else ''} have hooks on their gradients (register_hook), which are "
+        "not applied: numbers that one holds at 0 count as trained. Leave such layers out with layers="
+    )
 
 
 def _left_out(reasons: list[str]) -> str:

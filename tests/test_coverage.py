@@ -134,3 +134,15 @@ def test_weights_in_whole_numbers_are_never_touched_and_named() -> None:
     assert_close(influence(model, SquaredError(), data(), data(), plain, progress=False), rows @ rows.T, 1e-12)
     with pytest.raises(ValueError, match=r"layers='base' has a weight of torch.int8; expected floating-point"):
         coverage(model, ["base", "up"])
+
+
+def test_a_hook_on_a_parameters_gradient_is_said_not_to_be_applied() -> None:
+    model = net()
+    model[0].weight.register_hook(lambda g: g * (torch.arange(len(g)) > 1)[:, None])  # two rows were not trained
+    with pytest.warns(CoverageNote, match=r"^0.weight have hooks on their gradients.*not applied.*layers="):
+        ekfac(model, SquaredError(), data(), layers="0", progress=False)
+    model = net()
+    model[0].weight.register_post_accumulate_grad_hook(lambda p: None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", CoverageNote)
+        ekfac(model, SquaredError(), data(), layers="0", progress=False)
