@@ -104,7 +104,7 @@ def _hooked(layers: dict[str, Layer]) -> str:
         name
         for layer in layers.values()
         for name, p in zip((layer.weight_name, layer.bias_name), layer.parameters, strict=False)
-        if p._backward_hooks
+        if name is not None and p._backward_hooks
     ]
     if not names:
         return ""
