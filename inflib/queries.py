@@ -9,6 +9,7 @@ its size: the positions of its members, put in one row, are those of one example
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from operator import attrgetter
 
 import torch
 from torch import Tensor, nn
@@ -199,7 +200,7 @@ class Preconditioned:
         return len(self.groups)
 
     def __iter__(self) -> Iterator[Matrices]:
-        return (solution.x for solution in self.solutions())
+        return map(attrgetter("x"), self.solutions())  # a generator would hold one while the next is solved
 
     def solutions(self) -> Iterator[Solution]:
         """Each group's P, with the relative residual of each query and the steps taken."""

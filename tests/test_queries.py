@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import pytest
@@ -321,6 +322,22 @@ def test_solved_queries_cannot_be_asked_anew() -> None:
     other = make(widths=(3, 5, 3))
     with pytest.raises(ValueError, match=r"v\['fc0'\] has shape"):
         scored(other, fit(other), queries=solved)
+
+
+def test_a_group_of_queries_is_forgotten_before_the_next_is_solved(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or two would be held at once, which is twice what ``max_bytes`` says."""
+    case, solve, alive = make(queries=3), Preconditioned._solve, []
+    solved: list[weakref.ref] = []
+
+    def watched(self: Preconditioned, parts: Any) -> Any:
+        alive.append(sum(x() is not None for x in solved))
+        found = solve(self, parts)
+        solved.extend(map(weakref.ref, found.x.values()))
+        return found
+
+    monkeypatch.setattr(Preconditioned, "_solve", watched)
+    scored(case, fit(case), max_bytes=1)
+    assert alive == [0, 0, 0]
 
 
 def test_a_direct_solve_has_residual_0() -> None:
