@@ -17,7 +17,7 @@ import inflib.memory
 from inflib import TrainIndex, ekfac, influence, plan
 from inflib.ahead import in_bytes, in_time
 from inflib.blocks import BlockDiagonal
-from inflib.plan.probe import Few, Measured, Probe, Units, surveyed
+from inflib.plan.probe import Few, Measured, Probe, Units, run_over, surveyed
 from inflib.plan.stages import Line, _first, _line
 from inflib.plan.table import Plan, Stage
 
@@ -36,7 +36,10 @@ def case_of(kind: str) -> Case:
 
 
 def counted(work: Callable[[], Any]) -> int:
-    with FlopCounterMode(display=False) as counter:
+    def added(total: Any, a: tuple[int, int], b: tuple[int, int], **_: Any) -> int:
+        return 2 * a[0] * a[1] * b[1]
+
+    with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: added}) as counter:
         work()
     return counter.get_total_flops()
 
@@ -135,6 +138,29 @@ def test_operations_between_batches_are_carried_on() -> None:
 
     found = Probe(some, units, Measured(0.0, 0, 0), CPU).carried_on(stage)
     assert found.operations == 2 * (64 * 3 * 5 + 5 * 3 * 5)
+
+
+def test_products_added_in_place_are_operations_as_others_are() -> None:
+    a, b, c = torch.ones(3, 5), torch.ones(5, 7), torch.ones(4, 7, 2)
+
+    def stage(_: Few) -> None:
+        torch.zeros(3, 7).addmm_(a, b)
+        torch.zeros(4, 3, 2).baddbmm_((a @ b).expand(4, 3, 7), c)
+
+    came = run_over(stage, [], CPU, counting=True).ended[1]
+    assert came == 2 * (2 * 3 * 5 * 7 + 4 * 3 * 7 * 2)
+
+
+@pytest.mark.parametrize("widths", [(20, 16), (130, 7)], ids=["whole", "in strips"])
+def test_a_fit_of_one_layer_takes_the_operations_counted_by_hand(widths: tuple[int, int]) -> None:
+    """A is summed on and above its diagonal, in strips of 96 columns at the least."""
+    case = make(widths=widths, n=30, splits=[])
+    (o, i), n = (widths[1], widths[0] + 1), len(case.y)
+    forward = o * (i - 1)  # in each of two passes
+    factors = o * o + (96 * i + (i - 96) ** 2 if i > 96 else i * i)
+    rotated = o * o + i * i + o * i
+    by_hand = 2 * n * (2 * forward + factors + rotated) + 9 * (o**3 + i**3)
+    assert plan(case.model, case.objective, case.train, labels="observed")["fit"].operations == by_hand
 
 
 def test_few_queries_and_as_many_as_seconds_allow_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -178,9 +178,19 @@ def numbers_in(batch: Batch) -> int:
     return sum(x.numel() for x in tensors(batch.inputs))
 
 
+def counting_operations() -> FlopCounterMode:
+    """Of matrix products, multiplications and additions: also of those added in place, which PyTorch passes over."""
+
+    def added(_: torch.Size, a: torch.Size, b: torch.Size, **__: Any) -> int:
+        return 2 * a.numel() * b[-1]  # (..., m, k), (..., k, n)
+
+    in_place = torch.ops.aten.addmm_, torch.ops.aten.baddbmm_
+    return FlopCounterMode(display=False, custom_mapping=dict.fromkeys(in_place, added))
+
+
 def run_over(stage: Callable[[Few], object], some: list[Any], device: torch.device, counting: bool = False) -> Run:
     """One run of a stage on a few batches; counting operations makes each of them slower."""
-    with FlopCounterMode(display=False) if counting else nullcontext() as counter:
+    with counting_operations() if counting else nullcontext() as counter:
 
         def mark() -> Mark:
             if device.type == "cuda":

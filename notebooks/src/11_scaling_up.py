@@ -168,10 +168,10 @@ assert needed == index.nbytes == len(passages) * numbers * 4, "a matrix (o, i) f
 #
 # ```text
 # stage     passes   operations        time    peak memory           disk
-# fit            2      6.7e+10      9.72 s         344 MB          11 MB
-# index          1      3.5e+10      4.62 s         516 MB         141 MB
-# scores         1      2.4e+10      5.02 s         358 MB        5.36 kB
-# 67 examples; free: 19 GB
+# fit            2      7.9e+10      16.2 s         410 MB          11 MB
+# index          1      3.5e+10      5.74 s         542 MB         141 MB
+# scores         1      2.4e+10      5.73 s         422 MB        5.36 kB
+# 67 examples; free: 16.8 GB
 # ```
 #
 # Peak memory comes on top of what model and data hold already. Time and memory are that machine's. So the cell looks at what every machine agrees on:
@@ -709,14 +709,16 @@ own = paper(mlps(2, 128)[0], list(curvature.shapes.values()), T, len(queries))
 turned_back = 2 * sum(rows * columns * (rows + columns) for rows, columns in curvature.shapes.values())
 of_queries = len(queries) * (own["index"] + turned_back)
 on_paper = {"index": len(passages) * own["index"], "scores": len(passages) * own["query"] + of_queries}
+on_paper["fit"] = len(passages) * own["fit"] + own["eigenvectors"]
 for what, operations in on_paper.items():
     by_plan = planned[what].operations
     print(f"our own model, {what}: {operations / 1e9:.1f} billion operations on paper, {by_plan / 1e9:.1f} planned")
-    assert 1 < operations / by_plan < 1.15, "four a weight and token; scores build gradients and rotate only queries"
+    low, high = (0.8, 1) if what == "fit" else (1, 1.15)
+    assert low < operations / by_plan < high, "four a weight and token; scores build gradients and rotate only queries"
 
 # %% [markdown]
-# The real pass is a little shorter. It goes back as far as the first layer that counts and no further, and of two blocks that spares a larger part than of thirty. Attention's own products, of tokens with tokens, are left out on paper.
-# The fit is not compared here, since PyTorch's counter passes over products that are added in place, as those for $A$ and $S$ are.
+# For index and scores the real pass is a little shorter than on paper. It goes back no further than the first layer that counts, and of two blocks that spares more than of thirty. Attention's own products, of tokens with tokens, are left out on paper.
+# The fit is planned longer than on paper, for a *look*. On a later batch, drawn by chance, `inflib` checks that each row of $a$ and $g$ is one example's alone, as on the first. That takes several passes backward: much beside three batches, little beside thousands.
 #
 # Now for the models, in $10^{12}$ operations a sequence, with twenty queries to meet, whole or as sixteen products each:
 
