@@ -95,22 +95,22 @@ def later_looks() -> Peaks:
 
     A fit in blocks, and queries solved one at a time, hold less than a look does.
     """
-    case = make(widths=(700, 400, 4), n=64, splits=[16, 32, 48])
+    case = make(widths=(1000, 600, 4), n=64, splits=[16, 32, 48])
     about, train, queries = (case.model, case.objective), case.train, case.queries
-    in_turn = QUIET | {"max_bytes": 2**20}
-    planned = plan(*about, train, queries=queries, labels="sampled", max_bytes=in_turn["max_bytes"])
-    planned_fit = plan(*about, train, labels="sampled", blocks=8)["fit"]
+    blocks, in_turn = {"blocks": 8}, {"max_bytes": 2**20}
+    planned = {stage.name: stage.peak for stage in plan(*about, train, queries=queries, **in_turn).stages}
+    planned["fit"] = plan(*about, train, labels="sampled", **blocks)["fit"].peak
     C = kfac(*about, train, **SAMPLED)
-    works: dict[str, tuple[int, Callable[..., Any]]] = {
-        "fit": (planned_fit.peak, lambda model, data: ekfac(model, about[1], data, blocks=8, **SAMPLED)),
-        "index": (planned["index"].peak, lambda model, data: TrainIndex.build(model, about[1], data, C, **QUIET)),
-        "scores": (planned["scores"].peak, lambda model, data: influence(model, about[1], data, queries, C, **in_turn)),
+    works: dict[str, Callable[..., Any]] = {
+        "fit": lambda model, data: ekfac(model, about[1], data, **blocks, **SAMPLED),
+        "index": lambda model, data: TrainIndex.build(model, about[1], data, C, **QUIET),
+        "scores": lambda model, data: influence(model, about[1], data, queries, C, **in_turn, **QUIET),
     }
     found = {}
-    for stage, (peak, work) in works.items():
+    for stage, work in works.items():
         other = copy.deepcopy(case.model)
         work(other, train[:1])
-        found[stage] = peak, measured(partial(work, other, train))
+        found[stage] = planned[stage], measured(partial(work, other, train))
     return found
 
 
