@@ -31,14 +31,14 @@ pytestmark = pytest.mark.usefixtures("float64")
 FIRST, MORE = [4, 2], [3, 3]  # examples of each batch
 
 
-@pytest.fixture(scope="module")
-def case() -> LanguageCase:
+@pytest.fixture(scope="module", name="case")
+def one_case() -> LanguageCase:
     torch.set_default_dtype(torch.float64)
     return case_of()
 
 
-@pytest.fixture(scope="module")
-def curvature(case: LanguageCase) -> Any:
+@pytest.fixture(scope="module", name="curvature")
+def its_curvature(case: LanguageCase) -> Any:
     return fit(case)
 
 

@@ -15,8 +15,8 @@ import pytest
 import torch
 from killed import contents
 from languages import LanguageCase
-from test_store import case_of, fit
-from test_store_files import FIRST, MORE, answers, build
+from test_store import case_of
+from test_store_files import FIRST, MORE, answers, build, its_curvature, one_case  # noqa: F401 (two fixtures)
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -34,17 +34,6 @@ class Died(BaseException):
 
 def die(*_: Any, **__: Any) -> None:
     raise Died
-
-
-@pytest.fixture(scope="module")
-def case() -> LanguageCase:
-    torch.set_default_dtype(torch.float64)
-    return case_of()
-
-
-@pytest.fixture(scope="module")
-def curvature(case: LanguageCase) -> Any:
-    return fit(case)
 
 
 @pytest.fixture
