@@ -1,12 +1,12 @@
 """Does it grow as the operations do? Examples, width and length doubled three times; each stage timed and counted.
 
-    python benchmarks/growth.py                    # about a CPU-minute, one thread; writes results/growth.json
+    python benchmarks/growth.py                    # about two CPU-minutes, one thread; writes results/growth.json
 
 A transformer of one block with random weights, four heads, on random tokens: what a stage costs does not depend on what
 was learned. Stages: the fit of EK-FAC, scores of eight queries, self-influence, and a store of one bit on a quarter of
-the axes, all through the perceptron's two matrices. Operations are those that torch counts in the stage itself
-(multiplications and additions of matrix products) and 9 d³ for each eigendecomposition. What is to be shown: seconds
-grow no faster than operations. They may grow more slowly, where small products leave a processor waiting.
+the axes, all through the perceptron's two matrices. Operations are those counted in the stage itself (multiplications
+and additions of matrix products) and 9 d³ for each eigendecomposition. What is to be shown: seconds grow no faster than
+operations. They may grow more slowly, where small products leave a processor waiting.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ import torch
 from measure import Cost
 from run import machine
 from store import rounded
-from torch.utils.flop_counter import FlopCounterMode
 
 from inflib import NextToken, TrainIndex, ekfac, influence, self_influence
 from inflib.lab import transformer
+from inflib.plan.probe import counting_operations
 
 RESULTS = Path(__file__).parent / "results" / "growth.json"
 START = {"examples": 64, "width": 32, "length": 32}
@@ -59,7 +59,7 @@ def measured(doubled: str, times: int, repeats: int, folder: Path) -> dict[str, 
     sizes = START | {doubled: START[doubled] * 2**times}
     found = {}
     for name, stage in stages(**sizes, folder=folder).items():
-        with FlopCounterMode(display=False) as counter:
+        with counting_operations() as counter:
             stage()
         operations = counter.get_total_flops()
         if name == "fit":
@@ -76,7 +76,7 @@ def measured(doubled: str, times: int, repeats: int, folder: Path) -> dict[str, 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=3, help="of which the quickest counts: others share the machine")
+    parser.add_argument("--repeats", type=int, default=20, help="the quickest counts: others share the machine")
     options = parser.parse_args()
     torch.set_num_threads(1)
     rows = []
