@@ -81,10 +81,12 @@ def _type(module: nn.Module, dtype: object) -> str:
 def uncovered(model: nn.Module, layers: dict[str, Layer]) -> dict[str, int]:
     """{parameter name: how many of its numbers no chosen layer covers}, without those that are covered."""
     covered = {(id(p), layer.group): p.numel() // layer.groups for layer in layers.values() for p in layer.parameters}
-    left = {id(p): p.numel() for p in model.parameters()}
+    named = list(model.named_parameters())  # once: PEFT's attention makes some anew each time that they are asked for
+    left = {id(p): p.numel() for _, p in named}
     for (parameter, _), count in covered.items():
-        left[parameter] -= count
-    return {name: left[id(p)] for name, p in model.named_parameters() if left[id(p)]}
+        if parameter in left:
+            left[parameter] -= count
+    return {name: left[id(p)] for name, p in named if left[id(p)]}
 
 
 def select_and_say(model: nn.Module, layers: LayerSpec) -> dict[str, Layer]:

@@ -170,6 +170,10 @@ def _unused(missing: list[str], layers: dict[str, Layer]) -> str:
     if layers[missing[0]].kind.inside:
         why = "none of F.linear, x @ W and x @ W.T was seen with its weight; einsum, bmm and their like are not"
         rewrite = "Write the product as x @ W, or register the module by what it is given and gives, inside=False. "
+    elif ".lora_" in missing[0]:
+        rewrite = (
+            "PEFT merges an attention's adapters into its weights as it runs: model.merge_and_unload(), and name them. "
+        )
     return (
         f"layer {missing[0]!r} took no part in the forward pass ({why}){also}; expected every chosen layer to be used. "
         f"{rewrite}{leave_out(missing, layers)}"

@@ -182,3 +182,28 @@ def test_a_model_in_four_bits_is_asked_through_its_adapters(data):
         for name in curvature.layers:
             assert_close(found[name].matrices()[n], model.get_submodule(name).weight.grad, 1e-12)
     assert not any(p.requires_grad for m in (model[0].base, model[2].base) for p in m.parameters())
+
+
+class Attends(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention, self.out = nn.MultiheadAttention(4, 2, batch_first=True), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.out(self.attention(x, x, x, need_weights=False)[0].mean(1))
+
+
+def test_adapters_of_an_attention_in_one_call_are_refused_and_right_once_merged():
+    torch.manual_seed(0)
+    config = peft.LoraConfig(r=2, target_modules=["attention"], init_lora_weights=False)
+    model = peft.get_peft_model(Attends().double(), config).double().eval()
+    batches = [(torch.randn(5, 3, 4), torch.tensor([0, 1, 2, 0, 1]))]
+    with pytest.raises(ValueError, match=r"lora_A.default' took no part .*merges an attention's.*merge_and_unload\(\)"):
+        fit(model, batches)
+    merged = model.merge_and_unload()
+    found = capture(merged, CrossEntropy(), *batches[0], layers=["attention.q", "out"])
+    for n in range(5):
+        merged.requires_grad_(True)
+        loss = nn.functional.cross_entropy(merged(batches[0][0][n : n + 1]), batches[0][1][n : n + 1])
+        weight = torch.autograd.grad(loss, merged.attention.in_proj_weight)[0]
+        assert_close(found["attention.q"].matrices()[n][:, :-1], weight[:4], 1e-12)
