@@ -62,7 +62,13 @@ def gradient_cosine(
     dots = influence(model, objective, train, queries, plain, measurement=measurement, progress=progress)
     own = self_influence(model, objective, train, plain, progress=progress).sqrt()  # (N,) ‖∇ℓ_n‖
     norms, squares = [], own_scorer(plain, None, BYTE_BUDGET)
-    proof = Proof(model, layers_of(model, plain), objective, measurement or "log_likelihood", length(queries))
+    proof = Proof(
+        model,
+        layers_of(model, plain),
+        objective,
+        "log_likelihood" if measurement is None else measurement,
+        length(queries),
+    )
     for batch in walk(queries, name="queries", progress=False):
         norms.append(squares(proof.pairs(batch)).sum(-1).sqrt())
     lengths = torch.cat(norms)[:, None] * own  # (Q, N)

@@ -96,6 +96,7 @@ def damping_of(curvature: Curvature, factor: float = 0.1) -> dict[str, float]:
 
     Methods differ in their mean eigenvalues, so comparing them at their own defaults would compare dampings too.
     """
+    check_curvature(curvature)
     return resolve_damping(curvature, Relative(factor))
 
 
@@ -135,7 +136,7 @@ def resolve_damping(curvature: Curvature, damping: Damping = None) -> dict[str, 
 def _check_number(number: Any, what: str) -> None:
     try:
         value = float(number)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise TypeError(
             f"{what} is {number!r}; expected a number, {{layer: number}}, relative(factor) or None."
         ) from None
@@ -187,13 +188,18 @@ def facts_of(fit: Fit, method: str, examples: int) -> Facts:
 # --- the model it was fitted at ---------------------------------------------------------------------------------
 
 
-def layers_of(model: nn.Module, curvature: Curvature) -> dict[str, Layer]:
-    """The model's layers that the curvature speaks of; ValueError where the model is not the one it was fitted at."""
+def check_curvature(curvature: Any) -> None:
+    """Raise TypeError for what is no curvature: a model, None, a number."""
     if isinstance(curvature, nn.Module) or not hasattr(curvature, "facts"):
         raise TypeError(
             f"curvature came as a {type(curvature).__name__}; expected what a fit returns. Fit one: "
             "curvature = ekfac(model, objective, train)."
         )
+
+
+def layers_of(model: nn.Module, curvature: Curvature) -> dict[str, Layer]:
+    """The model's layers that the curvature speaks of; ValueError where the model is not the one it was fitted at."""
+    check_curvature(curvature)
     names = list(curvature.layers)
     _check_wrapped(model, names)
     found = select(model, Exactly(curvature.shapes, curvature.facts.untied))

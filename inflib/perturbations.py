@@ -60,7 +60,9 @@ def perturbation(
     layers = layers_of(model, curvature)
     check_mode(model)
     train, queries = check_order(train, "train"), check_order(queries, "queries")
-    asked = gather(model, layers, objective, queries, "queries", measurement or "log_likelihood", progress)
+    asked = gather(
+        model, layers, objective, queries, "queries", "log_likelihood" if measurement is None else measurement, progress
+    )
     groups = Preconditioned(asked, curvature, damping, max_bytes)
     fit = Fit.of(model, objective, train, Exactly(curvature.shapes, curvature.facts.untied), "observed", progress=False)
     found = []

@@ -59,7 +59,9 @@ def precondition(
     many steps were taken; a direct solve has residual 0 and 0 steps. Arguments and errors as for ``influence``.
     """
     layers, queries = layers_of(model, curvature), check_order(queries, "queries")
-    pairs = gather(model, layers, objective, queries, "queries", measurement or "log_likelihood", progress)
+    pairs = gather(
+        model, layers, objective, queries, "queries", "log_likelihood" if measurement is None else measurement, progress
+    )
     solved = list(Preconditioned(added_up(pairs, sets), curvature, damping, max_bytes).solutions())
     x = {k: torch.cat([part.x[k] for part in solved]) for k in layers}
     return Solution(x, torch.cat([part.residual for part in solved]), max(part.steps for part in solved))

@@ -84,7 +84,15 @@ def influence(
         groups = [solved_for(queries, curvature, measurement, sets)]
     else:
         queries = check_order(queries, "queries")
-        asked = gather(model, layers, objective, queries, "queries", measurement or "log_likelihood", progress)
+        asked = gather(
+            model,
+            layers,
+            objective,
+            queries,
+            "queries",
+            "log_likelihood" if measurement is None else measurement,
+            progress,
+        )
         asked = added_up(asked, sets)
         if low_rank is not None:
             short = LowRankQueries.of(asked, curvature, damping, low_rank, max_bytes)

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import inflib
 from inflib import (
     CrossEntropy,
     NextToken,
@@ -103,3 +104,29 @@ def test_what_is_no_model_is_named() -> None:
     model.more = nn.Linear(3, 3, device="meta")
     with pytest.raises(ValueError, match=r"'more.weight' is on the meta device.*expected weights that are there"):
         ekfac(model, CrossEntropy(), data, **QUIET)
+
+
+def test_a_damping_that_is_asked_of_no_curvature_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"^curvature came as a Linear; expected what a fit returns"):
+        inflib.damping_of(nn.Linear(2, 2))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int64, torch.bool, torch.complex64, "float16", float])
+def test_an_index_keeps_gradients_in_fractions_alone(dtype: Any) -> None:
+    """Whole numbers would cut them off at the point, and answer all the same."""
+    model, data = problem()
+    curvature = ekfac(model, CrossEntropy(), data, **QUIET)
+    for ask in (
+        lambda: TrainIndex.build(model, CrossEntropy(), data, curvature, dtype=dtype, **QUIET),
+        lambda: TrainIndex.bytes_needed(model, data, curvature, dtype),
+    ):
+        with pytest.raises(TypeError, match=r"^dtype=.*expected None .*torch.float16.*path=, bits=8"):
+            ask()
+
+
+@pytest.mark.parametrize("measurement", [3, 0.5, ("margin",), torch.ones(3)])
+def test_a_measurement_is_a_name_or_a_function(measurement: Any) -> None:
+    model, data = problem()
+    plain = identity(model, CrossEntropy(), data, **QUIET)
+    with pytest.raises(TypeError, match=r"^measurement came as .*expected one of log_likelihood, margin.*a callable"):
+        influence(model, CrossEntropy(), data, data, plain, measurement=measurement, **QUIET)

@@ -108,6 +108,7 @@ class TrainIndex:
         OSError where the disk is full, FloatingPointError for gradients too large for dtype (float16: above 65504).
         """
         check_basis(curvature)
+        _check_dtype(dtype)
         train = check_order(train, "train")
         if path is None:
             _check_exact(axes=axes, bits=bits, components=components, append=append or None)
@@ -137,6 +138,7 @@ class TrainIndex:
         its batch with the longest examples.
         """
         check_basis(curvature)
+        _check_dtype(dtype)
         known = survey(model, train, curvature)
         if axes is None and bits is None and components is None:
             numbers = {k: o + i if known.once[k] else o * i for k, (o, i) in curvature.shapes.items()}
@@ -170,7 +172,7 @@ class TrainIndex:
         sets: as for ``influence``: one row for each set of queries, their sum.
         """
         queries = check_order(queries, "queries")
-        what = measurement or "log_likelihood"
+        what = "log_likelihood" if measurement is None else measurement
         whole = [name for name, held in self.held.items() if isinstance(held, Tensor)]
         side = rotated(model, objective, queries, "queries", self.curvature, what, None, whole, False)
         return summed(side, sets)
@@ -284,6 +286,16 @@ class TrainIndex:
         weights = inverse if relative == "loss" else {k: x.square() for k, x in inverse.items()}
         held = {k: self.held[k] if rows is None else take(self.held[k], rows) for k in weights}
         return sum(own(held[k], x) for k, x in weights.items())  # type: ignore[return-value]
+
+
+def _check_dtype(dtype: Any) -> None:
+    """Raise TypeError for a dtype that gradients cannot be kept in: whole numbers would cut them off at the point."""
+    kept = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+    if dtype is not None and dtype not in kept:
+        raise TypeError(
+            f"dtype={dtype!r}; expected None (the model's) or one of {', '.join(map(str, kept))}, in which gradients "
+            "are kept. For fewer bits than 16 build a store: path=, bits=8."
+        )
 
 
 def _check_exact(**options: object) -> None:

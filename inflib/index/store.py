@@ -83,7 +83,7 @@ class Store:
         """
         queries = check_order(queries, "queries")
         whole = [name for name, axes in self.kept.items() if axes is not None]
-        what = measurement or "log_likelihood"
+        what = "log_likelihood" if measurement is None else measurement
         side = rotated(model, objective, queries, "queries", self.curvature, what, None, whole, False)
         return summed(side, sets)
 

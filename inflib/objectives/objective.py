@@ -64,15 +64,20 @@ class Objective:
         """The measurement m (B,): a name this objective knows, any callable of (outputs, targets), or None (−ℓ)."""
         self.check(outputs, targets)
         if measurement is None or isinstance(measurement, str):
-            name = measurement or "log_likelihood"
+            name = "log_likelihood" if measurement is None else measurement
             method = part(self, name) if name in self.measurements() else None
             if method is None:
                 raise ValueError(
                     f"measurement={name!r} is not defined for {type(self).__name__}; expected one of "
                     f"{', '.join(self.measurements())}, or a callable (outputs, targets) -> (B,)."
                 )
-        else:
+        elif callable(measurement):
             method = measurement
+        else:
+            raise TypeError(
+                f"measurement came as {measurement!r}; expected one of {', '.join(self.measurements())}, or a callable "
+                "(outputs, targets) -> (B,). For one class: measurement=lambda outputs, targets: outputs[:, 3]."
+            )
         what = "loss" if measurement in (None, "log_likelihood") else "measurement"
         return per_example(method(outputs, targets), outputs, what)
 

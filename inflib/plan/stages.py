@@ -210,7 +210,7 @@ def _gathered(fit: Fit, probe: Probe, largest: Batch, measurement: Measurement |
     """What the largest batch of queries takes, whole, and their gradients: those that are tried may end before it."""
 
     def run(batches: Few) -> None:
-        asked = measurement or "log_likelihood"
+        asked = "log_likelihood" if measurement is None else measurement
         for found in gather(fit.model, fit.layers, fit.objective, batches, "queries", asked, progress=False):
             for name, n in product(found, range(examples_in(found))):
                 Pair(*(side[n : n + 1] for side in found[name])).matrices()
