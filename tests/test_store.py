@@ -228,6 +228,19 @@ def test_search_returns_exact_scores_ranked_exactly(tmp_path: Path, largest: boo
     assert bool(whole.proved.all()) and "proved" in repr(whole)
 
 
+@pytest.mark.parametrize("queries", [1, 3])
+@pytest.mark.parametrize("longest", [2, 4, 9])
+def test_exact_scores_are_right_for_one_query_and_several_of_sequences_short_and_long(
+    tmp_path: Path, longest: int, queries: int
+) -> None:
+    """Positions fewer than a layer's rows meet a query by themselves; of one position; more are added up before."""
+    case = language([longest] * 8, (0,) * 8, queries=(4, 3, 6)[:queries])
+    store = build(case, tmp_path / "store", axes=0.4)
+    exact = scored(case, store.curvature)
+    found = search(store, case, k=3, candidates=5)
+    assert_close(found.scores, exact.gather(1, found.examples), 1e-12)
+
+
 def test_what_is_proved_is_true_and_the_rest_is_counted(tmp_path: Path) -> None:
     case = case_of()
     proved = open_ = 0

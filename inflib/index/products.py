@@ -28,7 +28,11 @@ def layer_scores(few: Rotated, many: Rotated, inverse: Tensor, max_bytes: int) -
 def _against(P: Tensor, many: Rotated, max_bytes: int) -> Tensor:
     """Weighted queries P (Q, o, i) against one side, (Q, N)."""
     if isinstance(many, Pair):
-        return contract({"": P}, {"": many}, max_bytes=max_bytes)
+        if many.a.shape[1] == 1:
+            return contract({"": P}, {"": many}, max_bytes=max_bytes)
+        if len(P) == 1:  # it meets the positions, and no example's matrix is built
+            return ((many.a.to(P) @ P[0].T) * many.g.to(P)).sum((1, 2))[None]
+        return contract({"": P.mT.contiguous().mT}, {"": many}, max_bytes=max_bytes)
     if many.dtype == P.dtype:
         return inner_products(P, many)
     each = P[0].numel() * P.element_size()

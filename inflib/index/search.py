@@ -25,8 +25,8 @@ from ..batches import BYTE_BUDGET
 from ..contractions import join, kept
 from ..curvature import Damping
 from ..finite import check_numbers
-from ..hooks import Pair
 from ..kronecker import Kronecker
+from ..layers import OneHot
 from ..objectives import Objective
 from ..placement import plain_numbers
 from ..scoring import divided
@@ -34,7 +34,7 @@ from ..solvers import Solution
 from .basis import asked, in_basis
 from .examples import pick
 from .products import layer_scores
-from .sides import Side, applied_once, captured, rotated_some
+from .sides import Side, captured, rotated_some
 
 
 class Known(Protocol):
@@ -198,8 +198,9 @@ def rescore(
     for _, found in captured(model, objective, batches, "train", own):
         each = {}
         for name, pair in found.items():
-            once = applied_once(pair) and isinstance(side[name], Pair)
-            some = rotated_some(pair, own, name, once)
+            # a gradient of more positions than rows is better added up first
+            few = not isinstance(pair.a, OneHot) and pair.a.shape[1] <= min(own.shapes[name])
+            some = rotated_some(pair, own, name, once=few)
             each[name] = torch.cat([-layer_scores(side[name], G, weights[name], max_bytes) for G in some], dim=1)
         check_numbers("scores", each)
         columns.append(torch.stack(list(each.values()), dim=-1))
