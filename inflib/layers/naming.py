@@ -5,12 +5,14 @@ from __future__ import annotations
 import fnmatch
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 
 MOST = 16  # names that a message shows one by one
 _FIRST = ("base_model.model.", "module.")  # what PEFT, and what DataParallel and its like, call a model inside
 _ANYWHERE = "_orig_mod."  # what torch.compile calls it
 
 
+@lru_cache(maxsize=2**14)  # a model's names are asked about for each layer that is chosen
 def bare(name: str) -> str:
     """A name without what wrappers put before it: "base_model.model.", "module.", "_orig_mod."."""
     name = name.replace(_ANYWHERE, "")
