@@ -35,25 +35,17 @@ class Weighted(NamedTuple):
 
 
 def weighted_sums(
-    recording: Recording,
-    layers: dict[str, Layer],
-    allowed: dict[str, list[Layout]],
-    size: int,
-    gradients: dict[str, list[Tensor]],
-    weights: Tensor,
-) -> dict[str, list[Weighted]]:
-    """For each layer, one for each layout that is still allowed; ``gradients`` at its calls' outputs are used up."""
-    sums: dict[str, list[Weighted]] = {}
+    recording: Recording, layers: dict[str, Layer], gradients: dict[str, list[Tensor]], weights: Tensor
+) -> dict[str, Weighted]:
+    """Each layer's, in the layout it is given with; ``gradients`` at its calls' outputs are used up."""
+    sums: dict[str, Weighted] = {}
     for name, layer in layers.items():
         inputs, outputs, calls = recording.inputs[name], gradients.pop(name), recording.calls[name]
-        for layout in allowed[name]:
-            read = replace(layer, layout=layout)
-            pair = _pair(read, calls, inputs, outputs, size)
-            _check_shapes(name, layer, pair)
-            total, scale = _summed(pair, weights) if not layer.untied else (torch.empty(0), torch.empty(0))
-            sums.setdefault(name, []).append(Weighted(read, total, scale, _tolerance(layer, inputs + outputs)))
-            if layer.untied:  # not compared with autograd, which counts every use of the weight
-                break
+        pair = _pair(layer, calls, inputs, outputs, recording.size)
+        _check_shapes(name, layer, pair)
+        # an untied one is not compared with autograd, which counts every use of the weight
+        total, scale = _summed(pair, weights) if not layer.untied else (torch.empty(0), torch.empty(0))
+        sums[name] = Weighted(layer, total, scale, _tolerance(layer, inputs + outputs))
     return sums
 
 
@@ -106,12 +98,20 @@ def _summed(pair: Pair, weights: Tensor) -> tuple[Tensor, Tensor]:
     kept = accumulator(torch.promote_types(a.dtype, g.dtype))
     each = weights.to(g.device, kept).repeat_interleave(pair.g.shape[1])[:, None]
     total = g.new_zeros(g.shape[1], a.shape[1], dtype=kept)
-    scale = torch.zeros_like(total)
+    few = 2 * len(a) * sum(total.shape) < total.numel()  # rows: their own products are fewer than the sum's entries
+    scale = _norm_of_products(g, a, each) if few else torch.zeros_like(total)
     for rows in chunks(len(a), 4 * kept.itemsize * (a.shape[1] + g.shape[1]), cached_bytes(a)):
         some_a, some_g = a[rows].to(kept), g[rows].to(kept) * each[rows]
         total += some_g.T @ some_a
-        scale += some_g.abs().T @ some_a.abs()
-    return total, double(scale).norm()
+        if not few:
+            scale += some_g.abs().T @ some_a.abs()
+    return total, scale if few else double(scale).norm()
+
+
+def _norm_of_products(g: Tensor, a: Tensor, each: Tensor) -> Tensor:
+    """‖Σ_r |w g|_r |a|_rᵀ‖ by the rows' own products, √ Σ_rs (|w g|_r · |w g|_s) (|a|_r · |a|_s)."""
+    a, g = double(a).abs(), (double(g) * double(each)).abs()
+    return ((g @ g.T) * (a @ a.T)).sum().sqrt()
 
 
 def _summed_columns(a: OneHot, g: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
@@ -126,19 +126,35 @@ def compared_weights(layers: dict[str, Layer]) -> list[str]:
     return list(dict.fromkeys(n for layer in tied for n in (layer.weight_name, layer.bias_name) if n is not None))
 
 
-def compared(
-    layers: dict[str, Layer], batch: int, sums: dict[str, list[Weighted]], truth: dict[str, Tensor]
+def differing(sums: dict[str, Weighted], truth: dict[str, Tensor]) -> dict[str, float]:
+    """The layers whose sum is another than autograd's, ``truth``, and by how much, relative."""
+    errors = {name: _apart(one, one.layer.join(truth)) for name, one in sums.items() if not one.layer.untied}
+    return {name: error for name, error in errors.items() if not error <= sums[name].tolerance}  # NaN too
+
+
+def read_otherwise(
+    recording: Recording,
+    layers: dict[str, Layer],
+    allowed: dict[str, list[Layout]],
+    gradients: dict[str, list[Tensor]],
+    weights: Tensor,
+    truth: dict[str, Tensor],
+    apart: dict[str, float],
+    batch: int,
 ) -> dict[str, Layer]:
-    """Each layer in the first layout whose sum is autograd's, ``truth``; ValueError where none is."""
-    read = {}
-    for name, layer in layers.items():
-        tried = sums.pop(name)
-        if not layer.untied:
-            errors = [_apart(one, layer.join(truth)) for one in tried]
-            tried = [one for one, error in zip(tried, errors, strict=True) if error <= one.tolerance]
-            if not tried:
-                raise ValueError(_differs(layer, min(errors), batch) + leave_out([name], layers))
-        read[name] = tried[0].layer
+    """The layers ``apart``, each in the next allowed layout whose sum is autograd's; ValueError where none is."""
+    read: dict[str, Layer] = {}
+    for name, error in apart.items():
+        for layout in allowed[name][1:]:
+            tried = {name: replace(layers[name], layout=layout)}
+            sums = weighted_sums(recording, tried, {name: gradients[name]}, weights)
+            other = differing(sums, truth).get(name)
+            if other is None:
+                read |= tried
+                break
+            error = min(error, other)
+        else:
+            raise ValueError(_differs(layers[name], error, batch) + leave_out([name], layers))
     return read
 
 
@@ -156,7 +172,7 @@ def gradients_with_copies(model: nn.Module, layers: dict[str, Layer], inputs: An
 
 
 def _apart(one: Weighted, truth: Tensor) -> float:
-    return float((double(one.total) - double(truth)).norm() / one.scale.clamp_min(1e-300))
+    return float(double(one.total - truth.to(one.total)).norm() / one.scale.clamp_min(1e-300))
 
 
 def _differs(layer: Layer, error: float, batch: int) -> str:

@@ -6,7 +6,7 @@ that the examples are elsewhere (rows.py knows the usual places), or that they a
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -33,10 +33,23 @@ def some_examples(size: int, draw: np.random.Generator) -> list[Tensor]:
     return [mask for mask in masks if bool(mask.any())]
 
 
+class Slopes(NamedTuple):
+    """Every example's dℓ_n/d outputs_n over a power of two, so that its largest entry is from 1 to 2."""
+
+    seed: Tensor  # (B, ...); where a slope is 0 another stands in, taken at outputs drawn by chance
+    sizes: Tensor  # (B,) the powers; 0 where another stands in, NaN where that is for want of a finite one
+
+    @property
+    def moderate(self) -> bool:
+        """Whether what arrives of ``seed`` is, multiplied by ``sizes``, what would have arrived of the slopes."""
+        least = torch.finfo(self.sizes.dtype).tiny ** (1 / 3)
+        return bool(((self.sizes == 0) | ((self.sizes >= least) & (self.sizes <= 1 / least))).all())
+
+
 def slopes_of(
     objective: Objective, measurement: Any, outputs: Tensor, targets: Any, some: list[Tensor], draw: np.random.Generator
-) -> Tensor:
-    """dℓ_n/d outputs_n, each scaled to a largest entry of 1, (B, ...); ValueError where ℓ_n sees other examples.
+) -> Slopes:
+    """dℓ_n/d outputs_n; ValueError where ℓ_n sees other examples.
 
     Where a slope is 0 (a perfect fit, a probability of 1 to rounding) it is taken at outputs drawn by chance.
     """
@@ -50,7 +63,7 @@ def slopes_of(
             f = at.detach().requires_grad_()
             return f, differentiable(value, f, targets, what)
 
-    (f, each), whole = taken(outputs), outputs.new_zeros(())
+    (f, each), whole = taken(outputs), outputs
     for alone in some:  # all examples, each once
         of = alone.to(each)
         with torch.enable_grad():
@@ -62,19 +75,19 @@ def slopes_of(
                 "outputs too); expected a function of each example's own. Leave means over the batch and comparisons "
                 "within it out of it."
             )
-        whole = whole + slope
+        whole = slope if alone is some[0] else whole + slope  # not in place: it may be the loss's own
     del each  # with its graph
     for alone in some if len(some) > 1 else ():
         _check_company(value, whose, outputs, targets, alone, whole)
-    scaled, largest = _scaled(whole)
-    if bool((largest == 0).any()):
+    scaled, sizes = _scaled(whole)
+    if not bool((sizes > 0).all()):
         noise = torch.from_numpy(draw.standard_normal(tuple(outputs.shape))).to(outputs)
         f, each = taken(noise)
         with torch.enable_grad():
             (slope,) = torch.autograd.grad(each.sum(), f)
         elsewhere, _ = _scaled(slope)
-        scaled = torch.where(per_row(largest == 0, scaled), elsewhere, scaled)
-    return scaled
+        scaled = torch.where(per_row(sizes > 0, scaled), scaled, elsewhere)
+    return Slopes(scaled, sizes)
 
 
 def _check_company(value: Any, whose: str, outputs: Tensor, targets: Any, alone: Tensor, slopes: Tensor) -> None:
@@ -104,16 +117,30 @@ def _check_company(value: Any, whose: str, outputs: Tensor, targets: Any, alone:
 def _nonzero_rows(x: Tensor) -> Tensor:
     """Which rows of x (B, ...) have an entry that is a number other than 0, (B,)."""
     rows = x.reshape(len(x), -1)
+    least, most = _extremes(rows)  # read at the speed of memory, where a comparison writes its answers down
+    if not bool(most.isnan().any()):
+        return (most > 0) | (least < 0)
     parts = chunks(len(rows), rows[:1].numel() * x.element_size(), cached_bytes(x))
     return torch.cat([(rows[some].abs() > 0).any(1) for some in parts])
 
 
+def _extremes(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """The least and the largest entry of each row (B, n), NaN where one is; 0 where there is none."""
+    if not rows.shape[1]:
+        return rows.new_zeros(len(rows)), rows.new_zeros(len(rows))
+    return rows.amin(1), rows.amax(1)
+
+
 def _scaled(slopes: Tensor) -> tuple[Tensor, Tensor]:
-    """Slopes (B, ...) over their largest entries (B,); 0 where that is 0 or not finite."""
-    largest = torch.linalg.vector_norm(slopes.reshape(len(slopes), -1), torch.inf, dim=1)
-    largest = largest.where(largest.isfinite(), 0)
-    scaled = slopes / per_row(largest.where(largest > 0, 1), slopes)
-    return scaled.masked_fill_(per_row(largest == 0, slopes), 0), largest
+    """Slopes (B, ...) and sizes (B,), powers of two that divide them; 0 and NaN, with slopes of 0, as in ``Slopes``."""
+    least, most = _extremes(slopes.reshape(len(slopes), -1))
+    largest = torch.maximum(-least, most).cpu().double().numpy()
+    finite = np.isfinite(largest)
+    powers = np.ldexp(1.0, np.frexp(np.where(finite, largest, 1))[1] - 1)
+    sizes = torch.from_numpy(np.where(finite, np.where(largest > 0, powers, 0), np.nan)).to(slopes)
+    there = sizes > 0
+    scaled = slopes / per_row(sizes.where(there, 1), slopes)
+    return scaled.masked_fill_(per_row(~there, slopes), 0), sizes
 
 
 def allowed_layouts(

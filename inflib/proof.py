@@ -10,7 +10,9 @@ and on a later one drawn by chance,
     2  Σ_n w_n Σ_t g_t a_tᵀ, with weights drawn for the examples, is compared with autograd's gradient of Σ_n w_n ℓ_n.
        It notices a weight used outside its module, a type registered wrongly, rows in another order than supposed.
 
-What is back-propagated is each ℓ_n's slope at the outputs, scaled to 1: examples the model is sure of count too.
+What is back-propagated is each ℓ_n's slope at the outputs over a power of two, to a size of 1: examples the model is
+sure of count too, and what arrives, multiplied by that power, is the batch's own g: whoever asks for that next
+(``pairs``) has it without another pass.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ import torch
 from torch import nn
 
 from .batches import Batch, batch_size, per_row
-from .comparison import compared, compared_weights, gradients_with_copies, weighted_sums
+from .comparison import compared_weights, differing, gradients_with_copies, read_otherwise, weighted_sums
 from .finite import check_finite
 from .hooks import Captured, Pair, Recording, RowsChangedError, forward, leave_out, pairs
 from .independence import check_independence, check_undrawn
@@ -31,10 +33,11 @@ from .layers import Layer, LayerSpec
 from .notes import note
 from .objectives import Objective, check_kind
 from .owners import allowed_layouts, slopes_of, some_examples
-from .placement import plain_numbers
+from .placement import autocast_in_force, plain_numbers
 from .positions import check_batch
 from .proven import proven
 from .randomness import other_generators
+from .recording import Arrived
 from .rows import FIRST
 from .selection import select
 
@@ -76,6 +79,7 @@ class Proof:
     batches: int | None = None
     seed: int = 0
     say: bool = False  # where examples are, if it is an unusual place
+    weights: str | None = None  # the model's hash, of those who have just taken it: the first look takes none
     _most: int = 0  # examples of the largest batch that was looked at: one alone shows no layout
     _draw: np.random.Generator = field(init=False)
     _later: int | None = field(init=False)
@@ -87,18 +91,22 @@ class Proof:
 
     def pairs(self, batch: Batch) -> Captured:
         """Every layer's activations and gradients of a batch, which is looked at first where its turn has come."""
-        return pairs(self.recording(batch), self.objective, batch.targets, self.measurement)
+        recording = self._recorded(batch, look=True, keep=True)
+        return pairs(recording, self.objective, batch.targets, self.measurement)
 
     def recording(self, batch: Batch, *, look: bool = True) -> Recording:
         """A forward pass over a batch, its rows read as they were shown to be; look=False in a pass after the first."""
+        return self._recorded(batch, look=look, keep=False)
+
+    def _recorded(self, batch: Batch, *, look: bool, keep: bool) -> Recording:
         check_batch(self.objective, batch.inputs, batch.targets)
-        recorded = self._look(batch) if look and self._due(batch) else None
+        recorded = self._look(batch, keep=keep) if look and self._due(batch) else None
         if recorded is not None:
             return recorded
         try:
             return forward(self.model, self.layers, batch.inputs, batch.size)
         except RowsChangedError:  # tokens flattened into the batch, where all texts so far had one
-            recorded = self._look(batch)
+            recorded = self._look(batch, keep=keep)
             return recorded or forward(self.model, self.layers, batch.inputs, batch.size)
 
     def see(self, batch: Batch) -> None:
@@ -106,18 +114,22 @@ class Proof:
         if self._due(batch):
             self._look(batch)
 
-    def _look(self, batch: Batch) -> Recording | None:
-        """What was recorded for the look, read as it showed; None where the batch had been looked at before."""
+    def _look(self, batch: Batch, *, keep: bool = False) -> Recording | None:
+        """What was recorded for the look, read as it showed; None where the batch had been looked at before.
+
+        keep: with the gradients that arrived, for ``pairs``.
+        """
         before = self.layers if self._most > 1 else {}
         asked = (self.model, self.layers, self.objective, batch, self.measurement)
         crowded, recorded = batch.size > self._most, None
 
         def look() -> dict[str, Layer]:
             nonlocal recorded
-            found, recorded = prove(*asked, self._draw, crowded=crowded)
+            found, recorded = prove(*asked, self._draw, crowded=crowded, keep=keep)
             return found
 
-        found = proven(*asked, crowded, look)
+        weights, self.weights = self.weights, None
+        found = proven(*asked, crowded, look, weights)
         self.layers = {name: _agreed(before.get(name, layer), layer, batch.index) for name, layer in found.items()}
         if self.say and self._most < 2 <= batch.size:
             _say_where(self.layers)
@@ -167,14 +179,15 @@ def prove(
     draw: np.random.Generator,
     *,
     crowded: bool = True,
+    keep: bool = False,
 ) -> tuple[dict[str, Layer], Recording]:
     """The layers with their layouts, or a ValueError that names those whose rows are not examples, and why.
 
-    With them the batch as it was recorded, for its own gradients. crowded=False in a pass that has seen a batch of this
-    size: see ``independence``.
+    With them the batch as it was recorded, for its own gradients; keep=True, with those that arrived in the proof.
+    crowded=False in a pass that has seen a batch of this size: see ``independence``.
     """
     check_batch(objective, batch.inputs, batch.targets)
-    asked = (model, layers, objective, batch, measurement, draw, crowded)
+    asked = (model, layers, objective, batch, measurement, draw, crowded, keep)
     try:
         return _prove(*asked, in_place=False)
     except RuntimeError as error:
@@ -191,6 +204,7 @@ def _prove(
     measurement: Any,
     draw: np.random.Generator,
     crowded: bool,
+    keep: bool,
     *,
     in_place: bool,
 ) -> tuple[dict[str, Layer], Recording]:
@@ -204,16 +218,30 @@ def _prove(
     idle = recording.drop_idle()
     layers = {name: replace(layer, idle=idle[name]) for name, layer in layers.items()}
     some = some_examples(batch.size, draw)
-    seed = slopes_of(objective, measurement, recording.outputs, batch.targets, some, draw)
+    slopes = slopes_of(objective, measurement, recording.outputs, batch.targets, some, draw)
+    seed = slopes.seed
     allowed, gradients = allowed_layouts(recording, layers, batch.size, seed, some)
+    if keep and slopes.moderate and not _in_half(model):
+        recording.arrived = Arrived(dict(gradients), slopes.sizes)
     check_independence(model, batch, recording.outputs.detach(), draw, crowded=crowded)
     # powers of two: a model that rounds inside (norms in float32, gradients that are nothing but rounding) then rounds
     # alike in both sums
     weights = torch.from_numpy(2.0 ** draw.integers(-3, 4, batch.size) * draw.choice([-1.0, 1.0], batch.size))  # (B,)
-    sums = weighted_sums(recording, layers, allowed, batch.size, gradients, weights)
+    layers = {name: replace(layer, layout=allowed[name][0]) for name, layer in layers.items()}
+    sums = weighted_sums(recording, layers, gradients, weights)
     seed *= per_row(weights, seed).to(seed)
     truth = gradients_with_copies(model, layers, batch.inputs, seed) if in_place else recording.weight_gradients(seed)
-    return compared(layers, batch.index, sums, truth), recording
+    if apart := differing(sums, truth):
+        seed /= per_row(weights, seed).to(seed)
+        gradients = recording.output_gradients(seed)
+        layers |= read_otherwise(recording, layers, allowed, gradients, weights, truth, apart, batch.index)
+    return layers, recording
+
+
+def _in_half(model: nn.Module) -> bool:
+    """Whether numbers may be too small for float16 in one scale, and not in another."""
+    dtypes = [p.dtype for p in model.parameters()] + [dtype for _, dtype in autocast_in_force()]
+    return torch.float16 in dtypes
 
 
 def _check_recorded(recording: Recording, batch: Batch) -> None:

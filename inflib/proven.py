@@ -39,9 +39,13 @@ def proven(
     measurement: Any,
     crowded: bool,
     prove: Callable[[], dict[str, Layer]],
+    weights: str | None = None,
 ) -> dict[str, Layer]:
-    """What ``prove`` finds, or found before where all that it depends on is the same; ``crowded``: as asked of it."""
-    key = _key(model, layers, objective, batch, measurement)
+    """What ``prove`` finds, or found before where all that it depends on is the same; ``crowded``: as asked of it.
+
+    weights: what ``hash_weights(model)`` was just now, where that is known.
+    """
+    key = _key(model, layers, objective, batch, measurement, weights)
     held = _PROVEN.setdefault(model, {})
     if key in held and held[key][1] >= crowded:
         return {name: replace(layers[name], layout=at, idle=idle) for name, (at, idle) in held[key][2].items()}
@@ -55,12 +59,17 @@ def proven(
 
 
 def _key(
-    model: nn.Module, layers: dict[str, Layer], objective: Objective, batch: Batch, measurement: Any
+    model: nn.Module,
+    layers: dict[str, Layer],
+    objective: Objective,
+    batch: Batch,
+    measurement: Any,
+    weights: str | None,
 ) -> tuple[Any, ...]:
     chosen = tuple((k, v.kind, v.weight_name, v.bias_name, v.untied, v.group, v.layout) for k, v in layers.items())
     asked = measurement if isinstance(measurement, str) else id(measurement)
     return (
-        hash_weights(model),
+        weights or hash_weights(model),
         everything_noted(model),
         _code(model),
         chosen,

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from .batches import accumulator
+from .batches import accumulator, per_row
 from .layers import Layer, OneHot, positions_last
 from .layers.elementwise import slopes as slopes_of
 from .layers.onehot import dense, joined
@@ -39,6 +39,13 @@ class Pair(NamedTuple):
 
 
 Uses = list[tuple[Layer, slice | None]]  # the layers that a call is of, each with its cut of the output
+
+
+class Arrived(NamedTuple):
+    """What has been back-propagated already: gradients at the outputs of a layer's calls, of slopes over ``sizes``."""
+
+    gradients: dict[str, list[Tensor]]
+    sizes: Tensor  # (B,) powers of two; 0: nothing is to arrive of that example
 
 
 class Captured(dict[str, Pair]):
@@ -81,6 +88,7 @@ class Recording:
     edges: dict[str, list[GradientEdge]] = field(default_factory=dict)  # of all calls so far, idle ones included
     weights: dict[str, Tensor] = field(default_factory=dict)  # parameters that a gradient can be asked for, by name
     shared: list[str] = field(default_factory=list)  # embeddings that were given ids once for all examples
+    arrived: Arrived | None = None  # of the slopes that are asked for, where a look (proof.py) has had to know
     rows: int = 0  # of the last call's first axis, where that is the examples' or a multiple of them
 
     def gradients(self, seed: Tensor, *, last: bool = False) -> dict[str, Tensor]:
@@ -93,6 +101,16 @@ class Recording:
     def pairs(self, seed: Tensor, *, last: bool = False) -> dict[str, Pair]:
         """The same with the activations: whose Σ_t g_t a_tᵀ are the whole gradients."""
         return self._pairs(seed, last, lookups=True)
+
+    def pairs_arrived(self) -> dict[str, Pair]:
+        """The pairs of what has arrived, without a pass; once."""
+        assert self.arrived is not None
+        (gradients, sizes), self.arrived, found = self.arrived, None, {}
+        for name, calls in self.calls.items():
+            a, g = paired(self.layers[name], self.activations[name], calls, gradients.pop(name), self.size)
+            each = per_row(sizes, g)
+            found[name] = Pair(a, (g * each.to(g)).masked_fill_(each == 0, 0))
+        return found
 
     def _pairs(self, seed: Tensor, last: bool, lookups: bool) -> dict[str, Pair]:
         found = self.output_gradients(seed, last=last)

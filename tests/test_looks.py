@@ -76,6 +76,115 @@ def test_a_look_takes_one_pass_that_is_the_batchs_own_and_one_among_copies() -> 
     assert list(model.sizes) == [5, 5, 1, 1, 5, 1, 1]  # of the later batch none among copies
 
 
+# --- what arrives in a look are the batch's own gradients ----------------------------------------------------------------
+
+
+class Passes(torch.autograd.Function):
+    """x, with a note of every gradient that passes."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, passed: deque[int]) -> Tensor:
+        ctx.passed = passed
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
+        ctx.passed.append(len(g))
+        return g, None
+
+
+class Passing(Counted):
+    def __init__(self) -> None:
+        super().__init__()
+        self.passed = deque[int]()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return Passes.apply(super().forward(x), self.passed)
+
+
+@pytest.mark.parametrize(("size", "parts"), [(1, 1), (2, 2), (5, 3)])
+def test_a_look_takes_a_backward_pass_for_each_part_and_one_to_compare_and_none_besides(size: int, parts: int) -> None:
+    model = Passing().eval()
+    capture(model, SquaredError(), *data(size))
+    assert list(model.passed) == [size] * (parts + 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("size", [1, 2, 7])
+def test_gradients_of_a_batch_looked_at_are_a_plain_pass_s_to_the_last_bit(size: int, dtype: torch.dtype) -> None:
+    model, (x, y) = Counted().eval().to(dtype), (part.to(dtype) for part in data(size))
+    y[-1] = model(x)[-1].detach()  # of the last no gradient comes, where there are others
+    y[0] += 1e5
+    proof = Proof(model, select(model), SquaredError())
+    looked, plain = (proof.pairs(Batch(0, 0, size, x, y)) for _ in range(2))
+    assert model.sizes[-1] == size and bool(looked["up"].g[0].any())
+    assert size == 1 or not bool(looked["up"].g[-1].any())
+    for name, pair in looked.items():
+        assert torch.equal(pair.a, plain[name].a) and torch.equal(pair.g, plain[name].g)
+
+
+@pytest.mark.parametrize("scale", [1e-150, 1e150])
+def test_slopes_of_extreme_sizes_are_taken_back_by_a_pass_of_their_own(scale: float) -> None:
+    model, (x, y) = Passing().eval(), data()
+    asked = lambda f, y: scale * (f * y).sum(1)  # noqa: E731
+    found = capture(model, SquaredError(), x, y, measurement=asked)
+    assert list(model.passed) == [5] * 5
+    torch.testing.assert_close(found["down"].g[:, 0], scale * y, rtol=1e-12, atol=0)
+
+
+def test_a_model_in_float16_is_differentiated_at_its_slopes_own_size() -> None:
+    class Half(Passing):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x.half())
+
+    model = Half().eval().half()
+    x, y = data()
+    capture(model, SquaredError(), x.half(), y.half())
+    assert len(model.passed) == 5
+
+
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_a_backward_pass_that_is_no_derivative_is_noticed(size: int) -> None:
+    """Gradients that are clamped on their way are others at another scale: what arrived could not be scaled back."""
+
+    class Clamped(Counted):
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.up(x).tanh()
+            if h.requires_grad:
+                h.register_hook(lambda g: g.clamp(-0.1, 0.1))
+            return self.down(h)
+
+    with pytest.raises(ValueError, match=r"layer 'up'.*differs from autograd's"):
+        capture(Clamped().eval(), SquaredError(), *data(size))
+
+
+class Second(nn.Module):
+    """The batch is on the layer's second axis; of example n counts the token in place ``order[n]``."""
+
+    def __init__(self, order: list[int]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.l, self.order = nn.Linear(3, 2), torch.tensor(order)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.l(x.transpose(0, 1))[self.order[: len(x)], torch.arange(len(x))]
+
+
+@pytest.mark.parametrize("first", range(4))
+def test_a_layout_that_no_loss_contradicts_gives_way_to_one_whose_sum_is_right(first: int) -> None:
+    """Two tokens change places within a part that is looked at together: only the weighted sum tells the axes apart."""
+    g = torch.Generator().manual_seed(0)
+    x, y = torch.randn(5, 5, 3, generator=g), torch.randn(5, 2, generator=g)
+    for second in range(first + 1, 5):
+        order = list(range(5))
+        order[first], order[second] = second, first
+        model = Second(order).eval()
+        found = capture(model, SquaredError(), x, y)["l"].matrices()
+        slope = model(x).detach() - y
+        read = torch.cat([x[torch.arange(5), order], torch.ones(5, 1)], dim=1)
+        torch.testing.assert_close(found, slope[:, :, None] * read[:, None], rtol=1e-12, atol=1e-14)
+
+
 # --- models that change in place what a layer has read: their weights' gradients need a pass of their own --------------
 
 

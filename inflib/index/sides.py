@@ -41,7 +41,8 @@ def captured(
     ahead: Ahead | None = None,
 ) -> Iterator[tuple[Batch, Captured]]:
     """Every batch not in ``skip`` with its pairs (a, g), finite and shown to be its examples'."""
-    proof = Proof(model, layers_of(model, curvature), objective, measurement, length(data))
+    layers = layers_of(model, curvature)  # whose weights are those of the fit, then
+    proof = Proof(model, layers, objective, measurement, length(data), weights=curvature.facts.weights)
     walked = walk(data, name=name, progress=progress, what="index" if name == "train" else name)
     wanted = (batch for batch in walked if batch.index not in skip)
     for batch in telling(wanted, ahead if progress else None):
