@@ -77,20 +77,23 @@ def slopes_of(
             )
         whole = slope if alone is some[0] else whole + slope  # not in place: it may be the loss's own
     del each  # with its graph
-    for alone in some if len(some) > 1 else ():
-        _check_company(value, whose, outputs, targets, alone, whole)
-    scaled, sizes = _scaled(whole)
+    largest = _largest(whole)
+    for alone in some if len(some) > 1 and bool(largest.isfinite().all()) else ():
+        _check_company(value, whose, outputs, targets, alone, whole, largest)
+    scaled, sizes = _scaled(whole, largest)
     if not bool((sizes > 0).all()):
         noise = torch.from_numpy(draw.standard_normal(tuple(outputs.shape))).to(outputs)
         f, each = taken(noise)
         with torch.enable_grad():
             (slope,) = torch.autograd.grad(each.sum(), f)
-        elsewhere, _ = _scaled(slope)
+        elsewhere, _ = _scaled(slope, _largest(slope))
         scaled = torch.where(per_row(sizes > 0, scaled), scaled, elsewhere)
     return Slopes(scaled, sizes)
 
 
-def _check_company(value: Any, whose: str, outputs: Tensor, targets: Any, alone: Tensor, slopes: Tensor) -> None:
+def _check_company(
+    value: Any, whose: str, outputs: Tensor, targets: Any, alone: Tensor, slopes: Tensor, largest: Tensor
+) -> None:
     """Raise ValueError where these examples' slopes are others once the rest of the batch is gone.
 
     No gradient passes through the batch's size, a count of its labels, a detached statistic, a choice of the hardest.
@@ -101,11 +104,9 @@ def _check_company(value: Any, whose: str, outputs: Tensor, targets: Any, alone:
         own = output_gradient(value, outputs[at], rows_of(targets, at, len(outputs)))
     except Exception:  # closed over something of the whole batch's size: whatever it raises
         return
-    apart, size = (own - slopes[at]).abs(), slopes.abs().amax()
-    if not bool(slopes.isfinite().all()) or own.shape != slopes[at].shape:
-        return
+    apart, size = _largest(own - slopes[at]), largest.amax()
     if not bool((apart <= _COMPANY.get(outputs.dtype, 1e-2) * size).all()):  # NaN too
-        n = at[int(apart.nan_to_num(torch.inf, torch.inf).reshape(len(at), -1).amax(1).argmax())]
+        n = at[int(apart.nan_to_num(torch.inf, torch.inf).argmax())]
         raise ValueError(
             f"{whose} of example {n} has another slope in a batch of {len(at)} than in its batch of {len(outputs)} "
             f"(they differ by {float(apart.amax()):.2g}, the largest is {float(size):.2g}); expected a function of "
@@ -131,13 +132,18 @@ def _extremes(rows: Tensor) -> tuple[Tensor, Tensor]:
     return rows.amin(1), rows.amax(1)
 
 
-def _scaled(slopes: Tensor) -> tuple[Tensor, Tensor]:
+def _largest(x: Tensor) -> Tensor:
+    """The size of each row's largest entry, (B,), NaN where one is."""
+    least, most = _extremes(x.reshape(len(x), -1))
+    return torch.maximum(-least, most)
+
+
+def _scaled(slopes: Tensor, largest: Tensor) -> tuple[Tensor, Tensor]:
     """Slopes (B, ...) and sizes (B,), powers of two that divide them; 0 and NaN, with slopes of 0, as in ``Slopes``."""
-    least, most = _extremes(slopes.reshape(len(slopes), -1))
-    largest = torch.maximum(-least, most).cpu().double().numpy()
-    finite = np.isfinite(largest)
-    powers = np.ldexp(1.0, np.frexp(np.where(finite, largest, 1))[1] - 1)
-    sizes = torch.from_numpy(np.where(finite, np.where(largest > 0, powers, 0), np.nan)).to(slopes)
+    most = largest.cpu().double().numpy()
+    finite = np.isfinite(most)
+    powers = np.ldexp(1.0, np.frexp(np.where(finite, most, 1))[1] - 1)
+    sizes = torch.from_numpy(np.where(finite, np.where(most > 0, powers, 0), np.nan)).to(slopes)
     there = sizes > 0
     scaled = slopes / per_row(sizes.where(there, 1), slopes)
     return scaled.masked_fill_(per_row(~there, slopes), 0), sizes
