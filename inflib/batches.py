@@ -13,6 +13,7 @@ from collections import UserDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from copy import copy
 from dataclasses import dataclass, fields, is_dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -100,24 +101,35 @@ def held_by(value: Any) -> dict[str, Any]:
     return getattr(value, "__dict__", {})
 
 
-def mapped(value: Any, function: Callable[[Tensor], Tensor], within: tuple[int, ...] = ()) -> Any:
-    """``value`` with ``function`` of each tensor inside, in what it came in: a tuple, a dict, an object like it."""
+def mapped(
+    value: Any,
+    function: Callable[[Tensor], Tensor],
+    within: tuple[int, ...] = (),
+    listed: Callable[[Any], Any] = lambda value: None,
+) -> Any:
+    """``value`` with ``function`` of each tensor inside, in what it came in: a tuple, a dict, an object like it.
+
+    ``listed``: what stands for a list or an array as a whole, or None where it is gone through, or stays.
+    """
     if isinstance(value, Tensor):
         return function(value)
+    if isinstance(value, (tuple, list, np.ndarray)) and (found := listed(value)) is not None:
+        return found
+    go = partial(mapped, function=function, within=within, listed=listed)
     if isinstance(value, (dict, UserDict)):
         found = copy(value)
         for key in value:
-            found[key] = mapped(value[key], function, within)
+            found[key] = go(value[key])
         if isinstance(value, dict):  # ``with_masks`` keeps masks beside the items
             items = [id(part) for part in value.values()]
             beside = {name: part for name, part in getattr(value, "__dict__", {}).items() if id(part) not in items}
             for name, part in beside.items():
-                setattr(found, name, mapped(part, function, within))
+                setattr(found, name, go(part))
         return found
     if isinstance(value, Mapping):
-        return {key: mapped(value[key], function, within) for key in value}
+        return {key: go(value[key]) for key in value}
     if isinstance(value, (tuple, list)):
-        parts = [mapped(part, function, within) for part in value]
+        parts = [go(part) for part in value]
         if isinstance(value, list):
             return parts
         return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
@@ -125,13 +137,34 @@ def mapped(value: Any, function: Callable[[Tensor], Tensor], within: tuple[int, 
         return value
     found, within = copy(value), (*within, id(value))
     for name, part in held_by(value).items():
-        object.__setattr__(found, name, mapped(part, function, within))
+        object.__setattr__(found, name, mapped(part, function, within, listed))
     return found
 
 
 def rows_of(value: Any, rows: slice | list[int], size: int) -> Any:
-    """The examples ``rows`` of a batch of ``size``: of tensors whose first axis is the batch's; the rest as is."""
-    return mapped(value, lambda x: x[rows] if x.ndim and x.shape[0] == size else x)
+    """The examples ``rows`` of a batch of ``size``: of tensors and arrays whose first axis is the batch's, and of lists
+    that hold something else than tensors for each example (words, dicts); the rest as is.
+
+    A list at the top is no such list: its parts are arguments.
+    """
+
+    def of_tensor(x: Tensor) -> Tensor:
+        return x[rows] if x.ndim and x.shape[0] == size else x
+
+    def listed(value: Any) -> Any:
+        if isinstance(value, np.ndarray):
+            return value[rows] if value.ndim and len(value) == size else value
+        if len(value) != size or hasattr(value, "_fields") or any(isinstance(part, Tensor) for part in value):
+            return None
+        if any(x.shape[:1] == (size,) for x in tensors(value)):  # of each layer, say, and not of each example
+            return None
+        found = value[rows] if isinstance(rows, slice) else [value[row] for row in rows]
+        return tuple(found) if isinstance(value, tuple) else found
+
+    if isinstance(value, (tuple, list)) and not hasattr(value, "_fields"):
+        parts = [mapped(part, of_tensor, (), listed) for part in value]
+        return parts if isinstance(value, list) else tuple(parts)
+    return mapped(value, of_tensor, (), listed)
 
 
 # --- memory ----------------------------------------------------------------------------------------------------

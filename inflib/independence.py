@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .batches import Batch, mapped, rows_of
+from .batches import Batch, rows_of
 from .placement import call
 
 # how far an output may move, relative to its largest entry, when other examples are replaced
@@ -61,7 +61,7 @@ def check_undrawn(model: nn.Module, batch: Batch, outputs: Tensor) -> None:
 def _check_among_copies(model: nn.Module, batch: Batch, outputs: Tensor, n: int) -> None:
     try:
         with torch.no_grad():
-            again = call(model, _copies(batch.inputs, n, batch.size))
+            again = call(model, rows_of(batch.inputs, [n] * batch.size, batch.size))
     except (RuntimeError, ValueError, IndexError, KeyError, AssertionError) as error:
         raise ValueError(
             f"the model takes its batch of {batch.size}, but no batch of {batch.size} copies of example {n} "
@@ -97,11 +97,6 @@ def _tried(model: nn.Module, inputs: Any) -> Tensor | None:
             return call(model, inputs)
         except Exception:  # written for batches of one size: whatever it raises
             return None
-
-
-def _copies(inputs: Any, n: int, size: int) -> Any:
-    """Inputs in which every example is the n-th, where they have examples on their first axis."""
-    return mapped(inputs, lambda x: x[n : n + 1].expand_as(x).contiguous() if x.ndim and len(x) == size else x)
 
 
 def _apart(found: Tensor | None, outputs: Tensor) -> float:

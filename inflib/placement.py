@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from functools import wraps
+from threading import RLock
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -152,11 +153,21 @@ def autocast_in_force() -> tuple[tuple[str, torch.dtype], ...]:
     return _AUTOCAST.get()
 
 
+_ONE_AT_A_TIME = RLock()
+
+
 def plain_numbers(function: Callable[P, R]) -> Callable[P, R]:
-    """Decorates what a user calls: inside, only the model runs under the autocast that the call came from."""
+    """Decorates what a user calls: inside, only the model runs under the autocast that the call came from.
+
+    One thread at a time: hooks would hear another's pass through the same model.
+    """
 
     @wraps(function)
     def plain(*args: P.args, **kwargs: P.kwargs) -> R:
+        with _ONE_AT_A_TIME:
+            return without_autocast(*args, **kwargs)
+
+    def without_autocast(*args: P.args, **kwargs: P.kwargs) -> R:
         devices = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
         asked = tuple((d, torch.get_autocast_dtype(d)) for d in devices if torch.is_autocast_enabled(d))
         if not asked:

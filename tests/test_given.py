@@ -290,3 +290,47 @@ def test_a_sparse_buffer_is_part_of_what_a_model_is() -> None:
     model.a = (2 * model.a.to_dense()).to_sparse()
     with pytest.raises(ValueError, match="its weights or buffers differ"):
         influence(model, CrossEntropy(), batches, batches, plain, **QUIET)
+
+
+# --- examples that are no rows of a tensor ------------------------------------------------------------------------------
+
+
+def counts(words: list[str]) -> Tensor:
+    return torch.tensor([[len(word), word.count("a"), word.count("b")] for word in words]).double()
+
+
+LISTS: dict[str, tuple[Callable[[Any], Tensor], Callable[[Tensor], Any]]] = {
+    "words": (counts, lambda x: ["aab", "b", "ccc", "aaaa", "abab"]),
+    "dicts": (lambda held: torch.stack([one["x"] for one in held]), lambda x: [{"x": row} for row in x]),
+    "arrays": (torch.as_tensor, lambda x: x.numpy()),
+    "lists of numbers": (torch.tensor, lambda x: x.tolist()),
+}
+
+
+@pytest.mark.parametrize("how", LISTS)
+def test_a_list_with_something_for_each_example_is_taken_apart(how: str) -> None:
+    (read, hold), (x, y) = LISTS[how], data()
+    x, y = x[:5], y[:5]
+    batches = [((hold(x),), y)]
+    model = Reads(read).eval()
+    plain = identity(model, CrossEntropy(), batches, **QUIET)
+    rows = read(hold(x))
+    expected = truth(Reads(lambda x: x).eval(), [rows[n : n + 1] for n in range(5)], y)
+    torch.testing.assert_close(influence(model, CrossEntropy(), batches, batches, plain, **QUIET), expected)
+    index = TrainIndex.build(model, CrossEntropy(), batches, plain, **QUIET)
+    found = index.search(model, CrossEntropy(), batches, k=2)
+    torch.testing.assert_close(found.scores, expected.topk(2).values)
+    with pytest.raises(ValueError, match="expected it to depend on its own input alone"):
+        capture(Reads(lambda held: read(held) - read(held).mean(0)).eval(), CrossEntropy(), (hold(x),), y)
+
+
+def test_lists_of_another_length_and_arguments_stay_whole() -> None:
+    x = torch.arange(6.0).reshape(3, 2)
+    states = [(x, x), (x, x), (x, x)]  # of three layers, each with all three examples
+    found = rows_of((x, ["a", "b"], states, np.arange(3)), [2], 3)
+    assert found[1] == ["a", "b"]
+    assert [len(part) for part in found[2]] == [2, 2, 2]
+    assert all(torch.equal(part, x[[2]]) for state in found[2] for part in state)
+    assert found[3].tolist() == [2]
+    assert rows_of(["a", "b", "c"], [2], 3) == ["a", "b", "c"]  # arguments
+    assert rows_of({"words": ("a", "b", "c")}, slice(1, 3), 3) == {"words": ("b", "c")}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -210,3 +212,40 @@ def test_a_module_that_has_two_names_and_a_tied_weight_is_left_as_it_was_found()
         held = (model.shared.weight, model.encoder.tokens.weight, model.head.weight)
         assert all(each is weight for each in held), f"{name} changed the model"
         assert isinstance(weight, nn.Parameter) and weight.requires_grad, name
+
+
+# --- threads ----------------------------------------------------------------------------------------------------------
+
+
+class Slow(Net):
+    """Gives way to other threads in the middle of its forward."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.first(x)
+        time.sleep(0.002)
+        return self.last(hidden)
+
+
+def test_threads_that_ask_at_the_same_time_get_what_each_would_get_alone() -> None:
+    """As a server's do: of one model about different queries, and of models of their own."""
+    model, batches, objective = Slow().eval(), data(), CrossEntropy()
+    curvature = ekfac(model, objective, batches, progress=False)
+    expected = [influence(model, objective, batches, [batch], curvature, progress=False) for batch in batches]
+    found: dict[int, Any] = {}
+    others = [Slow().eval() for _ in range(6)]
+
+    def ask(n: int) -> None:
+        try:
+            ekfac(others[n], objective, batches, progress=False)
+            found[n] = influence(model, objective, batches, [batches[n % 3]], curvature, progress=False)
+        except Exception as error:
+            found[n] = error
+
+    threads = [threading.Thread(target=ask, args=(n,)) for n in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for n in range(6):
+        torch.testing.assert_close(found[n], expected[n % 3])
+    assert all(p.requires_grad for p in model.parameters())
