@@ -185,6 +185,12 @@ def test_a_pass_asks_one_example_among_copies_and_of_each_batch_it_looks_at_two_
     assert sorted(sizes[4:]) == [1, 1, B, B, B]
 
 
+def test_of_a_first_batch_of_two_the_one_asked_among_copies_is_not_asked_alone() -> None:
+    model = Model(lambda x: torch.ones(1, 1)).eval()
+    pair = [tuple(part[:2] for part in data(seed=seed)) for seed in range(2)]
+    assert walked(model, SquaredError(), pair) == [2, 2, 1, 2, 1, 1]
+
+
 def test_a_later_batch_that_is_larger_is_asked_among_copies_too() -> None:
     """Room for four: a first batch of three cannot lack it."""
     model = Model(room(lambda size: 4)).eval()
