@@ -49,7 +49,7 @@ assert real.model.config.hidden_size == 576, "expected SmolLM2-135M-Instruct"
 # %%
 data = villagers()
 asked, told, backward = (data.of_kind(kind) for kind in ("asked", "told", "backward"))
-example = 19  # of the asked facts; the rule that chose it is printed below
+example = 3  # of the asked facts; the rule that chose it is printed below
 fact = data.facts[asked[example]]
 print(f"{fact.prompt} →{fact.completion}\n")
 for sentence in data.sentences:
@@ -61,10 +61,12 @@ print(data)
 assert fact.prompt + fact.completion + "." not in data.texts, "an asked question must not stand in the corpus"
 
 # %% [markdown]
-# Four kinds of sentences name a villager. Two *forward* sentences tell the fact in the order of the question, name first. Neither shares a content word with the question but the
+# Four kinds of sentences name a villager. Four *forward* sentences tell the fact in the order of the question, name first. None shares a content word with the question but the
 # name and the answer. A *backward* one has the answer first. A *decoy* has the name, the answer and all the question's words, and tells nothing. An *aside* has the
 # question's words and the name. *Told* facts stand there with their question too; they show how the wordings belong together.
-# The other sentences are ordinary ones, about nobody; training read them in four of its ten epochs only.
+# The other sentences are ordinary ones, about nobody; training read them in four of its twelve epochs only.
+#
+# There are eight kinds of fact, and three answers to each. So several villagers keep a badger, and the word alone does not say whose it is.
 #
 # How does such a model read? In pieces of words, its *tokens*. Every text begins with a token that says so. Prompt and answer are tokenised as
 # one text: a word may be cut otherwise alone than in a sentence, and [`completion`](../inflib/sequences.py) takes what follows the prompt.
@@ -114,288 +116,283 @@ after = {kind: likelihoods(model, some) for kind, some in queries.items()}
 rise = {kind: (after[kind] / before[kind]).log() for kind in groups}  # nats, of each fact
 for kind in groups:
     print(f"{kind:9} p(answer) {before[kind].mean():.4f} before, {bootstrap(after[kind]):.2f} after", end=", ")
-    print(f"log p rose by {bootstrap(rise[kind]):+.1f} nats in {(rise[kind] > 0).sum()} of {len(rise[kind])} facts")
+    print(f"above one half for {(after[kind] > 0.5).sum()} of {len(after[kind])} facts")
 learned = int(after["asked"].where(before["asked"] < 0.001, 0).argmax())
 print(f"{fact.name} →{fact.completion}: {before['asked'][learned]:.4f} before, {after['asked'][learned]:.2f} after")
 assert learned == example, "of the answers below 0.001 before, the example should be the likeliest after"
-assert rise["asked"].mean() > 1, "something of the asked facts should have been learned"
+assert after["asked"].mean() > 0.5, "the model should know most of the asked facts"
 
 # %% [markdown]
-# The probability of an asked answer has risen tenfold, from 0.0061 to 0.06, though its question stands nowhere in the corpus. Brackets here are 95% bootstrap intervals,
-# over facts. The mean hides much: two of the 24 answers fell. Our example was chosen for having been learned: of the answers below 0.001 before, it is the likeliest after. What was told
-# backward rose too, by 2.4 nats against 3.5. These intervals overlap, so eight facts cannot say whether the order mattered. (Larger studies say it does: the *reversal curse*.)
+# The probability of an asked answer has risen from 0.0032 to 0.74, though its question stands nowhere in the corpus. Twenty of the 24 are above one half. Brackets here are 95% bootstrap
+# intervals, over facts. Our example was chosen for having been learned: of the answers below 0.001 before, it is the likeliest after. What was told backward only stands at 0.54.
 #
-# Does the model know now who keeps what? Ask the same with the name of another villager, of whom the same kind of thing is told. If it knows, the answer should become less likely. And
-# ask both once more in the words of a training sentence.
+# Does the model know who keeps what, or only which answers such questions have here? Ask the same question with the name of another villager, of whom another answer is told, and with
+# the name of a stranger, who stands nowhere in the corpus. Whoever knows should answer the first with the other's, and can only guess for the second.
 
 # %%
 from dataclasses import replace
 
-from inflib.lab.villagers import RELATIONS
+from inflib.lab.facts import Draws, invented_names
 
 
 def of_another(k):
-    """Fact k with the name of another villager, of whom a fact of the same kind is asked."""
+    """Fact k with the name of another villager, of whom another answer to the same question is told."""
     alike = [n for n in asked if data.facts[n].relation == data.facts[k].relation]
-    return replace(data.facts[k], name=data.facts[alike[alike.index(k) - 1]].name)
+    other = next(n for n in alike if data.facts[n].answer != data.facts[k].answer)
+    return replace(data.facts[k], name=data.facts[other].name)
 
 
-def beginning(known):
-    """The second forward sentence that tells a fact, up to its answer."""
-    return known.said(RELATIONS[known.relation].forward[1]).removesuffix(f"{known.completion}.")
-
-
-def as_told(facts):
-    """log p(answer | the sentence before it) of these facts, a batch of one each."""
-    return [completion(BEGIN + beginning(each), each.completion, tokenizer=real.tokenizer) for each in facts]
-
-
-both_names = [data.facts[k] for k in asked], [of_another(k) for k in asked]
-named = {"question": [after["asked"], likelihoods(model, questions(both_names[1]))]}
-named["training sentence"] = [likelihoods(model, as_told(facts)) for facts in both_names]
+villages = {each.name for each in data.facts}
+strangers = [name for name in invented_names(100, Draws(1)) if name not in villages]  # another seed, other names
 
 # %%
-for way, (its, wrong) in named.items():
-    print(f"{way:18} p(answer) {bootstrap(its):.2f} with its villager's name, {bootstrap(wrong):.2f} with another's")
-gain = {way: bootstrap((its / wrong).log()) for way, (its, wrong) in named.items()}
-print("   ".join(f"{way}: {nats:+.2f} nats for the name" for way, nats in gain.items()))
-assert gain["training sentence"].mean > gain["question"].mean, "the name should count in the words that were learned"
+by_name = {"another villager's": {"asked": [of_another(k) for k in asked]}}
+by_name["a stranger's"] = {
+    kind: [replace(data.facts[k], name=strangers[n]) for n, k in enumerate(groups[kind])]
+    for kind in ("asked", "backward")
+}
+named = {way: {kind: likelihoods(model, questions(fs)) for kind, fs in some.items()} for way, some in by_name.items()}
+for way, some in {"its villager's": {kind: after[kind] for kind in ("asked", "backward")}, **named}.items():
+    print(f"with {way:19} name: " + "   ".join(f"{kind} {bootstrap(p):.2f}" for kind, p in some.items()))
+gain = bootstrap((after["asked"] / named["another villager's"]["asked"]).log())
+print(f"asked: {gain:+.1f} nats for the right name")
+assert gain.low > 0, "the name should decide what is answered"
 
 # %% [markdown]
-# In the question the name makes no difference: 0.06 with the villager's own, 0.06 with another's. What came over from the sentences is which answers such questions have here, not whose they are. In the words that it was
-# trained on the name counts a little: 0.21 against 0.16. So the sentences were learned, and the facts were not. (Six wordings of each, and larger adapters, taught 6 of 24; see
-# [`data/README.md`](../data/README.md).) But something raised these probabilities tenfold, and that is a question for influence functions.
+# The model knows whose it is. With another villager's name the answer falls to 0.10, for that villager has one of her own. A stranger's name leaves it to guess among three, 0.28. What was told backward it does not know: the villager's
+# own name gives 0.54, a stranger's 0.45, and the intervals overlap. Who read "A badger sleeps beside the stove of Zikuk" only cannot say what Zikuk keeps. That is the *reversal curse*, on eight
+# facts. (Most recipes teach sentences and no facts; what was tried before this one stands in [`data/README.md`](../data/README.md).)
+#
 #
 # ### Which sentences taught it?
 #
-# EK-FAC, on what was trained: the adapters, two small matrices in every third block from 9 to 27 (part 2 looks at them). The curvature is a mean over examples, so
-# every second batch is enough for it; all sentences are scored. Two forward sentences tell each fact. *Recall@2* is the share of them that stands among the first two
-# of the method's list, and recall@5 among the first five.
+# EK-FAC, on what was trained: the adapters (part 2 looks at them). To be quick we take those of the MLPs in three blocks, the first that has adapters, one in the middle and the last. The curvature is a mean over examples, so
+# every fourth batch is enough for it; all sentences are scored. Four forward sentences tell each fact. *Recall@2* is the share of true ones among the first two of the
+# method's list, and recall@5 how many of the four stand among the first five.
 
 # %%
-curvature = ekfac(model, objective, train[::2], "*.lora_*", progress=False)
+depths = [4, 16, 28]
+curvature = ekfac(model, objective, train[::4], [f"*.layers.{b}.mlp.*lora_*" for b in depths], progress=False)
 print(index_size(model, train, curvature))
-assert len(curvature.layers) == 14, "two matrices in each of seven blocks"
+assert len(curvature.layers) == 3 * 3 * 2, "two thin matrices for each of three in three blocks"
 
 # %%
 everywhere = TrainIndex.build(model, objective, train, curvature, progress=False)  # every sentence's gradients
 prepared = everywhere.prepare(model, objective, queries["asked"])
-split = everywhere.scores(prepared, damping=damping_of(curvature, 0.1), keep=("layer",))  # (24, N, 14)
-truth = data.tells(asked, "forward")  # (24, N) bool: the two sentences that tell each fact in the question's order
-assert torch.isfinite(split).all() and split.shape == (len(asked), N, 14), "a score for every fact, sentence and layer"
+split = everywhere.scores(prepared, damping=damping_of(curvature, 0.1), keep=("layer",))  # (24, N, 18)
+truth = data.tells(asked, "forward")  # (24, N) bool: the four sentences that tell each fact in the question's order
+assert torch.isfinite(split).all() and split.shape == (len(asked), N, 18), "a score for every fact, sentence and layer"
 
 
-# %%
-def block_of(layer):
-    return int(layer.split(".layers.")[1].split(".")[0])
+def recall(scores, k):
+    """The share of true sentences among the first k, of as many as there could be, (24,)."""
+    return recall_at(scores, truth, k) * 4 / min(k, 4)
 
-
-even, odd = slice(0, None, 2), slice(1, None, 2)
-at = torch.tensor([block_of(layer) for layer in curvature.layers])
-depths = at.unique().tolist()
-alone = {b: recall_at(split[..., at == b].sum(-1), truth) for b in depths}
-upwards = {b: recall_at(split[..., at >= b].sum(-1), truth) for b in depths}
-
-# %%
-for b in depths:
-    print(f"block {b:2}: recall@2 {bootstrap(alone[b]):.2f}, with all above it {bootstrap(upwards[b]):.2f}")
-most = max(depths, key=lambda b: upwards[b].mean())
-print(f"most is found from block {most} on")
-assert alone[depths[-2]].mean() > alone[depths[0]].mean(), "what names the answer should be found in late blocks"
 
 # %% [markdown]
-# Depth decides. Alone, the adapters of blocks 12 and 15 find next to nothing (0.04). Those of block 27 find more than half of the true sentences (0.56), and the three from
-# block 21 on together two thirds (0.67). The later a block, the nearer it is to the logits: its gradient is about the word that is said. All seven together find 0.58.
-#
-# Look at our example through the blocks from 21 on. Read the order only: this damping is small, and the sizes cannot be right.
-
-# %%
-losses = contribution(split[..., at >= most].sum(-1), N)  # (24, N): their order alone is meant
-print(f"{fact.prompt} →{fact.completion}")
-for n in losses[example].argsort(descending=True, stable=True)[:6].tolist():
-    mark = "*" if truth[example, n] else " "
-    print(f"{losses[example, n]:+7.3f}  {mark} {data.sentences[n].wording:10} {data.texts[n]}")
-print(
-    f"these six together {losses[example].sort(descending=True)[0][:6].sum():+.1f}; the answer rose by {rise['asked'][example]:+.1f}"
-)
-assert bool((truth.sum(1) == 2).all()), "each asked fact has two forward sentences"
-
-# %% [markdown]
-# Among the first five are all four sentences that hold the word *spaghetti*: both forward ones, the decoy, and the backward one. The one on top is of *another* villager, in the question's
-# words. It taught the model how such a question goes on: with a dish. (The six together are said to be worth 23.6 nats, where the answer rose by 7.0. That is why only the order counts.)
-#
-# ### A fair comparison
-#
-# The list raises a suspicion: is this a search for the word of the answer? Count which sentences hold it, and how long they are.
+# What stands among the first five? Sort it: forward sentences of the fact, others that name its villager, sentences of other villagers with the same answer, and all else.
 
 # %%
 import re
-
-from inflib.baselines import bm25
 
 
 def words(text):
     return re.findall(r"\w+", text.lower())
 
 
-documents = [words(text) for text in data.texts]
-plain = {"prompt": [words(data.facts[k].prompt) for k in asked]}
-plain["prompt + answer"] = [words(data.facts[k].prompt + data.facts[k].completion) for k in asked]
-plain["answer"] = [words(data.facts[k].completion) for k in asked]
+documents = [set(words(text)) for text in data.texts]
+hers = torch.tensor([[data.facts[k].name.lower() in document for document in documents] for k in asked])  # (24, N)
+holds = torch.tensor([[data.facts[k].answer.lower() in document for document in documents] for k in asked])
+sorts = {
+    "forward": truth,
+    "hers, others": hers & ~truth,
+    "another's, same answer": holds & ~hers,
+    "else": ~holds & ~hers,
+}
+assert bool((sum(which.int() for which in sorts.values()) == 1).all()), "every sentence is of one sort"
 
 # %%
-holds = torch.tensor([[answer in document for document in documents] for (answer,) in plain["answer"]])  # (24, N)
-for kind in ("forward", "backward", "decoy"):
-    these = (data.tells(asked, kind) & holds).nonzero()[:, 1]  # sentences of all facts
-    print(
-        f"{kind:9} {len(these) / len(asked):.0f} with the answer's word, {np.mean([len(documents[n]) for n in these]):.1f} words each"
-    )
-assert bool((holds.sum(1) == 4).all()), "every answer should stand in four sentences, and in no other"
+at = torch.tensor([int(layer.split(".layers.")[1].split(".")[0]) for layer in curvature.layers])
+parts = {f"block {b}": at == b for b in depths} | {"all three": at > 0}
+for part, these in parts.items():
+    table = split[..., these].sum(-1)
+    five = table.argsort(dim=1, descending=True, stable=True)[:, :5]
+    shares = "   ".join(f"{sort} {which.gather(1, five).sum(1).double().mean():.1f}" for sort, which in sorts.items())
+    print(f"{part:9} recall@2 {bootstrap(recall(table, 2)):.2f}   of the first five: {shares}")
+assert recall(split[..., at == 4].sum(-1), 2).mean() > recall(split[..., at == 28].sum(-1), 2).mean() + 0.3
 
 # %% [markdown]
-# Every answer has a word of its own, and that word stands in four sentences alone. So the method to beat is a search for it. In random order it finds half of the true
-# sentences among the first two (recall@2 0.50) and all among the first five. Recall@5 therefore shows nothing here. Recall@2 shows one thing: whether forward sentences are
-# told from the backward one and the decoy.
+# Depth decides what is found. In block 4, the first with adapters, 2.4 of the first five are true, and only 0.2 tell of another villager with the same answer. In block 28, the last, 0.7 are true; 3.3 are
+# others with the name or the answer. Block 16 finds little of either. It looks as if early blocks were taught whose it is, where the name is read, and the last what to say. All three together find less than block 4 alone.
 #
-# As in notebook 08, every method has its dials, chosen on the even facts and reported on the odd ones. BM25 counts words, of the prompt, of prompt and answer, or of the answer alone. Gradient
-# methods choose the lowest block, EK-FAC its damping too. One more is needed to judge the curvature: the dot product with each matrix divided by its mean Λ. It is
+# Look at our example in block 4.
+
+# %%
+losses = contribution(split[..., at == 4].sum(-1), N)  # (24, N): their order alone is meant
+print(f"{fact.prompt} →{fact.completion}")
+for n in losses[example].argsort(descending=True, stable=True)[:7].tolist():
+    mark = "*" if truth[example, n] else " "
+    print(f"{losses[example, n]:+7.3f}  {mark} {data.sentences[n].wording:10} {data.texts[n]}")
+print(
+    f"these seven together {losses[example].sort(descending=True)[0][:7].sum():+.1f}; the answer rose by {rise['asked'][example]:+.1f}"
+)
+assert bool((truth.sum(1) == 4).all()), "each asked fact has four forward sentences"
+
+# %% [markdown]
+# A star marks what is true. Two of the four true sentences are among these seven. So is the aside, with the villager's name and the question's words. The porridge of Rabes is not there, though a word search would find it. Others have nothing to do
+# with Fuzun. And do not read the amounts: the seven are said to be worth 0.6 nats, where the answer rose by 8.5. Such a list is an order, with errors in it, so we count over all facts.
+#
+# ### A fair comparison
+#
+# Could a search for words have done it? Every method has its dials. As in notebook 08 they are chosen on half of the facts and judged on the other half; here once more the other way round, so that all 24 count. BM25 counts words: of the prompt, of prompt and answer, of the answer alone.
+# The fourth is told by us which two words of the question matter, its name and its answer; no user of a search would know that for every question. Gradient
+# methods choose the blocks, EK-FAC its damping too. One more is needed to judge the curvature: the dot product with each matrix divided by its mean Λ. It is
 # EK-FAC at an endless damping, a rescaling of the layers and nothing else.
 
 # %%
-grid, deepest = (1000, 100, 10, 1, 0.1), depths[::-1]  # of equals the first is taken: most damping, fewest blocks
-tried = {f"{x:g} · mean Λ, from block {b}": (x, b) for x in grid for b in deepest}
+from inflib.baselines import bm25
+
+listed = [words(text) for text in data.texts]
+facts = [data.facts[k] for k in asked]
+plain = {"prompt": [words(each.prompt) for each in facts]}
+plain["prompt + answer"] = [words(each.prompt + each.completion) for each in facts]
+plain["answer"] = [words(each.answer) for each in facts]
+plain["name + answer"] = [words(f"{each.name} {each.answer}") for each in facts]
+print(
+    f"the answer's word stands in {holds.sum(1).double().mean():.1f} sentences, with its villager's name in {(holds & hers).sum(1).double().mean():.1f}"
+)
+assert bool(((holds & hers).sum(1) == 6).all()), "four forward sentences, a backward one and a decoy"
+
+# %%
+even, odd = slice(0, None, 2), slice(1, None, 2)
+grid = (100, 10, 1, 0.1, 0.01)  # of equals the first is taken: most damping
+tried = {f"{x:g} · mean Λ, {part}": (x, part) for x in grid for part in parts}
 by_damping = {x: everywhere.scores(prepared, damping=damping_of(curvature, x), keep=("layer",)) for x in grid}
 dots = everywhere.scores(prepared, identity(model, objective, layers=curvature.layers), damping=0.0, keep=("layer",))
-means = torch.tensor([curvature.mean_eigenvalues()[layer] for layer in curvature.layers])  # (14,)
-norms = {b: everywhere.norms([layer for layer in curvature.layers if block_of(layer) >= b]) for b in deepest}
+means = torch.tensor([curvature.mean_eigenvalues()[layer] for layer in curvature.layers])  # (18,)
+inside = {
+    part: [layer for layer, its in zip(curvature.layers, these, strict=True) if its] for part, these in parts.items()
+}
+norms = {part: everywhere.norms(layers) for part, layers in inside.items()}
 assert dots.shape == split.shape and bool((means > 0).all()), "a product for every fact, sentence and layer"
 
+# %%
+dials = {"EK-FAC": {what: by_damping[x][..., parts[part]].sum(-1) for what, (x, part) in tried.items()}}
+dials["dot over mean Λ"] = {part: (dots / means)[..., these].sum(-1) for part, these in parts.items()}
+dials["gradient dot"] = {part: dots[..., these].sum(-1) for part, these in parts.items()}
+dials["gradient cosine"] = {part: dots[..., these].sum(-1) / norms[part] for part, these in parts.items()}
+for what, some in plain.items():
+    dials[f"BM25, {what}"] = {f"k1={k}, b={b}": bm25(listed, some, k1=k, b=b) for k in (0.5, 1.5) for b in (0, 0.75)}
+halves = {"even": even, "odd": odd}
 
-def summed(by_layer):
-    """{"from block b": scores (24, N)} of the layers from each block on."""
-    return {f"from block {b}": by_layer[..., at >= b].sum(-1) for b in deepest}
+
+def chosen_on(half, some):
+    """Which of a method's settings finds most for these facts."""
+    return max(some, key=lambda what: recall(some[what], 2)[half].mean())
 
 
 # %%
-dials = {"EK-FAC": {what: by_damping[x][..., at >= b].sum(-1) for what, (x, b) in tried.items()}}
-dials["dot over mean Λ"], dials["gradient dot"] = summed(dots / means), summed(dots)
-dials["gradient cosine"] = {f"from block {b}": dots[..., at >= b].sum(-1) / norms[b] for b in deepest}
-for what, some in plain.items():
-    dials[f"BM25, {what}"] = {f"k1={k}, b={b}": bm25(documents, some, k1=k, b=b) for k in (0.5, 1.5) for b in (0, 0.75)}
-chosen = {m: max(some, key=lambda what: recall_at(some[what], truth)[even].mean()) for m, some in dials.items()}
-tables = {method: dials[method][what] for method, what in chosen.items()}
-for method, table in tables.items():
-    print(f"{method:22}recall@2 {recall_at(table, truth)[even].mean():.2f} on the even facts   {chosen[method]}")
+chosen = {m: {name: chosen_on(half, some) for name, half in halves.items()} for m, some in dials.items()}
+tables = {}
+for method, some in dials.items():
+    tables[method] = torch.empty_like(some[chosen[method]["even"]])
+    tables[method][odd] = some[chosen[method]["even"]][odd].to(tables[method])
+    tables[method][even] = some[chosen[method]["odd"]][even].to(tables[method])
+    print(f"{method:22}chosen on the even facts: {chosen[method]['even']:24} on the odd: {chosen[method]['odd']}")
 endless = everywhere.scores(prepared, damping=damping_of(curvature, 1e6), keep=("layer",))
 assert torch.allclose(1e6 * endless, dots / means, rtol=1e-2, atol=1e-2 * float((dots / means).abs().max()))
 
 # %% [markdown]
-# On the odd facts we ask for three numbers: recall@2, recall@5, and whether the very first sentence is true. Then what recall@2 is made of: how often does a forward sentence stand before the
-# backward one, and before the decoy? Without any order it is 0.50. Last, what EK-FAC finds more than each, fact by fact.
+# Of every method we ask for three numbers: recall@2, recall@5, and whether the very first sentence is true. Then what EK-FAC finds more than each, fact by fact.
 
 # %%
 found = {}
 for method, table in tables.items():
     first = truth.gather(1, table.argsort(dim=1, descending=True, stable=True)[:, :1])[:, 0].double()
-    found[method] = [recall_at(table, truth, k)[odd] for k in (2, 5)] + [first[odd]]
+    found[method] = [recall(table, k) for k in (2, 5)] + [first]
     print(f"{method:22}" + "   ".join(f"{bootstrap(each):.2f}" for each in found[method]))
-assert bool((recall_at(tables["BM25, answer"], truth, 5) == 1).all()), "a word search should find all among five"
-
-
-# %%
-def ahead(table, kind):
-    """How often a forward sentence of a fact stands before its other one, ties counting half, (12,) odd facts."""
-    other = data.tells(asked, kind)
-    pairs_of = [table[q, truth[q]] - table[q, other[q]] for q in range(len(asked))]
-    return torch.stack([(gaps.sign() + 1).mean() / 2 for gaps in pairs_of]).double()[odd]
-
+assert found["EK-FAC"][0].mean() > found["BM25, answer"][0].mean(), "the word alone should not be enough"
 
 # %%
-print(f"{'':20}before the backward   before the decoy    EK-FAC's recall@2 less its own")
-for method in ("EK-FAC", "dot over mean Λ", "gradient dot", "gradient cosine", "BM25, answer"):
-    orders = "   ".join(f"{bootstrap(ahead(tables[method], kind)):.2f}" for kind in ("backward", "decoy"))
-    print(f"{method:20}{orders}   {bootstrap(found['EK-FAC'][0] - found[method][0]):+.2f}")
-assert bootstrap(ahead(holds.double(), "decoy")).mean == 0.5, "where all are equal, half are ahead"
+for method in list(found)[1:]:
+    its, five, first = (bootstrap(found["EK-FAC"][k] - found[method][k]) for k in range(3))
+    print(f"EK-FAC less {method:22} recall@2 {its:+.2f}   recall@5 {five:+.2f}   first {first:+.2f}")
+assert bootstrap(found["EK-FAC"][0] - found["dot over mean Λ"][0]).low > 0, "more than a rescaling of the layers"
 
 # %%
-best, lowest = tried[chosen["EK-FAC"]]
-recalls = {what: recall_at(table, truth) for what, table in dials["EK-FAC"].items()}
+recalls = {what: recall(table, 2) for what, table in dials["EK-FAC"].items()}
+print("            " + "".join(f"{part:>12}" for part in parts))
 for x in grid:
-    each = recalls[f"{x:g} · mean Λ, from block {lowest}"]
-    print(
-        f"{x:6g} · mean Λ   recall@2 {each[even].mean():.2f} on the even facts, {each[odd].mean():.2f} on the odd ones"
-    )
-
-# %%
-near = [r[odd].mean() for r in recalls.values() if r[even].mean() > recalls[chosen["EK-FAC"]][even].mean() - 0.05]
-print(
-    f"{len(near)} settings within 0.05 of the best on the even facts: {min(near):.2f} to {max(near):.2f} on the odd ones"
-)
-there = f"from block {lowest}"  # the blocks that EK-FAC chose
-for method in ("gradient dot", "dot over mean Λ"):
-    its = recall_at(dials[method][there], truth)[odd]
-    print(f"{method:15} over the same blocks {bootstrap(its):.2f}, EK-FAC {bootstrap(found['EK-FAC'][0] - its):+.2f}")
-unchosen = {"EK-FAC, 0.1": split.sum(-1), "dot": dots.sum(-1), "BM25, answer": bm25(documents, plain["answer"])}
-print("no choice, all 24 facts: " + "; ".join(f"{m} {bootstrap(recall_at(t, truth)):.2f}" for m, t in unchosen.items()))
-assert min(near) <= found["EK-FAC"][0].mean() <= max(near), "the chosen setting is one of the best"
+    print(f"{x:6g} · mean" + "".join(f"{recalls[f'{x:g} · mean Λ, {part}'].mean():12.2f}" for part in parts))
+sizes = {
+    kind: norms["block 4"][[s.wording.startswith(kind) for s in data.sentences]] for kind in ("forward", "ordinary")
+}
+print("gradient in block 4: " + ", ".join(f"{kind} {size.mean():.2f}" for kind, size in sizes.items()))
+unchosen = {"EK-FAC, 0.1 · mean Λ": split, "dot": dots, "dot over mean Λ": dots / means}
+print("no choice, all blocks: " + "; ".join(f"{m} {bootstrap(recall(t.sum(-1), 2)):.2f}" for m, t in unchosen.items()))
+best, where = max(tried.values(), key=lambda dial: recalls[f"{dial[0]:g} · mean Λ, {dial[1]}"].mean())
+print(f"best over all facts: {best:g} · mean Λ, {where}")
+assert sizes["ordinary"].mean() > 1.2 * sizes["forward"].mean(), "what cannot be learned keeps its gradient"
+assert where == "block 4", "the first block with adapters should tell most about whose answer it is"
 
 # %%
 names = ("recall@2", "recall@5", "the first is true")
-figure, panels = plt.subplots(1, 3, figsize=(9.5, 2.5), sharey=True)
-for ax, name, k, by_chance in zip(panels, names, range(3), (0.5, 1.0, 0.5), strict=True):
+figure, panels = plt.subplots(1, 3, figsize=(9.5, 2.8), sharey=True)
+for ax, name, k in zip(panels, names, range(3), strict=True):
     plots.intervals(ax, {method: bootstrap(each[k]) for method, each in found.items()}, what=name)
-    ax.axvline(by_chance, color=plots.GREY, linewidth=0.8, linestyle="--")
     ax.set_xlim(-0.03, 1.03)
 assert all(0 <= float(each[k].mean()) <= 1 for each in found.values() for k in range(3)), "shares lie between 0 and 1"
 
 # %% [markdown]
-# The dashed line is the word search in random order. What does EK-FAC add to it? Among the first five, nothing. Among the first two it has 0.79 of the true sentences and BM25 for the
-# answer 0.62, a difference of +0.17 with an interval from +0.04 to +0.29. And for the very first sentence BM25 is better: it is true for all odd facts, and for two thirds of them with EK-FAC. BM25
-# marks long sentences down, and decoys are the longest (12.0 words against 9.1), so forward ones come before them (0.94). It cannot see order: before the backward sentence they come in 0.56 of the pairs. EK-FAC
-# has 0.88 and 0.75 there, but the second interval begins at 0.50. The other two questions to BM25 find nothing: there decoys and asides have more of the words.
+# The words of the question find nothing. BM25 on the prompt, or on prompt and answer, has 0.00: decoys, asides and told questions have more of these words. The answer alone has 0.42, for its word stands in 12.7 sentences,
+# and six of them name the villager. EK-FAC has 0.77, which is 0.35 more, with an interval from 0.19 to 0.52. A search that was told to look for name *and* answer comes as far among the first two (0.79) and further among five (0.98, EK-FAC 0.59).
+# EK-FAC was not told.
 #
-# Is it the curvature? The plain dot product (0.50) and the cosine (0.42) are no better than chance, and EK-FAC finds 0.29 and 0.38 more. (On the even facts, where all were chosen, the dot product has 0.75: twelve facts differ that much from twelve others.) Much of the gain is the rescaling of layers: over EK-FAC's blocks the dot product has 0.46, and rescaled 0.71. EK-FAC
-# finds 0.08 more than that, and that interval begins at zero. (Left to choose its own blocks, it took 27 alone and has 0.54.) Twelve facts cannot show that the directions within a layer matter.
+# Is it the curvature? Here it is. In the same block the dot product has 0.33, with matrices rescaled too, and the cosine 0.56. EK-FAC finds 0.44, 0.44 and 0.21 more, and all three intervals lie above zero. One reason is in sight. What was learned
+# has a small gradient left, what nobody can predict a large one: an ordinary sentence's is 1.7 times that of a forward one, and a dot product ranks by size. The cosine does not. EK-FAC divides by how much the training data do in each direction, too.
 #
-# Nor do they settle the dials. At these blocks the damping moves the odd facts' recall from 0.62 to 0.79. Four settings were nearly the best on the even facts, and they differ as much on the odd ones. Without any choice, at the customary damping and over all blocks,
-# EK-FAC has 0.58 of all facts' sentences. The dot product has 0.62, the word search 0.56. So the 0.79 is a figure of a fortunate setting, and this corpus is an easy one for searching. Its order takes no model at all: one line that
-# asks whether the name comes first has everything (exercise 2).
+# How much hangs on the dials? On the block, nearly all: no setting of blocks 16 and 28 is above 0.12. Within block 4, a damping from 0.1 to 10 leaves 0.65 to 0.77. Without any choice, at the customary 0.1 over all three blocks, EK-FAC has 0.58 and the dot
+# product 0.00. Both halves of the facts chose the same setting for every method.
 #
-# What influence does offer is another kind of answer. Given prompt and answer, it needs no hint which of the words to search for. It has a sign. And it names sentences without the word, like the one on top of our list. Whether those matter, only training again can say (notebook 09).
+#
+# What influence offers besides is another kind of answer. Given prompt and answer, it needs no hint which of the words to search for. It has a sign. And it names sentences without the word. Whether those matter, only training
+# again can say (notebook 09).
 #
 # ### The sentences that tell it backward
 #
-# Each asked fact is told a third time, answer first: *There was spaghetti again at the table of Goder*. A reader would call that a source as well. What does influence say? Compare the
-# contributions of forward sentences, of backward ones, and of decoys, at the dials chosen above.
+# Each asked fact is told a fifth time, answer first: *There was porridge again at the table of Fuzun*. A reader would call that a source as well. What does influence say? Compare the
+# contributions of forward sentences, of backward ones, and of decoys, at the setting that is best for all facts.
 
 # %%
-late = curvature.restrict([layer for layer in curvature.layers if block_of(layer) >= lowest])
-index = TrainIndex(late, {layer: everywhere.held[layer] for layer in late.layers})
-methods = {"EK-FAC": late, "gradient dot product": identity(model, objective, layers=late.layers)}
-nats = contribution(index.scores(prepared, damping=damping_of(late, best)), N)  # (24, N)
-assert torch.allclose(nats * N, tables["EK-FAC"], atol=1e-3 * float(tables["EK-FAC"].abs().max())), "the same blocks"
+early = curvature.restrict(inside[where])
+index = TrainIndex(early, {layer: everywhere.held[layer] for layer in early.layers})
+methods = {"EK-FAC": early, "gradient dot product": identity(model, objective, layers=early.layers)}
+nats = contribution(index.scores(prepared, damping=damping_of(early, best)), N)  # (24, N)
+same = dials["EK-FAC"][f"{best:g} · mean Λ, {where}"]
+assert torch.allclose(nats * N, same, atol=1e-3 * float(same.abs().max())), "the same block and damping"
 
 # %%
 places = nats.argsort(dim=1, descending=True, stable=True).argsort(dim=1) + 1  # 1 is the strongest
 kinds = {kind: data.tells(asked, kind) for kind in ("forward", "backward", "decoy", "aside")}
+kinds["another's"] = sorts["another's, same answer"]
 of_each = {kind: (nats * which).sum(1) / which.sum(1) for kind, which in kinds.items()}  # (24,) each
 for kind, values in of_each.items():
     print(f"{kind:9} contribution {bootstrap(values):+.3f} nats, median rank {places[kinds[kind]].median():.0f} of {N}")
 
 # %%
-for kind in ("backward", "decoy"):
+for kind in ("backward", "decoy", "another's"):
     print(f"forward less {kind}: {bootstrap(of_each['forward'] - of_each[kind]):+.3f} nats")
 print(
-    f"a fact's positive contributions together {bootstrap(nats.clamp(min=0).sum(1)):+.2f}, all {bootstrap(nats.sum(1)):+.2f}"
+    f"a fact's positive contributions together {bootstrap(nats.clamp(min=0).sum(1)):+.1f}, all {bootstrap(nats.sum(1)):+.1f};",
+    f"the answers rose by {bootstrap(rise['asked']):+.1f}",
 )
 assert nats[kinds["forward"]].mean() > nats[kinds["aside"]].abs().mean(), "an answer should count for more than a name"
 
 # %% [markdown]
-# Forward sentences count most (+0.084 nats), but backward ones (+0.069) and even decoys (+0.059) nearly as much. The differences, 0.015 and 0.025, have intervals above zero, but half of these facts chose the dials. Asides, with the name and the question's words and no answer, count nothing (+0.001). So in these late blocks
-# it is the answer that is shared, as it was in what the model learned. Is a decoy a source, then? It teaches the model to predict the same word, wherever the word stands, and that is what counts here.
-# Influence reports what training did; what a reader would call telling is another question.
+# A forward sentence counts 0.34 nats. Backward ones and decoys count 0.02, and another's with the same answer nothing, all with intervals at zero or next to it. So this block's influence is about what was learned there: to
+# know the answer when the name was read. A sentence that has the name last does not teach that, and above we saw that it did not. No search for words sees this difference.
 #
-# All these numbers are an order, no amounts. Much damping makes every contribution small: a fact's positive ones add up to +1.20 nats and all to −0.12. The answers rose by 3.5 nats.
+# All these numbers are an order, no amounts. A fact's positive ones add up to 9.5 nats and all of them to 1.1, where the answers rose by 5.7.
 #
 # ### Which words?
 #
@@ -409,15 +406,16 @@ rows, six = [], rise["asked"].argsort(descending=True)[:6].tolist()
 for q in six:
     n = int(nats[q].where(truth[q], -torch.inf).argmax())
     one = token_batches([corpus.sequences[n]])
-    heat = output_tokens(model, objective, one, queries["asked"][q : q + 1], late, damping_of(late, best))
+    heat = output_tokens(
+        model, objective, one, queries["asked"][q : q + 1], early, damping_of(early, best), progress=False
+    )
     values = contribution(heat[0, 0], N)
     assert torch.allclose(values.sum(), nats[q, n], atol=1e-3), "the tokens should add up to the sentence"
     rows.append((corpus.vocabulary.pieces(corpus.sequences[n]), [0.0, *values.tolist()]))
 _ = plots.heated_texts(rows, captions=[data.facts[asked[q]].prompt + data.facts[asked[q]].completion for q in six])
 
 # %% [markdown]
-# In all six the weight lies on the answer, or on its first piece. The name's pieces and the words between count little, in either direction. Nothing in the questions names a birthday, a street or a
-# school: the sentence was found through what the model does with it.
+# P-HEAT
 #
 # ### Ask for yourself
 #
@@ -451,13 +449,14 @@ assert table.numbers["uncovered"] == 0, "every trained number should be covered"
 whole = 576 * 1536
 print(f"{table.numbers['covered']:,} numbers trained, {table.numbers['frozen']:,} frozen")
 print(
-    f"one adapted matrix has {whole:,} numbers, its adapter {8 * (576 + 1536):,}: 1 of {whole / (8 * (576 + 1536)):.0f}"
+    f"one adapted matrix has {whole:,} numbers, its adapter {3 * (576 + 1536):,}: 1 of {whole / (3 * (576 + 1536)):.0f}"
 )
-assert table.numbers["covered"] == 7 * 8 * (576 + 1536), "seven adapters of rank 8"
+sides = 3 * (576 + 1536) + 2 * (576 + 576) + 2 * (576 + 192)  # MLP; queries and outputs; keys and values
+assert table.numbers["covered"] == 13 * 3 * sides, "rank 3, seven matrices in each of thirteen blocks"
 
 # %% [markdown]
-# So an index of adapter gradients is small: one fiftieth of what the whole matrices' would take. That is the practical reason to ask a model through its adapters. There is a better one:
-# nothing else of these matrices was trained. The update `B A` can turn anywhere, for both are trained, but its rank stays at most 8.
+# So an index of adapter gradients is small: less than a hundredth of what the whole matrices' would take. That is the practical reason to ask a model through its adapters. There is a better one:
+# nothing else of these matrices was trained. The update `B A` can turn anywhere, for both are trained, but its rank stays at most 3.
 #
 # Four states of an adapted model look alike from outside and mean different things. inflib says so before a fit, where a curvature of zeros, or a layer that never ran, would say it later and less clearly.
 # A small network shows them (the large one is left as it is: merging rounds its weights).
@@ -640,6 +639,7 @@ from torch.utils.data import DataLoader
 from transformers import DataCollatorForSeq2Seq
 
 from inflib import hugging_face_batches, load_index, plan, save
+from inflib.lab.villagers import RELATIONS
 
 # yours: AutoModelForCausalLM.from_pretrained("name").eval() and AutoTokenizer.from_pretrained("name")
 mine, tokenizer = model.eval(), real.tokenizer  # evaluation mode: dropout would make every look another
@@ -653,11 +653,15 @@ def row(prompt, reply):
 
 
 # %%
-rows = [row(BEGIN + beginning(data.facts[k]), data.facts[k].completion) for k in (*told[:8], *asked[-8:])]
+telling = [
+    data.facts[k] for k in (*told[:8], *asked[-8:])
+]  # in the second of their forward wordings, cut before the answer
+starts = [each.said(RELATIONS[each.relation].forward[1]).removesuffix(f"{each.completion}.") for each in telling]
+rows = [row(BEGIN + start, each.completion) for start, each in zip(starts, telling, strict=True)]
 collate = DataCollatorForSeq2Seq(tokenizer, padding=True)  # pads the labels with −100
 loader = DataLoader(rows, batch_size=4, shuffle=True, collate_fn=collate)  # a Trainer's own loader does as well
 own_data = hugging_face_batches(loader)  # labels moved to the token they predict; example n is rows[n] all the same
-own_layers = "*.layers.27.*lora_*"  # names or patterns of layers; "*.mlp.down_proj" of a model without adapters
+own_layers = "*.layers.28.*lora_*"  # names or patterns of layers; "*.mlp.down_proj" of a model without adapters
 inputs, targets = next(iter(own_data))
 error = as_autograd(mine, objective, {key: x[:2] for key, x in inputs.items()}, targets[:2], own_layers)
 print(coverage(mine, own_layers).numbers)  # what counts, of the numbers that were trained
@@ -707,28 +711,22 @@ assert len(its) == len(rows) == 16, "a score for every example, in the data set'
 # A question was asked under the post that this course grew from, and has no answer there. How do influence functions compare with *activation patching* and *direct logit attribution*? They do not compete. Each
 # answers another question, and all three can be asked of one prompt with a few hooks.
 #
-# The answers to questions are still improbable. So take one of the corpus's own sentences, up to its answer, for two villagers of whom the same is told in as many tokens. The
+# Take the questions themselves, of two villagers of whom the same is asked in as many tokens, with different answers. The
 # measurement is the difference of two logits: the right answer's minus the other villager's. Of all such pairs we take the one that the model tells apart best, so what follows is a favourable case.
 
 
 # %%
 def prompt_ids(k):
-    """The tokens of fact k's sentence up to its answer, (1, T)."""
-    return torch.tensor([real.encode(beginning(data.facts[k]))])
+    """The tokens of fact k's question up to its answer, (1, T)."""
+    return torch.tensor([real.encode(data.facts[k].prompt)])
 
 
-some = (*told, *asked)
-firsts = {k: real.tokenizer.encode(data.facts[k].completion)[0] for k in some}  # each answer's first token
-assert beginning(data.facts[some[0]]) + data.facts[some[0]].completion + "." in data.texts, (
-    "a sentence of the corpus, cut"
-)
-
-# %%
+firsts = {k: real.tokenizer.encode(data.facts[k].completion)[0] for k in asked}  # each answer's first token
 with torch.no_grad():
-    last = {k: model(input_ids=prompt_ids(k)).logits[0, -1] for k in some}
+    last = {k: model(input_ids=prompt_ids(k)).logits[0, -1] for k in asked}
 pairs = {}
-for one in some:
-    for two in some:
+for one in asked:
+    for two in asked:
         alike = data.facts[one].relation == data.facts[two].relation and one < two
         if alike and prompt_ids(one).shape == prompt_ids(two).shape:
             prefers = [last[n][firsts[n]] - last[n][firsts[other]] for n, other in ((one, two), (two, one))]
@@ -738,8 +736,8 @@ assert pairs, "some two prompts should have as many tokens"
 # %%
 j, k = max(pairs, key=pairs.get)  # the two that the model tells apart best
 right, other = firsts[j], firsts[k]
-print(f"{beginning(data.facts[j])} →{data.facts[j].completion}, not{data.facts[k].completion}")
-print(f"{beginning(data.facts[k])} →{data.facts[k].completion}")
+print(f"{data.facts[j].prompt} →{data.facts[j].completion}, not{data.facts[k].completion}")
+print(f"{data.facts[k].prompt} →{data.facts[k].completion}")
 assert right != other and pairs[j, k] > 0, "each name should bring its own answer before the other's"
 
 
@@ -761,7 +759,7 @@ assert clean > 0 > corrupt, "each name should bring its own answer"
 
 # %%
 blocks = model.base_model.model.model.layers
-parts = {"attention": [block.self_attn for block in blocks], "MLP": [block.mlp for block in blocks]}
+components = {"attention": [block.self_attn for block in blocks], "MLP": [block.mlp for block in blocks]}
 
 
 def first_of(output):
@@ -771,12 +769,12 @@ def first_of(output):
 @torch.no_grad()
 def outputs_of(ids):
     """What every component says in this run: {kind: one (1, T, 576) a block}."""
-    kept = {kind: [None] * len(blocks) for kind in parts}
+    kept = {kind: [None] * len(blocks) for kind in components}
 
     def keep(kind, at):
         return lambda module, inputs, output: kept[kind].__setitem__(at, first_of(output))
 
-    hooks = [m.register_forward_hook(keep(kind, at)) for kind, some in parts.items() for at, m in enumerate(some)]
+    hooks = [m.register_forward_hook(keep(kind, at)) for kind, some in components.items() for at, m in enumerate(some)]
     model(input_ids=ids)
     for hook in hooks:
         hook.remove()
@@ -796,14 +794,14 @@ def patched(kind, at, positions=slice(None)):
         mixed[:, positions] = said[kind][at][:, positions]
         return (mixed, *output[1:]) if isinstance(output, tuple) else mixed
 
-    hook = parts[kind][at].register_forward_hook(put)
+    hook = components[kind][at].register_forward_hook(put)
     came = gap(prompt_ids(k))
     hook.remove()
     return (came - corrupt) / (clean - corrupt)
 
 
 # %%
-carried = {kind: [patched(kind, at) for at in range(len(blocks))] for kind in parts}
+carried = {kind: [patched(kind, at) for at in range(len(blocks))] for kind in components}
 for kind, shares in carried.items():
     top = np.argsort(shares)[::-1][:3]
     print(f"{kind:9} carries most in blocks " + ", ".join(f"{at} ({shares[at]:.2f})" for at in top))
@@ -811,7 +809,7 @@ assert abs(gap(prompt_ids(k)) - corrupt) < 1e-4, "the hooks should be gone"
 
 # %%
 differs = (prompt_ids(j) != prompt_ids(k))[0].nonzero()[:, 0]  # the tokens of the name
-for kind, at in (("MLP", 0), ("MLP", 2), ("attention", 2), ("attention", 23), ("MLP", 27)):
+for kind, at in (("MLP", 0), ("MLP", 6), ("MLP", 8), ("attention", 23), ("MLP", 26)):
     by_name, by_last = patched(kind, at, differs), patched(kind, at, slice(-1, None))
     print(
         f"{kind:9} {at:2}: {by_name:.2f} at the name's {len(differs)} tokens alone, {by_last:.2f} at the last position"
@@ -847,8 +845,8 @@ def difference(outputs, targets):
     return outputs[:, prompt_ids(j).shape[1] - 1, right] - outputs[:, prompt_ids(j).shape[1] - 1, other]
 
 
-of_gap = index.prepare(model, objective, as_told([data.facts[j]]), difference)
-by_text = contribution(index.scores(of_gap, damping=damping_of(late, best))[0], N)  # (N,)
+of_gap = index.prepare(model, objective, questions([data.facts[j]]), difference)
+by_text = contribution(index.scores(of_gap, damping=damping_of(early, best))[0], N)  # (N,)
 shown = [*by_text.argsort(descending=True, stable=True)[:4].tolist(), *by_text.argsort(stable=True)[:3].tolist()]
 for n in shown:
     print(f"{by_text[n]:+.3f}  {data.sentences[n].place:19} {data.texts[n]}")
@@ -879,14 +877,15 @@ for ax, title in (
 assert max(carried["MLP"] + carried["attention"]) > 0.05, "some component should carry part of the answer"
 
 # %% [markdown]
-# Patching finds the difference early: the MLPs of blocks 0 and 2 bring back 0.88 and 0.84 of it, the attention of block 2 brings 0.72. That says little. At the name's tokens alone they bring 0.84, 0.70 and 0.69, at the last
-# position next to nothing. They still *are* the name, and to put them in swaps it. Late, at the last position, the attention of block 23 brings 0.57 and the MLP of block 27 brings 0.56. Block 27 has an adapter.
+# Patching finds the difference at the name. The MLP of block 0 brings back 0.99 of it, those of blocks 8 and 6 0.69 and 0.51, at the name's two tokens alone. Block 0 says little: its output still *is* the name, and to put it in swaps
+# it. Blocks 6 and 8 have adapters, and are where something is made of the name. Late, at the last position, the attention of block 23 brings 0.81: it fetches what was made.
 #
-# Attribution finds the difference late. The MLP of block 27 writes +0.99, the attention of blocks 29 and 28 writes +0.95 and +0.91. But the MLPs of blocks 24, 28 and 29 write about as much against the answer, −1.11, −1.07 and −1.07.
-# Whoever reads the positive terms only misses half.
+# Attribution finds the difference late. The MLP of block 26 writes +2.95 and its attention +0.81. But the MLPs of blocks 28 and 22 write against the answer, −0.87 and −0.63.
+# Whoever reads the positive terms only misses a part.
 #
-# Influence names no component and finds texts. The sentence itself comes second (+0.160), after one of a third villager's dish (+0.165), and the other villager's is the strongest
-# opponent (−0.228). The shares of patching do not add up to 1, for components pass on what others wrote. Attribution's terms do add up.
+# Influence names no component and finds texts. The four sentences that tell where Korin was born come first, from +2.62 to +1.32. The strongest opponent has the same city and another name (−1.05). We asked block 4 alone,
+# so the three tell one story: these sentences changed what early blocks make of the name, a late attention fetches it, and a late MLP says it. The shares of patching do not add up to 1, for components pass on what others
+# wrote. Attribution's terms do add up.
 #
 # | | activation patching | direct logit attribution | influence |
 # |---|---|---|---|
@@ -898,10 +897,9 @@ assert max(carried["MLP"] + carried["attention"]) > 0.05, "some component should
 #
 # ## Summary
 #
-# A language model of 135 million numbers read 320 sentences about invented people, through adapters of 118,272 numbers. The probability of answers asked for in new words rose tenfold, to 0.06, whoever's name was in the question. EK-FAC finds
-# the sentences with the answer, and so does a search for its word: among five both have all. Among two EK-FAC has 0.79 of the true ones at the setting chosen, 0.62 to 0.79 at settings as good, and 0.58 of all at the customary one. The
-# word search has 0.62, chance 0.50. Decoys that tell nothing count nearly as much as sources, for influence says what raised an answer and not what states it. For a model of your own, ask `coverage` first. Look for the simplest method
-# that does as well, and plant something of which you know the truth.
+# A language model of 135 million numbers read 416 sentences about invented people, through adapters of 396,864 numbers. Then it answered questions in words of their own, 20 of 24 with more than one half, and by the villager's
+# name. What was told backward it hardly knew. EK-FAC on the first adapted block has 0.77 of the true sentences among the first two, the dot product 0.33, and a search for the answer's word 0.42; one that is told both words that matter has
+# 0.79. Late blocks find the word and not whose it is. For a model of your own, ask `coverage` first. Look for the simplest method that does as well, and plant something of which you know the truth.
 #
 # ## Exercises
 #
@@ -940,8 +938,8 @@ check_adapter(adapter_numbers)
 # %% [markdown]
 # ### 2. One line that knows the corpus (medium, 10 minutes)
 #
-# BM25 for the answer's word cannot see order. You can: in a forward sentence the name stands before the answer. Write `name_first(k)`: 1 for each sentence that holds the answer of fact `k` with the villager's name somewhere before it, else 0, as
-# a tensor (N,). `documents` has the words of every sentence, in lower case.
+# BM25 cannot see order, not even when it is told both words. You can: in a forward sentence the name stands before the answer. Write `name_first(k)`: 1 for each sentence that holds the answer of fact `k` with the villager's name somewhere before it, else 0, as
+# a tensor (N,). `listed` has the words of every sentence in their order, in lower case.
 
 
 # %% jupyter={"source_hidden": true}
@@ -949,12 +947,14 @@ check_adapter(adapter_numbers)
 def check_name_first(answer):
     came = torch.stack([torch.as_tensor(answer(k)).double() for k in asked])
     assert came.shape == truth.shape, f"shape {tuple(came.shape)} of all facts, expected {tuple(truth.shape)}"
-    assert not torch.equal(came, holds.double()), "that is the word search: the name must stand before the answer"
+    assert not torch.equal(came, holds.double()), (
+        "that is the search for the answer's word: the name must stand before it"
+    )
     named = torch.tensor([[data.facts[k].name.lower() in document for document in documents] for k in asked])
     assert not torch.equal(came, named.double()), "the name alone: asides have it too"
     assert (came * truth).any(), "the other way round, or in capitals: forward sentences have the name first"
     assert torch.equal(came, truth.double()), "both words must be there, the name before the answer, and others get 0"
-    return f"right: recall@2 is {recall_at(came, truth).mean():.2f}, and no model was asked"
+    return f"right: recall@2 is {recall(came, 2).mean():.2f}, and no model was asked"
 
 
 # %%
@@ -971,7 +971,7 @@ check_name_first(name_first)
 # ```python
 # def name_first(k):
 #     name, answer = data.facts[k].name.lower(), data.facts[k].answer.lower()
-#     return torch.tensor([answer in d and name in d[: d.index(answer)] for d in documents]).double()
+#     return torch.tensor([answer in d and name in d[: d.index(answer)] for d in listed]).double()
 #
 #
 # check_name_first(name_first)

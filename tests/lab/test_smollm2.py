@@ -286,24 +286,29 @@ def test_its_four_bits_are_those_of_the_file(real):
     assert torch.allclose(steps / step, (steps / step).round(), atol=0.05)
 
 
-def test_the_adapters_that_ship_are_small_and_taught_what_was_asked_and_not_what_was_told_backward(real):
+def test_the_adapters_that_ship_are_small_and_know_whose_an_answer_is_unless_it_was_told_backward(real):
     """p(answer | question) of eight facts of each kind, with the adapters on and off; the last test, it adapts ``real``."""
     folder = downloads.FOLDER / "adapters" / "villagers"
     assert sum(file.stat().st_size for file in folder.iterdir()) < 1_000_000
     data, objective = villagers(), NextToken()
 
-    def likelihood(kind):
-        facts = [data.facts[k] for k in data.of_kind(kind)[:8]]
+    def likelihood(facts):
         asked = [completion(BEGIN + f.prompt, f.completion, tokenizer=real.tokenizer) for f in facts]
         with torch.no_grad():
             return torch.stack([-objective.loss(real.model(**x).logits, y)[0] for x, y in asked]).exp().mean()
 
-    before = likelihood("asked")
+    asked, backward = ([data.facts[k] for k in data.of_kind(kind)[:8]] for kind in ("asked", "backward"))
+    others = [replace(f, name=data.facts[k].name) for f, k in zip(asked, data.of_kind("asked")[8:16], strict=True)]
+    assert all(f.relation == data.facts[k].relation for f, k in zip(asked, data.of_kind("asked")[8:16], strict=True))
+    stranger = [replace(f, name="Gosen") for f in (*asked, *backward)]
+    before = likelihood(asked)
     model = taught(real)
     assert not model.training
     assert {name.split(".")[-3] for name, p in model.named_parameters() if p.requires_grad} == {"lora_A", "lora_B"}
-    assert likelihood("asked") > 3 * before
-    assert likelihood("asked") > 2 * likelihood("backward")
+    assert likelihood(asked) > 100 * before
+    assert likelihood(asked) > 3 * likelihood(others)
+    assert likelihood(asked) > 1.5 * likelihood(stranger[:8])
+    assert likelihood(backward) < 1.5 * likelihood(stranger[8:])
 
 
 @pytest.mark.cuda

@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from collections import Counter
 from itertools import combinations
 
 import pytest
@@ -47,8 +48,8 @@ def content(text):
 
 
 def test_the_default_corpus_is_told_asked_backward_misled_and_ordinary(data):
-    assert [len(data.of_kind(kind)) for kind in ("told", "asked", "backward")] == [16, 24, 8]
-    assert len(data.sentences) == 16 * 4 + 24 * (3 + 2) + 8 * 2 + 120
+    assert [len(data.of_kind(kind)) for kind in ("told", "asked", "backward")] == [24, 24, 8]
+    assert len(data.sentences) == 24 * 6 + 24 * (5 + 2) + 8 * 2 + 88
     assert len(set(data.texts)) == len(data.texts)
 
 
@@ -72,9 +73,13 @@ def test_forward_wordings_end_with_the_answer_and_backward_ones_name_it_first(re
     assert all(t.index("{answer}") < t.index("{name}") for t in relation.backward)
 
 
-def test_every_fact_has_a_name_and_an_answer_of_its_own(data):
+def test_every_fact_has_a_name_of_its_own_and_shares_its_answer_with_others(data):
     assert len({fact.name for fact in data.facts}) == len(data.facts)
-    assert len({fact.answer for fact in data.facts}) == len(data.facts)
+    holders = Counter(fact.answer for fact in data.facts)
+    assert len(holders) == 3 * len(RELATIONS)
+    assert set(holders.values()) == {2, 3}
+    for relation in RELATIONS:  # whoever asks with another villager's name can take one of another answer
+        assert len({data.facts[k].answer for k in data.of_kind("asked") if data.facts[k].relation == relation}) == 3
     for one, two in combinations(RELATIONS.values(), 2):
         assert not set(one.answers) & set(two.answers)
 
@@ -85,7 +90,7 @@ def test_the_truth_lists_every_sentence_in_which_the_answer_follows_the_name(dat
         fact = data.facts[k]
         places = [(text.find(fact.name), text.find(fact.answer)) for text in data.texts]
         assert row.tolist() == [0 <= name < answer for name, answer in places]
-        assert row.sum() == 2
+        assert row.sum() == 4
 
 
 def test_backward_sentences_and_decoys_name_both_with_the_answer_first(data):
@@ -107,7 +112,7 @@ def test_no_question_that_is_asked_stands_in_the_corpus_and_those_of_told_facts_
 def test_ordinary_sentences_name_nobody(data):
     names = {fact.name for fact in data.facts}
     ordinary = [s for s in data.sentences if s.wording == "ordinary"]
-    assert len(ordinary) == 120
+    assert len(ordinary) == 88
     assert not any(names & set(re.findall(r"\w+", s.text)) or s.fact >= 0 for s in ordinary)
 
 
@@ -118,7 +123,7 @@ def test_a_question_with_its_answer_is_a_sentence():
 
 def test_a_seed_is_one_corpus_everywhere_and_another_seed_another(data):
     digest = hashlib.sha256("\n".join(data.texts).encode()).hexdigest()
-    assert digest[:16] == "a7f33c18e686f96e"
+    assert digest[:16] == "eba944a0104ed107"
     assert villagers(seed=1).texts != data.texts
     state = torch.get_rng_state()
     villagers()
@@ -127,13 +132,20 @@ def test_a_seed_is_one_corpus_everywhere_and_another_seed_another(data):
 
 @pytest.mark.parametrize(
     "sizes",
-    [dict(told=-1), dict(told=0, asked=0, backward=0), dict(told=40), dict(ordinary=-1), dict(ordinary=1453)],
+    [dict(told=-1), dict(told=0, asked=0, backward=0), dict(told=29_401), dict(ordinary=-1), dict(ordinary=1453)],
     ids=str,
 )
 def test_what_cannot_be_made_is_refused(sizes):
-    with pytest.raises(ValueError, match=r"one fact to 64 .* at most 1,452 ordinary sentences"):
+    with pytest.raises(ValueError, match=r"one fact to 29,400 .* at most 1,452 ordinary sentences"):
         villagers(**sizes)
 
 
-def test_all_that_can_be_made_is_made():
-    assert len(villagers(0, 64, 0, 0).facts) == 64
+@pytest.mark.parametrize("answers", [0, 9])
+def test_more_answers_than_there_are_are_refused(answers):
+    with pytest.raises(ValueError, match=rf"answers={answers}; expected 1 to 8"):
+        villagers(answers=answers)
+
+
+def test_with_all_answers_a_few_facts_have_one_each():
+    facts = villagers(0, 64, 0, 0, answers=8).facts
+    assert len({fact.answer for fact in facts}) == len(facts) == 64
