@@ -193,7 +193,7 @@ def question() -> str:
 
 
 def answers() -> str:
-    """How many of the two sentences that tell a fact are among the first, in three orders."""
+    """How many of the four sentences that tell a fact are among the first, in three orders."""
     found = json.loads((RESULTS / "villagers.json").read_text())
     named = {
         "exact": f"exact scores, of {found['compared']:,} sequences",
@@ -202,9 +202,9 @@ def answers() -> str:
         "all": f"the store, of all {found['sequences']:,}",
     }
     shown = [
-        [what, *(f"{found[f'recall@{k}_{key}']:.2f}".removeprefix("0") for k in (2, 5))] for key, what in named.items()
+        [what, *(f"{found[f'recall@{k}_{key}']:.2f}".removeprefix("0") for k in (4, 10))] for key, what in named.items()
     ]
-    return table(["order", "recall@2", "recall@5"], shown, "lrr")
+    return table(["order", "recall@4", "recall@10"], shown, "lrr")
 
 
 def low_rank() -> str:

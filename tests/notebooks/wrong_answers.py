@@ -11,8 +11,8 @@ WRONG: dict[str, list[tuple[str, str]]] = {
         ("check_adapter(16 * 4096 * 11008)", "never stored"),
         ("check_adapter(4096 + 11008)", "that is rank 1"),
         ("check_adapter(16)", "sixteen rows"),
-        ("check_name_first(lambda k: name_first(k)[:5])", "expected (24, 320)"),
-        ("check_name_first(lambda k: holds[asked.index(k)])", "that is the word search"),
+        ("check_name_first(lambda k: name_first(k)[:5])", "expected (24, 416)"),
+        ("check_name_first(lambda k: holds[asked.index(k)])", "the search for the answer's word"),
         (
             "check_name_first(lambda k: torch.tensor([data.facts[k].name.lower() in d for d in documents]))",
             "asides have it too",
