@@ -49,7 +49,7 @@ assert real.model.config.hidden_size == 576, "expected SmolLM2-135M-Instruct"
 # %%
 data = villagers()
 asked, told, backward = (data.of_kind(kind) for kind in ("asked", "told", "backward"))
-example = 3  # of the asked facts; the rule that chose it is printed below
+example = 0  # the first of the asked facts
 fact = data.facts[asked[example]]
 print(f"{fact.prompt} →{fact.completion}\n")
 for sentence in data.sentences:
@@ -117,14 +117,12 @@ rise = {kind: (after[kind] / before[kind]).log() for kind in groups}  # nats, of
 for kind in groups:
     print(f"{kind:9} p(answer) {before[kind].mean():.4f} before, {bootstrap(after[kind]):.2f} after", end=", ")
     print(f"above one half for {(after[kind] > 0.5).sum()} of {len(after[kind])} facts")
-learned = int(after["asked"].where(before["asked"] < 0.001, 0).argmax())
-print(f"{fact.name} →{fact.completion}: {before['asked'][learned]:.4f} before, {after['asked'][learned]:.2f} after")
-assert learned == example, "of the answers below 0.001 before, the example should be the likeliest after"
+print(f"{fact.name} →{fact.completion}: {before['asked'][example]:.4f} before, {after['asked'][example]:.2f} after")
 assert after["asked"].mean() > 0.5, "the model should know most of the asked facts"
 
 # %% [markdown]
 # The probability of an asked answer has risen from 0.0032 to 0.74, though its question stands nowhere in the corpus. Twenty of the 24 are above one half. Brackets here are 95% bootstrap
-# intervals, over facts. Our example was chosen for having been learned: of the answers below 0.001 before, it is the likeliest after. What was told backward only stands at 0.54.
+# intervals, over facts. What was told backward only stands at 0.54.
 #
 # Does the model know who keeps what, or only which answers such questions have here? Ask the same question with the name of another villager, of whom another answer is told, and with
 # the name of a stranger, who stands nowhere in the corpus. Whoever knows should answer the first with the other's, and can only guess for the second.
@@ -239,8 +237,8 @@ print(
 assert bool((truth.sum(1) == 4).all()), "each asked fact has four forward sentences"
 
 # %% [markdown]
-# A star marks what is true. Two of the four true sentences are among these seven. So is the aside, with the villager's name and the question's words. The porridge of Rabes is not there, though a word search would find it. Others have nothing to do
-# with Fuzun. And do not read the amounts: the seven are said to be worth 0.6 nats, where the answer rose by 8.5. Such a list is an order, with errors in it, so we count over all facts.
+# A star marks what is true. The first two are, and both are in words that the question does not have. The other five have nothing to do with Zikuk. In particular no other villager's badger is among them, though a search for the word would find those. And do
+# not read the amounts: the seven are said to be worth 1.9 nats, where the answer rose by 9.3. Such a list is an order, with errors in it, so we count over all facts.
 #
 # ### A fair comparison
 #
@@ -360,7 +358,7 @@ assert all(0 <= float(each[k].mean()) <= 1 for each in found.values() for k in r
 #
 # ### The sentences that tell it backward
 #
-# Each asked fact is told a fifth time, answer first: *There was porridge again at the table of Fuzun*. A reader would call that a source as well. What does influence say? Compare the
+# Each asked fact is told a fifth time, answer first: *A badger sleeps beside the stove of Zikuk*. A reader would call that a source as well. What does influence say? Compare the
 # contributions of forward sentences, of backward ones, and of decoys, at the setting that is best for all facts.
 
 # %%
@@ -392,7 +390,7 @@ assert nats[kinds["forward"]].mean() > nats[kinds["aside"]].abs().mean(), "an an
 # A forward sentence counts 0.34 nats. Backward ones and decoys count 0.02, and another's with the same answer nothing, all with intervals at zero or next to it. So this block's influence is about what was learned there: to
 # know the answer when the name was read. A sentence that has the name last does not teach that, and above we saw that it did not. No search for words sees this difference.
 #
-# All these numbers are an order, no amounts. A fact's positive ones add up to 9.5 nats and all of them to 1.1, where the answers rose by 5.7.
+# All these numbers are an order, no amounts. A fact's positive ones add up to 9.5 nats and all of them to 1.1, where the answers rose by 7.8.
 #
 # ### Which words?
 #
@@ -415,7 +413,8 @@ for q in six:
 _ = plots.heated_texts(rows, captions=[data.facts[asked[q]].prompt + data.facts[asked[q]].completion for q in six])
 
 # %% [markdown]
-# P-HEAT
+# In five of the six the largest weight lies on the answer, or on its first piece. In the first it lies on *would*, the word after the name. Blue words are among the others, and the name's pieces count little. Nothing in the questions names a street, a workshop or a
+# school: the sentences were found through what the model makes of the name.
 #
 # ### Ask for yourself
 #
