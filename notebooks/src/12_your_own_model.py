@@ -425,7 +425,7 @@ _ = plots.heated_texts(rows, captions=[data.facts[asked[q]].prompt + data.facts[
 # 3. **Ask a backward fact.** What does the model say, and what is it based on?
 
 # %%
-ready = [(each.prompt, each.completion) for each in (fact, *(data.facts[k] for k in (*asked[:5], *backward[:2])))]
+ready = [(each.prompt, each.completion) for each in (data.facts[k] for k in (*asked[:6], *backward[:2]))]
 # NBVAL_IGNORE_OUTPUT
 browser = TextBrowser(model, objective, index, corpus, ready, curvatures=methods, damping=best, count=5)
 assert browser.answer.raised[0].passage.text in data.texts, "what is shown should be a sentence of the corpus"
