@@ -102,6 +102,20 @@ def test_some_of_the_layers_give_their_share() -> None:
     assert_close(index.scores(prepared, restricted), split[..., 1], 1e-12)
 
 
+def test_an_index_of_some_layers_is_the_index_of_their_curvature() -> None:
+    case = make(widths=(5, 4, 3), n=30)
+    index = build(case)
+    name = index.curvature.layers[-1]
+    for fewer in (index.restrict(name), index.restrict([name])):
+        assert fewer.curvature.layers == (name,) and fewer.nbytes < index.nbytes
+        found = fewer.influence(case.model, case.objective, case.queries, damping=relative(0.1))
+        assert_close(found, scored(case, index.curvature.restrict([name]), relative(0.1)), 1e-12)
+        alone = TrainIndex.build(case.model, case.objective, case.train, fewer.curvature, progress=False)
+        assert_close(fewer.self_influence(damping=1.0), alone.self_influence(damping=1.0), 1e-12)
+    with pytest.raises(ValueError, match="'nothing' is not a layer of this curvature"):
+        index.restrict(["nothing"])
+
+
 @pytest.mark.parametrize(
     "examples", [[3, 0, 5], torch.tensor([3, 0, 5]), range(2, 7), [4], [], torch.arange(9) % 2 == 0, [True] * 9]
 )

@@ -157,6 +157,11 @@ class TrainIndex:
         """Bytes held for the training side."""
         return held_bytes(self.held)
 
+    def restrict(self, layers: Iterable[str]) -> TrainIndex:
+        """The index of some of its layers only, by their exact names: the same gradients, held once."""
+        curvature = self.curvature.restrict([layers] if isinstance(layers, str) else layers)
+        return TrainIndex(curvature, {name: self.held[name] for name in curvature.layers})
+
     @plain_numbers
     @allocating("scores")
     def prepare(

@@ -362,8 +362,8 @@ assert all(0 <= float(each[k].mean()) <= 1 for each in found.values() for k in r
 # contributions of forward sentences, of backward ones, and of decoys, at the setting that is best for all facts.
 
 # %%
-early = curvature.restrict(inside[where])
-index = TrainIndex(early, {layer: everywhere.held[layer] for layer in early.layers})
+index = everywhere.restrict(inside[where])
+early = index.curvature
 methods = {"EK-FAC": early, "gradient dot product": identity(model, objective, layers=early.layers)}
 nats = contribution(index.scores(prepared, damping=damping_of(early, best)), N)  # (24, N)
 same = dials["EK-FAC"][f"{best:g} · mean Λ, {where}"]
