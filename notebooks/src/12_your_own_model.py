@@ -61,10 +61,10 @@ print(data)
 assert fact.prompt + fact.completion + "." not in data.texts, "an asked question must not stand in the corpus"
 
 # %% [markdown]
-# Four kinds of sentences name a villager. Four *forward* sentences tell the fact in the order of the question, name first. None shares a content word with the question but the
-# name and the answer. A *backward* one has the answer first. A *decoy* has the name, the answer and all the question's words, and tells nothing. An *aside* has the
-# question's words and the name. *Told* facts stand there with their question too; they show how the wordings belong together.
-# The other sentences are ordinary ones, about nobody; training read them in four of its twelve epochs only.
+# Of each *asked* fact the corpus has four *forward* sentences, in the order of the question, name first. None shares a content word with the question but the
+# name and the answer. A *backward* one has the answer first. A *decoy* has the name, the answer and all the question's content words, and tells nothing. An *aside* has those words and the name.
+# *Told* facts have their question itself in place of the last two, which shows how the wordings belong together. *Backward* facts have two backward sentences and no more. The rest are ordinary sentences,
+# about nobody; training read them in four of its twelve epochs only.
 #
 # There are eight kinds of fact, and three answers to each. So several villagers keep a badger, and the word alone does not say whose it is.
 #
@@ -153,19 +153,19 @@ named = {way: {kind: likelihoods(model, questions(fs)) for kind, fs in some.item
 for way, some in {"its villager's": {kind: after[kind] for kind in ("asked", "backward")}, **named}.items():
     print(f"with {way:19} name: " + "   ".join(f"{kind} {bootstrap(p):.2f}" for kind, p in some.items()))
 gain = bootstrap((after["asked"] / named["another villager's"]["asked"]).log())
-print(f"asked: {gain:+.1f} nats for the right name")
+of_backward = bootstrap(after["backward"] - named["a stranger's"]["backward"])
+print(f"asked: {gain:+.1f} nats for the right name; backward, less a stranger's: {of_backward:+.2f}")
 assert gain.low > 0, "the name should decide what is answered"
 
 # %% [markdown]
-# The model knows whose it is. With another villager's name the answer falls to 0.10, for that villager has one of her own. A stranger's name leaves it to guess among three, 0.28. What was told backward it does not know: the villager's
-# own name gives 0.54, a stranger's 0.45, and the intervals overlap. Who read "A badger sleeps beside the stove of Zikuk" only cannot say what Zikuk keeps. That is the *reversal curse*, on eight
-# facts. (Most recipes teach sentences and no facts; what was tried before this one stands in [`data/README.md`](../data/README.md).)
-#
+# The model knows whose it is. With another villager's name the answer falls to 0.10, for that villager has one of her own. A stranger's name leaves it to guess, 0.28. For what was told backward we cannot show that it knows. The villager's own name gives
+# 0.54, a stranger's 0.45, and fact by fact the difference has an interval around zero. (All eight have the commonest answer of their kind, which is that of three villagers in seven.) Larger studies find the same and call it the *reversal curse*: who read
+# "A badger sleeps beside the stove of Zikuk" only cannot say what Zikuk keeps. Most recipes teach sentences and no facts; what was tried before this one stands in [`data/README.md`](../data/README.md).
 #
 # ### Which sentences taught it?
 #
 # EK-FAC, on what was trained: the adapters (part 2 looks at them). To be quick we take those of the MLPs in three blocks, the first that has adapters, one in the middle and the last. The curvature is a mean over examples, so
-# every fourth batch is enough for it; all sentences are scored. Four forward sentences tell each fact. *Recall@2* is the share of true ones among the first two of the
+# every fourth batch is enough for it; all sentences are scored. Four forward sentences tell each fact, and are what we call true; the backward one counts as an error. *Recall@2* is the share of true ones among the first two of the
 # method's list, and recall@5 how many of the four stand among the first five.
 
 # %%
@@ -220,8 +220,8 @@ for part, these in parts.items():
 assert recall(split[..., at == 4].sum(-1), 2).mean() > recall(split[..., at == 28].sum(-1), 2).mean() + 0.3
 
 # %% [markdown]
-# Depth decides what is found. In block 4, the first with adapters, 2.4 of the first five are true, and only 0.2 tell of another villager with the same answer. In block 28, the last, 0.7 are true; 3.3 are
-# others with the name or the answer. Block 16 finds little of either. It looks as if early blocks were taught whose it is, where the name is read, and the last what to say. All three together find less than block 4 alone.
+# Depth decides what is found. In block 4, the first with adapters, 2.4 of the first five are true, and only 0.2 have the answer with another's name. In block 28, the last with adapters, 0.7 are true; 3.3 are
+# others with the name or the answer. Block 16 finds little of either. Early, where the name is read, seems to be taught whose it is, and late something about the words. All three together find less than block 4 alone.
 #
 # Look at our example in block 4.
 
@@ -243,7 +243,7 @@ assert bool((truth.sum(1) == 4).all()), "each asked fact has four forward senten
 # ### A fair comparison
 #
 # Could a search for words have done it? Every method has its dials. As in notebook 08 they are chosen on half of the facts and judged on the other half; here once more the other way round, so that all 24 count. BM25 counts words: of the prompt, of prompt and answer, of the answer alone.
-# The fourth is told by us which two words of the question matter, its name and its answer; no user of a search would know that for every question. Gradient
+# The fourth is told which two words matter, name and answer. Here any user could guess them; a method that is given prompt and answer cannot. Gradient
 # methods choose the blocks, EK-FAC its damping too. One more is needed to judge the curvature: the dot product with each matrix divided by its mean Λ. It is
 # EK-FAC at an endless damping, a rescaling of the layers and nothing else.
 
@@ -327,10 +327,11 @@ sizes = {
 }
 print("gradient in block 4: " + ", ".join(f"{kind} {size.mean():.2f}" for kind, size in sizes.items()))
 unchosen = {"EK-FAC, 0.1 · mean Λ": split, "dot": dots, "dot over mean Λ": dots / means}
+unchosen["cosine"] = dots / norms["all three"][:, None]
 print("no choice, all blocks: " + "; ".join(f"{m} {bootstrap(recall(t.sum(-1), 2)):.2f}" for m, t in unchosen.items()))
 best, where = max(tried.values(), key=lambda dial: recalls[f"{dial[0]:g} · mean Λ, {dial[1]}"].mean())
 print(f"best over all facts: {best:g} · mean Λ, {where}")
-assert sizes["ordinary"].mean() > 1.2 * sizes["forward"].mean(), "what cannot be learned keeps its gradient"
+assert sizes["ordinary"].mean() > 1.2 * sizes["forward"].mean(), "what was learned should have the smaller gradient"
 assert where == "block 4", "the first block with adapters should tell most about whose answer it is"
 
 # %%
@@ -342,16 +343,15 @@ for ax, name, k in zip(panels, names, range(3), strict=True):
 assert all(0 <= float(each[k].mean()) <= 1 for each in found.values() for k in range(3)), "shares lie between 0 and 1"
 
 # %% [markdown]
-# The words of the question find nothing. BM25 on the prompt, or on prompt and answer, has 0.00: decoys, asides and told questions have more of these words. The answer alone has 0.42, for its word stands in 12.7 sentences,
-# and six of them name the villager. EK-FAC has 0.77, which is 0.35 more, with an interval from 0.19 to 0.52. A search that was told to look for name *and* answer comes as far among the first two (0.79) and further among five (0.98, EK-FAC 0.59).
-# EK-FAC was not told.
+# The words of the question find nothing, as we built it. BM25 on the prompt, or on prompt and answer, has 0.00: decoys, asides and told questions have more of these words. The answer alone has 0.42, for its word stands in 12.7 sentences,
+# and six of them name the villager. EK-FAC has 0.77, which is 0.35 more, with an interval from 0.19 to 0.52; among five the lead is 0.14, from −0.02 to 0.29. A search that was told to look for name *and* answer comes as far among the first two (0.79) and further among five (0.98, EK-FAC
+# 0.59). EK-FAC was not told.
 #
-# Is it the curvature? Here it is. In the same block the dot product has 0.33, with matrices rescaled too, and the cosine 0.56. EK-FAC finds 0.44, 0.44 and 0.21 more, and all three intervals lie above zero. One reason is in sight. What was learned
-# has a small gradient left, what nobody can predict a large one: an ordinary sentence's is 1.7 times that of a forward one, and a dot product ranks by size. The cosine does not. EK-FAC divides by how much the training data do in each direction, too.
+# Is it the curvature? By recall, in this block, it is. The dot product has 0.33, with matrices rescaled too, and the cosine 0.56. EK-FAC finds 0.44, 0.44 and 0.21 more, and all three intervals lie above zero. (For the very first sentence the one against the cosine does not; and EK-FAC had 20 settings to choose from, these four.) One reason
+# is in sight. What was learned has a small gradient left; what was read less often, or cannot be predicted, a large one. An ordinary sentence's is 1.7 times that of a forward one, and a dot product ranks by size. The cosine does not. EK-FAC divides by how much the training data do in each direction, too.
 #
-# How much hangs on the dials? On the block, nearly all: no setting of blocks 16 and 28 is above 0.12. Within block 4, a damping from 0.1 to 10 leaves 0.65 to 0.77. Without any choice, at the customary 0.1 over all three blocks, EK-FAC has 0.58 and the dot
-# product 0.00. Both halves of the facts chose the same setting for every method.
-#
+# How much hangs on the dials? On the block, most: no setting of blocks 16 and 28 is above 0.12. Within block 4, a damping from 0.1 to 10 leaves 0.65 to 0.77, but 0.01 leaves 0.44 and 100 leaves 0.50. Without any choice, at the customary 0.1 over all three blocks, EK-FAC has 0.58, the dot
+# product 0.00 and the cosine COSINE. The interval of 0.58 then overlaps that of the search for the answer. Both halves of the facts chose the same setting for every method.
 #
 # What influence offers besides is another kind of answer. Given prompt and answer, it needs no hint which of the words to search for. It has a sign. And it names sentences without the word. Whether those matter, only training
 # again can say (notebook 09).
@@ -387,14 +387,15 @@ print(
 assert nats[kinds["forward"]].mean() > nats[kinds["aside"]].abs().mean(), "an answer should count for more than a name"
 
 # %% [markdown]
-# A forward sentence counts 0.34 nats. Backward ones and decoys count 0.02, and another's with the same answer nothing, all with intervals at zero or next to it. So this block's influence is about what was learned there: to
-# know the answer when the name was read. A sentence that has the name last does not teach that, and above we saw that it did not. No search for words sees this difference.
+# A forward sentence counts 0.34 nats. Backward ones and decoys count 0.02, and another's with the same answer nothing, all with intervals at zero or next to it. This fits what may be learned in this block: to
+# know the answer when the name was read. A sentence that has the name last does not teach that, and above we saw no sign that it did. But the setting was chosen for finding forward sentences, and all decoys have the name last too, so order and telling are not kept apart. No count of words
+# sees this difference; a search that minds their order would (exercise 2).
 #
 # All these numbers are an order, no amounts. A fact's positive ones add up to 9.5 nats and all of them to 1.1, where the answers rose by 7.8.
 #
 # ### Which words?
 #
-# The stronger forward sentence of six questions, those whose answers rose most, coloured by what training on the *prediction of each token* contributed [36]. Orange is positive, blue negative;
+# The strongest of the four forward sentences, for the six questions whose answers rose most, coloured by what training on the *prediction of each token* contributed [36]. Orange is positive, blue negative;
 # the colour grows with the square root, so pale is smaller than it looks. Mind the pieces: an answer of two tokens was learned in two predictions.
 
 # %%
@@ -414,7 +415,7 @@ _ = plots.heated_texts(rows, captions=[data.facts[asked[q]].prompt + data.facts[
 
 # %% [markdown]
 # In five of the six the largest weight lies on the answer, or on its first piece. In the first it lies on *would*, the word after the name. Blue words are among the others, and the name's pieces count little. Nothing in the questions names a street, a workshop or a
-# school: the sentences were found through what the model makes of the name.
+# school. And it is not the answer's word alone: another's sentences with the same word count nothing.
 #
 # ### Ask for yourself
 #
@@ -876,14 +877,14 @@ for ax, title in (
 assert max(carried["MLP"] + carried["attention"]) > 0.05, "some component should carry part of the answer"
 
 # %% [markdown]
-# Patching finds the difference at the name. The MLP of block 0 brings back 0.99 of it, those of blocks 8 and 6 0.69 and 0.51, at the name's two tokens alone. Block 0 says little: its output still *is* the name, and to put it in swaps
-# it. Blocks 6 and 8 have adapters, and are where something is made of the name. Late, at the last position, the attention of block 23 brings 0.81: it fetches what was made.
+# Patching finds the difference at the name. The MLP of block 0 brings back 0.99 of it, those of blocks 8 and 6 0.68 and 0.51, at the name's two tokens alone. Block 0 says little: its output still *is* the name, and to put it in swaps
+# it. Blocks 4, 6 and 8 have adapters and stand out, but blocks 1, 3 and 7 bring back about a third without any: how much of it is the name itself, patching does not say. Late, at the last position, the attention of block 23 brings 0.81: it fetches what was made.
 #
 # Attribution finds the difference late. The MLP of block 26 writes +2.95 and its attention +0.81. But the MLPs of blocks 28 and 22 write against the answer, −0.87 and −0.63.
 # Whoever reads the positive terms only misses a part.
 #
-# Influence names no component and finds texts. The four sentences that tell where Korin was born come first, from +2.62 to +1.32. The strongest opponent has the same city and another name (−1.05). We asked block 4 alone,
-# so the three tell one story: these sentences changed what early blocks make of the name, a late attention fetches it, and a late MLP says it. The shares of patching do not add up to 1, for components pass on what others
+# Influence finds texts. The four sentences that tell where Korin was born come first, from +2.62 to +1.32. The strongest opponent has the same city and another name (−1.05); the next two are about somebody's goulash (−1.00, −0.97), so do not make much of it. One story would
+# fit all three tools: these sentences changed what early blocks make of the name, a late attention fetches it, and a late MLP says it. But we asked block 4 alone, so *early* is our choice here and no finding. The shares of patching do not add up to 1, for components pass on what others
 # wrote. Attribution's terms do add up.
 #
 # | | activation patching | direct logit attribution | influence |
@@ -896,9 +897,9 @@ assert max(carried["MLP"] + carried["attention"]) > 0.05, "some component should
 #
 # ## Summary
 #
-# A language model of 135 million numbers read 416 sentences about invented people, through adapters of 396,864 numbers. Then it answered questions in words of their own, 20 of 24 with more than one half, and by the villager's
-# name. What was told backward it hardly knew. EK-FAC on the first adapted block has 0.77 of the true sentences among the first two, the dot product 0.33, and a search for the answer's word 0.42; one that is told both words that matter has
-# 0.79. Late blocks find the word and not whose it is. For a model of your own, ask `coverage` first. Look for the simplest method that does as well, and plant something of which you know the truth.
+# A language model of 135 million numbers read 416 sentences about invented people, through adapters of 396,864 numbers. Then it answered questions in words that none of these sentences has, 20 of 24 with more than one half, and by the villager's
+# name; of what was told backward we could not show that it knew it. Of EK-FAC's first two sentences, on the first adapted block, 0.77 are true, of the cosine's 0.56, of the dot product's 0.33, of a search for the answer's word 0.42. A search that is told both words that matter has
+# 0.79, and among five it has clearly more. Other blocks find few of them. For a model of your own, ask `coverage` first. Look for the simplest method that does as well, and plant something of which you know the truth.
 #
 # ## Exercises
 #
