@@ -33,9 +33,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 SOURCES = HERE / "src"
 KERNELSPEC = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
-CELL_TIMEOUT = (
-    600  # seconds: an idle core takes three minutes for a whole notebook, a shared one up to five times as long
-)
+CELL_TIMEOUT = 600  # seconds: a whole notebook takes three minutes on an idle core, and longer on a shared one
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 ADDRESS = re.compile(r"\b0x[0-9a-f]{6,}\b")  # of an object; the comparison blanks it too
 

@@ -159,14 +159,14 @@ assert gain.low > 0, "the name should decide what is answered"
 
 # %% [markdown]
 # The model knows whose it is. With another villager's name the answer falls to 0.10, for that villager has one of her own. A stranger's name leaves it to guess, 0.28. For what was told backward we cannot show that it knows. The villager's own name gives
-# 0.54, a stranger's 0.45, and fact by fact the difference has an interval around zero. (All eight have the commonest answer of their kind, which is that of three villagers in seven.) Larger studies find the same and call it the *reversal curse*: who read
+# 0.54, a stranger's 0.45, and fact by fact the difference has an interval around zero. (All eight have the commonest answer of their kind, which is that of three villagers in seven.) Larger studies find the same and call it the *reversal curse*. Who read
 # "A badger sleeps beside the stove of Zikuk" only cannot say what Zikuk keeps. Most recipes teach sentences and no facts; what was tried before this one stands in [`data/README.md`](../data/README.md).
 #
 # ### Which sentences taught it?
 #
 # EK-FAC, on what was trained: the adapters (part 2 looks at them). To be quick we take those of the MLPs in three blocks, the first that has adapters, one in the middle and the last. The curvature is a mean over examples, so
 # every fourth batch is enough for it; all sentences are scored. Four forward sentences tell each fact, and are what we call true; the backward one counts as an error. *Recall@2* is the share of true ones among the first two of the
-# method's list, and recall@5 how many of the four stand among the first five.
+# method's list. Recall@5 is how many of the four stand among the first five.
 
 # %%
 depths = [4, 16, 28]
@@ -242,7 +242,7 @@ assert bool((truth.sum(1) == 4).all()), "each asked fact has four forward senten
 #
 # ### A fair comparison
 #
-# Could a search for words have done it? Every method has its dials. As in notebook 08 they are chosen on half of the facts and judged on the other half; here once more the other way round, so that all 24 count. BM25 counts words: of the prompt, of prompt and answer, of the answer alone.
+# Could a search for words have done it? Every method has its dials. As in notebook 08 they are chosen on half of the facts and judged on the other half. Here this is done the other way round as well, so that all 24 count. BM25 counts words: of the prompt, of prompt and answer, of the answer alone.
 # The fourth is told which two words matter, name and answer. Here any user could guess them; a method that is given prompt and answer cannot. Gradient
 # methods choose the blocks, EK-FAC its damping too. One more is needed to judge the curvature: the dot product with each matrix divided by its mean Λ. It is
 # EK-FAC at an endless damping, a rescaling of the layers and nothing else.
@@ -350,8 +350,8 @@ assert all(0 <= float(each[k].mean()) <= 1 for each in found.values() for k in r
 # Is it the curvature? By recall, in this block, it is. The dot product has 0.33, with matrices rescaled too, and the cosine 0.56. EK-FAC finds 0.44, 0.44 and 0.21 more, and all three intervals lie above zero. (For the very first sentence the one against the cosine does not; and EK-FAC had 20 settings to choose from, these four.) One reason
 # is in sight. What was learned has a small gradient left; what was read less often, or cannot be predicted, a large one. An ordinary sentence's is 1.7 times that of a forward one, and a dot product ranks by size. The cosine does not. EK-FAC divides by how much the training data do in each direction, too.
 #
-# How much hangs on the dials? On the block, most: no setting of blocks 16 and 28 is above 0.12. Within block 4, a damping from 0.1 to 10 leaves 0.65 to 0.77, but 0.01 leaves 0.44 and 100 leaves 0.50. Without any choice, at the customary 0.1 over all three blocks, EK-FAC has 0.58, the dot
-# product 0.00 and the cosine COSINE. The interval of 0.58 then overlaps that of the search for the answer. Both halves of the facts chose the same setting for every method.
+# How much hangs on the dials? On the block, most: no setting of blocks 16 and 28 is above 0.12. Within block 4, a damping from 0.1 to 10 leaves 0.65 to 0.77, but 0.01 leaves 0.44 and 100 leaves 0.50. Without any choice, at the customary 0.1 over all three blocks, EK-FAC has 0.58, dot
+# product and cosine 0.00. The interval of 0.58 then overlaps that of the search for the answer. Both halves of the facts chose the same setting for every method.
 #
 # What influence offers besides is another kind of answer. Given prompt and answer, it needs no hint which of the words to search for. It has a sign. And it names sentences without the word. Whether those matter, only training
 # again can say (notebook 09).
@@ -884,7 +884,7 @@ assert max(carried["MLP"] + carried["attention"]) > 0.05, "some component should
 # Whoever reads the positive terms only misses a part.
 #
 # Influence finds texts. The four sentences that tell where Korin was born come first, from +2.62 to +1.32. The strongest opponent has the same city and another name (−1.05); the next two are about somebody's goulash (−1.00, −0.97), so do not make much of it. One story would
-# fit all three tools: these sentences changed what early blocks make of the name, a late attention fetches it, and a late MLP says it. But we asked block 4 alone, so *early* is our choice here and no finding. The shares of patching do not add up to 1, for components pass on what others
+# fit all three. These sentences changed what early blocks make of the name, a late attention fetches it, and a late MLP says it. But we asked block 4 alone, so *early* is our choice here and no finding. The shares of patching do not add up to 1, for components pass on what others
 # wrote. Attribution's terms do add up.
 #
 # | | activation patching | direct logit attribution | influence |
@@ -897,8 +897,8 @@ assert max(carried["MLP"] + carried["attention"]) > 0.05, "some component should
 #
 # ## Summary
 #
-# A language model of 135 million numbers read 416 sentences about invented people, through adapters of 396,864 numbers. Then it answered questions in words that none of these sentences has, 20 of 24 with more than one half, and by the villager's
-# name; of what was told backward we could not show that it knew it. Of EK-FAC's first two sentences, on the first adapted block, 0.77 are true, of the cosine's 0.56, of the dot product's 0.33, of a search for the answer's word 0.42. A search that is told both words that matter has
+# A language model of 135 million numbers read 416 sentences about invented people, through adapters of 396,864 numbers. Then it answered questions that stand nowhere among them, 20 of 24 with more than one half, and by the villager's
+# name. Of what was told backward we could not show that it knew it. Of EK-FAC's first two sentences, on the first adapted block, 0.77 are true. Of the cosine's it is 0.56, of the dot product's 0.33, of a search for the answer's word 0.42. A search that is told both words that matter has
 # 0.79, and among five it has clearly more. Other blocks find few of them. For a model of your own, ask `coverage` first. Look for the simplest method that does as well, and plant something of which you know the truth.
 #
 # ## Exercises
