@@ -8,6 +8,7 @@ EK-FAC the same basis with the eigenvalues that fit best, the diagonal and the i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -53,8 +54,9 @@ class Kronecker:
         return {name: (values.shape[0], values.shape[1]) for name, values in self.eigenvalues.items()}
 
     def mean_eigenvalues(self) -> dict[str, float]:
-        """mean(Λ_layer): the unit that relative damping is measured in."""
-        return {name: float(double(values).mean()) for name, values in self.eigenvalues.items()}
+        """mean(Λ_layer): the unit of relative damping; to the last digit, for any number of threads."""
+        rows = {name: double(values).sum(-1).tolist() for name, values in self.eigenvalues.items()}
+        return {name: math.fsum(sums) / self.eigenvalues[name].numel() for name, sums in rows.items()}
 
     def restrict(self, layers: Iterable[str]) -> Kronecker:
         """The same curvature on some of its layers only."""

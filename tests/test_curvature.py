@@ -343,3 +343,21 @@ def test_a_matrix_that_is_singular_to_rounding_is_refused_though_it_has_a_choles
     with pytest.raises(ValueError, match=r"the damped matrix is singular \(eigenvalues from 1e-17 to 1\)"):
         held(1e-17).solve(v, 0.0)
     assert torch.allclose(held(1e-12).solve(v, 0.0)["a"], torch.tensor([[[1.0, 1e12]]]))
+
+
+def test_mean_eigenvalues_are_the_same_to_the_last_digit_for_any_number_of_threads() -> None:
+    """A store knows the damping it was built at; the same call with other threads goes on in it."""
+    some = [torch.rand(300, 1001, generator=torch.Generator().manual_seed(seed)).mul(-30).exp() for seed in range(6)]
+    C = Kronecker({str(k): values for k, values in enumerate(some)}, {}, {}, FACTS)
+    threads = torch.get_num_threads()
+    try:
+        found = []
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            found.append(C.mean_eigenvalues())
+    finally:
+        torch.set_num_threads(threads)
+    assert found[0] == found[1] == found[2]
+    assert found[0] == pytest.approx(
+        {str(k): float(values.double().mean()) for k, values in enumerate(some)}, rel=1e-12
+    )
