@@ -347,7 +347,8 @@ def test_a_matrix_that_is_singular_to_rounding_is_refused_though_it_has_a_choles
 
 def test_mean_eigenvalues_are_the_same_to_the_last_digit_for_any_number_of_threads() -> None:
     """A store knows the damping it was built at; the same call with other threads goes on in it."""
-    some = [torch.rand(300, 1001, generator=torch.Generator().manual_seed(seed)).mul(-30).exp() for seed in range(6)]
+    draws = [torch.Generator().manual_seed(seed) for seed in range(6)]
+    some = [torch.rand(300, 1001, generator=draw, dtype=torch.float32).mul(-30).exp() for draw in draws]
     C = Kronecker({str(k): values for k, values in enumerate(some)}, {}, {}, FACTS)
     threads = torch.get_num_threads()
     try:
