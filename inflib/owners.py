@@ -220,6 +220,6 @@ def _mixed(layers: dict[str, Layer], reasons: dict[str, str]) -> str:
     return (
         f"layer {name!r} ({type(layers[name].modules[0]).__name__}) {reason}; expected every example to have rows of "
         f"its own, in the batch's order, on one axis, in blocks or in strides.{also} Where a model mixes or sorts its "
-        "examples, or they share rows, none has a gradient of its own; a maximum over the batch that is only "
-        f"subtracted, x - x.max(), is to be detached. {leave_out(reasons, layers)}"
+        "examples, or they share rows, none has a gradient of its own. Detach a maximum that cancels. "
+        f"{leave_out(reasons, layers)}"
     )
