@@ -28,6 +28,7 @@ from inflib import (
     with_masks,
 )
 from inflib.batches import mapped, rows_of, tensors
+from inflib.order import fingerprint
 
 pytestmark = pytest.mark.usefixtures("float64")
 QUIET: dict[str, Any] = {"progress": False}
@@ -334,3 +335,9 @@ def test_lists_of_another_length_and_arguments_stay_whole() -> None:
     assert found[3].tolist() == [2]
     assert rows_of(["a", "b", "c"], [2], 3) == ["a", "b", "c"]  # arguments
     assert rows_of({"words": ("a", "b", "c")}, slice(1, 3), 3) == {"words": ("b", "c")}
+
+
+def test_words_beside_an_object_s_tensors_are_part_of_its_batch() -> None:
+    x, y = torch.zeros(2, 3), torch.zeros(2)
+    seen = [SimpleNamespace(x=x, words=words) for words in (["a", "b"], ["a", "c"], ["a"])]
+    assert len({fingerprint((held, y)) for held in seen}) == 3

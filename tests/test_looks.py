@@ -14,6 +14,8 @@ from torch.autograd.graph import allow_mutation_on_saved_tensors
 
 from inflib import SquaredError, capture, identity, influence, register, untied
 from inflib.batches import Batch
+from inflib.comparison import _summed
+from inflib.hooks import Pair
 from inflib.layers import _KINDS, positions_last
 from inflib.proof import Proof
 from inflib.selection import select
@@ -44,6 +46,33 @@ def test_a_batch_that_is_looked_at_gives_the_numbers_that_it_gives_without(anima
                 torch.testing.assert_close(side, other, rtol=1e-13, atol=1e-15)
             else:
                 assert torch.equal(side.ids, other.ids)
+
+
+def test_a_few_rows_are_held_against_the_same_size_as_many() -> None:
+    """What the difference to autograd is relative to: too large a one would let every fault pass."""
+    draw = torch.Generator().manual_seed(0)
+    for rows, (o, i) in ((2, (40, 50)), (3, (40, 50)), (90, (4, 5))):
+        pair = Pair(torch.randn(rows, 1, i, generator=draw), torch.randn(rows, 1, o, generator=draw))
+        weights = torch.randn(rows, generator=draw)
+        total, size = _summed(pair, weights)
+        g, a = (weights[:, None] * pair.g[:, 0]), pair.a[:, 0]
+        torch.testing.assert_close(total, g.T @ a)
+        torch.testing.assert_close(size, (g.abs().T @ a.abs()).norm())
+
+
+class Stronger(nn.Linear):
+    """Its gradient is a thousandth larger than what a and g say."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, 1.001 * self.weight, self.bias)
+
+
+@pytest.mark.parametrize("rows", [2, 300])
+def test_a_thousandth_is_noticed_in_few_rows_as_in_many(rows: int) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(Stronger(60, 50), nn.Tanh(), nn.Linear(50, 3)).eval()
+    with pytest.raises(ValueError, match=r"layer '0'"):
+        capture(model, SquaredError(), torch.randn(rows, 60), torch.randn(rows, 3))
 
 
 class Counted(nn.Module):
