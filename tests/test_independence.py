@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from inflib import SquaredError, capture, ekfac
 from inflib.batches import Batch
+from inflib.independence import check_independence
 from inflib.proof import Proof
 from inflib.selection import select
 
@@ -213,3 +215,23 @@ def test_what_the_size_of_a_batch_does_to_rounding_is_no_fault() -> None:
     model = Model(lambda x: torch.full((1, 1), 1 + 1e-3 / len(x))).eval()
     capture(model, SquaredError(), *data())
     assert model.sizes.count(2) == 1  # nor is a pair of them far enough from six
+
+
+class Taught(nn.Module):
+    """Whose last example takes from the first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.out = nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(x + torch.cat([torch.zeros_like(x[1:]), x[:1]]) if len(x) > 1 else x)
+
+
+@pytest.mark.parametrize("crowded", [True, False])
+def test_the_last_of_two_examples_is_asked_with_copies_or_without(crowded: bool) -> None:
+    model, x = Taught(), torch.randn(2, 3)
+    draw = np.random.Generator(np.random.Philox(0))
+    with pytest.raises(ValueError, match=r"example 1"):
+        check_independence(model, Batch(0, 0, 2, x, x), model(x).detach(), draw, crowded=crowded)
